@@ -1,0 +1,97 @@
+# Everything a newcomer or CI runs. Each target installs what it misses into .venv.
+#
+#   make serve   install, then serve ling-nano on 127.0.0.1:8000
+#   make check   lint, types, import rules
+#   make test    the fast tests (under 10 minutes on two cores)
+
+PYTHON ?= python3
+VENV   ?= .venv
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+MODEL  ?= ling-nano
+# Where torch's CPU builds are published; pip passes over it if it cannot be reached.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+HAS_NVIDIA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
+
+.PHONY: serve chat test test-slow check format bench-peers bench-report lock clean help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lingflash needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# Without an NVIDIA GPU torch comes first, from the CPU index, so that nothing pulls in CUDA packages.
+$(VENV)/.torch: $(BIN)/python constraints.txt
+ifeq ($(filter-out 0,$(HAS_NVIDIA)),)
+	$(PIP) install -qq --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -c constraints.txt torch
+else
+	$(PIP) install --quiet torch
+endif
+	@touch $@
+
+$(VENV)/.base: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e '.$(if $(filter-out 0,$(HAS_NVIDIA)),[cuda])'
+ifeq ($(filter-out 0,$(HAS_NVIDIA)),)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda and f"torch {torch.__version__} is a CUDA build, but this machine has no NVIDIA GPU: rm -rf $(VENV) and try again where the CPU index can be reached")'
+endif
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,plot]'
+	@touch $@
+
+# The clients that tests run against the server; LlamaIndex needs another openai, so another folder.
+$(VENV)/.clients: $(VENV)/.dev
+	$(PIP) install --quiet -c constraints.txt -e '.[clients]'
+	@touch $@
+
+$(VENV)-llama-index/.clients: tests/llama-index.txt
+	$(PYTHON) -m venv $(VENV)-llama-index
+	$(VENV)-llama-index/bin/python -m pip install --quiet --disable-pip-version-check -r tests/llama-index.txt
+	@touch $@
+
+CLIENTS := $(VENV)/.clients $(VENV)-llama-index/.clients
+export LLAMA_INDEX_PYTHON = $(abspath $(VENV)-llama-index/bin/python)
+
+serve: $(VENV)/.base
+	$(BIN)/ling serve $(MODEL) --host $(HOST) --port $(PORT)
+
+chat: $(VENV)/.base
+	$(BIN)/ling chat $(MODEL)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+test: $(CLIENTS)
+	$(BIN)/pytest -q -n 2 --dist loadfile
+
+# What takes longer: more random schedules, a soak, long training checks.
+test-slow: $(CLIENTS)
+	$(BIN)/pytest -q -n 2 --dist loadfile -m slow
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+# mlx-lm, the peer of `ling bench throughput`, in an environment of its own.
+bench-peers:
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
+
+bench-report: $(VENV)/.dev
+	$(BIN)/python -m lingflash.bench.report
+
+# The exact versions that CI installs.
+lock: $(VENV)/.clients
+	$(PIP) freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/^(torch==[0-9.]+)\+cpu/\1/' > constraints.txt
+
+clean:
+	rm -rf $(VENV) $(VENV)-llama-index build dist .pytest_cache .hypothesis .ruff_cache
