@@ -1,0 +1,275 @@
+"""Multi-head latent attention over a paged cache of latents.
+
+Two forms of one product. Expanded: keys and values are made from the latents, cheap per score,
+used for long query runs. Absorbed: W_kvb is folded into the query and applied to the result, so
+that one token reads R + P values per cached token instead of H (N + V); used for short runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lingflash.kernels.mla.reference import mla_attention_reference
+
+__all__ = ["MlaPlan", "mla_attention", "mla_attention_reference", "plan_mla"]
+
+# Query rows whose scores are held at once in the expanded form.
+_QUERY_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MlaPlan:
+    """Who attends to which blocks in one step; shared by all MLA layers.
+
+    Args:
+        decode_rows: int64 [Nd], rows of the sequences with one query token; None if that is all
+            rows.
+        decode_blocks: int64 [Nd, max blocks], their block tables, padded with 0.
+        decode_mask: bool [Nd, 1, max blocks * block_size], True where no key of the sequence is;
+            None if no key is masked.
+        runs: per other sequence: first row, row after the last, length with this step, block table.
+        fixed_blocks: compute every sequence over whole key blocks in one fixed order.
+        decode_span: first cache row and length of a single decoding sequence whose blocks follow
+            each other, read in place.
+    """
+
+    decode_rows: Tensor | None
+    decode_blocks: Tensor | None
+    decode_mask: Tensor | None
+    runs: list[tuple[int, int, int, Tensor]]
+    fixed_blocks: bool
+    decode_span: tuple[int, int] | None = None
+
+
+def plan_mla(
+    starts: Sequence[int],
+    query_lens: Sequence[int],
+    block_tables: Sequence[Sequence[int]] | Sequence[np.ndarray],
+    *,
+    block_size: int,
+    device: torch.device,
+    fixed_blocks: bool,
+) -> MlaPlan:
+    """Sort a batch into single-token sequences, which are computed together, and longer runs.
+
+    Args:
+        starts: position of each sequence's first query token.
+        query_lens: query tokens of each.
+        block_tables: blocks of each, at least enough for start + query_len tokens.
+        block_size: tokens in a block.
+        device: where the index tensors go.
+        fixed_blocks: see MlaPlan; for bitwise batch invariance.
+    """
+    decode: list[tuple[int, int, np.ndarray]] = []  # row, length, blocks
+    runs = []
+    row = 0
+    for start, length, table in zip(starts, query_lens, block_tables, strict=True):
+        total = start + length
+        blocks = np.asarray(table[: -(-total // block_size)], dtype=np.int64)
+        if length == 1 and not fixed_blocks:
+            decode.append((row, total, blocks))
+        else:
+            runs.append((row, row + length, total, torch.from_numpy(blocks).to(device)))
+        row += length
+    if not decode:
+        return MlaPlan(None, None, None, runs, fixed_blocks)
+    if len(decode) == 1 and not runs:
+        _, total, blocks = decode[0]
+        if len(blocks) == 1 or (np.diff(blocks) == 1).all():
+            span = int(blocks[0]) * block_size, total
+            return MlaPlan(None, None, None, runs, fixed_blocks, span)
+    width = max(len(blocks) for _, _, blocks in decode)
+    tables = np.zeros((len(decode), width), dtype=np.int64)
+    for i, (_, _, blocks) in enumerate(decode):
+        tables[i, : len(blocks)] = blocks
+    lengths = np.array([total for _, total, _ in decode])
+    mask = np.arange(width * block_size)[None] >= lengths[:, None]
+    rows = None
+    if runs:
+        rows = torch.tensor([r for r, _, _ in decode], device=device)
+    return MlaPlan(
+        rows,
+        torch.from_numpy(tables).to(device),
+        torch.from_numpy(mask[:, None]).to(device) if mask.any() else None,
+        runs,
+        fixed_blocks,
+    )
+
+
+def mla_attention(
+    q_nope: Tensor, q_rope: Tensor, latents: Tensor, w_kvb: Tensor, scale: float, plan: MlaPlan
+) -> Tensor:
+    """Attend to the cached latents, which already hold the query tokens' own.
+
+    Args:
+        q_nope: float [T, H, N].
+        q_rope: same dtype [T, H, P], rotated.
+        latents: same dtype [num_blocks, block_size, R + P].
+        w_kvb: same dtype [H, N + V, R].
+        scale: factor of the scores.
+        plan: from plan_mla; its sequences' tokens are the rows of q in order. Rows past the last
+            sequence are padding and give 0.
+
+    Returns:
+        Same dtype [T, H, V].
+
+    Numerics: scores and softmax in float32. Within 1e-5 of reference.py in float32. Sync: none.
+    """
+    num_tokens, num_heads, nope = q_nope.shape
+    value_dim = w_kvb.shape[1] - nope
+    if plan.decode_span is not None:
+        first, length = plan.decode_span
+        cached = latents.view(-1, latents.shape[-1])[first : first + length]
+        return _absorbed(q_nope, q_rope, cached, w_kvb, scale)
+    if plan.decode_blocks is not None and plan.decode_rows is None:
+        return _decode(q_nope, q_rope, latents, w_kvb, scale, plan)
+    if plan.fixed_blocks:
+        return _fixed_blocks(q_nope, q_rope, latents, w_kvb, scale, plan)
+    out = q_nope.new_zeros(num_tokens, num_heads, value_dim)
+    if plan.decode_rows is not None:
+        rows = plan.decode_rows
+        out[rows] = _decode(q_nope[rows], q_rope[rows], latents, w_kvb, scale, plan)
+    for lo, hi, length, blocks in plan.runs:
+        cached = latents.index_select(0, blocks).flatten(0, 1)[:length]
+        form = _expanded if _expanding_pays(hi - lo, w_kvb) else _absorbed
+        out[lo:hi] = form(q_nope[lo:hi], q_rope[lo:hi], cached, w_kvb, scale)
+    return out
+
+
+def _expanding_pays(num_queries: int, w_kvb: Tensor) -> bool:
+    """Whether making keys and values from the latents costs less than scores of latent width.
+
+    Multiplications per cached token and head: absorbed m (2R + P); expanded R (N + V) once, then
+    m (N + P + V). The break-even is at 171 queries for Ling-2.6-flash, 58 for ling-nano.
+    """
+    _, kv_width, rank = w_kvb.shape
+    return num_queries * (2 * rank - kv_width) > rank * kv_width
+
+
+def _absorb(q_nope: Tensor, q_rope: Tensor, w_kvb: Tensor) -> Tensor:
+    """Fold W_kvb's key half into the query: [T, H, N] and [T, H, P] to [T, H, R + P]."""
+    w_key = w_kvb[:, : q_nope.shape[-1]]
+    return torch.cat([torch.matmul(q_nope.transpose(0, 1), w_key).transpose(0, 1), q_rope], -1)
+
+
+def _unabsorb(mixed: Tensor, w_kvb: Tensor, nope: int) -> Tensor:
+    """Apply W_kvb's value half to mixed latents: [T, H, R] to [T, H, V]."""
+    return torch.matmul(mixed.transpose(0, 1), w_kvb[:, nope:].transpose(1, 2)).transpose(0, 1)
+
+
+def _decode(
+    q_nope: Tensor, q_rope: Tensor, latents: Tensor, w_kvb: Tensor, scale: float, plan: MlaPlan
+) -> Tensor:
+    """One query token each, all sequences at once, padded to the longest."""
+    assert plan.decode_blocks is not None
+    num_seqs, width = plan.decode_blocks.shape
+    rank = w_kvb.shape[-1]
+    cached = latents.index_select(0, plan.decode_blocks.flatten())
+    cached = cached.view(num_seqs, width * latents.shape[1], -1)
+    query = _absorb(q_nope, q_rope, w_kvb)
+    scores = torch.matmul(query.float(), cached.float().transpose(1, 2)) * scale
+    if plan.decode_mask is not None:
+        scores = scores.masked_fill_(plan.decode_mask, float("-inf"))
+    probs = scores.softmax(-1).to(cached.dtype)
+    return _unabsorb(torch.matmul(probs, cached[..., :rank]), w_kvb, q_nope.shape[-1])
+
+
+def _absorbed(
+    q_nope: Tensor, q_rope: Tensor, cached: Tensor, w_kvb: Tensor, scale: float
+) -> Tensor:
+    """A short run of one sequence: [m, H, N], [m, H, P] over cached [L, R + P] to [m, H, V]."""
+    m, num_heads, nope = q_nope.shape
+    length, rank = cached.shape[0], w_kvb.shape[-1]
+    query = _absorb(q_nope, q_rope, w_kvb).reshape(m * num_heads, -1)
+    scores = torch.matmul(query.float(), cached.float().t()).view(m, num_heads, length) * scale
+    if m > 1:
+        scores[..., length - m :].masked_fill_(_future(m, cached.device)[:, None], float("-inf"))
+    probs = scores.softmax(-1).to(cached.dtype).view(m * num_heads, length)
+    mixed = torch.matmul(probs, cached[:, :rank]).view(m, num_heads, rank)
+    return _unabsorb(mixed, w_kvb, nope)
+
+
+def _expanded(
+    q_nope: Tensor, q_rope: Tensor, cached: Tensor, w_kvb: Tensor, scale: float
+) -> Tensor:
+    """A long run of one sequence, shapes as _absorbed; query rows in blocks."""
+    m, num_heads, nope = q_nope.shape
+    length, rank = cached.shape[0], w_kvb.shape[-1]
+    rope, value_dim = cached.shape[1] - rank, w_kvb.shape[1] - nope
+    width = max(nope + rope, value_dim)
+    expanded = F.linear(cached[:, :rank], w_kvb.flatten(0, 1)).view(length, num_heads, -1)
+    # torch's fused attention wants queries, keys and values of one width; zeros change no product.
+    query = q_nope.new_zeros(num_heads, m, width)
+    key = q_nope.new_zeros(num_heads, length, width)
+    value = q_nope.new_zeros(num_heads, length, width)
+    query[..., :nope] = q_nope.transpose(0, 1)
+    query[..., nope : nope + rope] = q_rope.transpose(0, 1)
+    key[..., :nope] = expanded[..., :nope].transpose(0, 1)
+    key[..., nope : nope + rope] = cached[:, rank:]
+    value[..., :value_dim] = expanded[..., nope:].transpose(0, 1)
+    query, key, value = query[None], key[None], value[None]
+    if m == length:
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    else:
+        parts = []
+        for lo in range(0, m, _QUERY_ROWS):
+            hi = min(lo + _QUERY_ROWS, m)
+            end = length - m + hi
+            mask = q_nope.new_zeros(hi - lo, end)
+            mask[:, end - (hi - lo) :].masked_fill_(_future(hi - lo, mask.device), float("-inf"))
+            parts.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, lo:hi], key[:, :, :end], value[:, :, :end], mask, scale=scale
+                )
+            )
+        out = torch.cat(parts, 2)
+    return out[0, ..., :value_dim].transpose(0, 1)
+
+
+def _fixed_blocks(
+    q_nope: Tensor, q_rope: Tensor, latents: Tensor, w_kvb: Tensor, scale: float, plan: MlaPlan
+) -> Tensor:
+    """Absorbed form in which a row's arithmetic depends on nothing but its own keys (float32, CPU).
+
+    Every product has a multiple of 8 rows and one key block of columns; blocks are summed in
+    order. Keys that a row does not see add an exact 0, so chunk mates that see more blocks change
+    nothing.
+    """
+    num_tokens, num_heads, nope = q_nope.shape
+    block_size, rank = latents.shape[1], w_kvb.shape[-1]
+    query = _absorb(q_nope, q_rope, w_kvb)
+    mixed = q_nope.new_zeros(num_tokens, num_heads, rank)
+    for lo, hi, length, blocks in plan.runs:
+        m, rows = hi - lo, (hi - lo) * num_heads
+        padded = -(-rows // 8) * 8
+        cached = latents.index_select(0, blocks)  # [B, block, R + P]
+        flat = F.pad(query[lo:hi].reshape(rows, -1), (0, 0, 0, padded - rows))
+        scores = torch.bmm(
+            flat.expand(len(blocks), -1, -1).contiguous(), cached.transpose(1, 2).contiguous()
+        ).mul_(scale)  # [B, rows, block]
+        position = torch.arange(length - m, length).repeat_interleave(num_heads)
+        position = F.pad(position, (0, padded - rows), value=length - 1)
+        key_position = torch.arange(len(blocks) * block_size).view(len(blocks), 1, block_size)
+        unseen = key_position > position[None, :, None]
+        scores.masked_fill_(unseen, float("-inf"))
+        probs = (scores - scores.amax((0, 2), keepdim=True)).exp_()
+        parts = torch.bmm(probs, cached[..., :rank].contiguous())
+        sums = probs.sum(-1, keepdim=True)
+        total, weight = parts[0], sums[0]
+        for b in range(1, len(blocks)):
+            total = total + parts[b]
+            weight = weight + sums[b]
+        mixed[lo:hi] = (total / weight)[:rows].view(m, num_heads, rank)
+    return _unabsorb(mixed, w_kvb, nope)
+
+
+def _future(m: int, device: torch.device) -> Tensor:
+    """bool [m, m], True where key j comes after query i."""
+    i = torch.arange(m, device=device)
+    return i[None, :] > i[:, None]

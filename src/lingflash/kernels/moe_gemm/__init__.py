@@ -1,0 +1,99 @@
+"""Expert feed-forward: tokens sorted by expert, one pair of matrix products per expert in use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lingflash.kernels.moe_gemm.reference import expert_mlp_reference
+
+__all__ = ["expert_mlp", "expert_mlp_reference", "silu_and_mul"]
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """SiLU of the first half times the second: [..., 2I] to [..., I], same dtype."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def expert_mlp(
+    x: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    *,
+    row_multiple: int = 1,
+) -> Tensor:
+    """Sum over a token's experts of weight times MLP_e(x).
+
+    Args:
+        x: float [T, D].
+        w_gate_up: same dtype [E, 2I, D].
+        w_down: same dtype [E, D, I].
+        topk_ids: int64 [T, k].
+        topk_weights: float32 [T, k].
+        row_multiple: each expert's rows are padded to a multiple of this. With 8, a row's result
+            does not depend on how many others go to its expert (CPU, float32).
+
+    Returns:
+        float [T, D], dtype of x.
+
+    Numerics: products accumulate as F.linear does; the sum over experts is float32, in the order of
+        topk_ids. Sync: blocks the host for the number of tokens per expert.
+    """
+    num_tokens, topk = topk_ids.shape
+    num_experts, _, hidden = w_gate_up.shape
+    if num_tokens == 1 and row_multiple == 1:
+        return _one_token(x, w_gate_up, w_down, topk_ids, topk_weights)
+    flat_ids = topk_ids.reshape(-1)
+    order = flat_ids.argsort(stable=True)
+    counts = torch.bincount(flat_ids, minlength=num_experts).tolist()
+    padded = [-(-count // row_multiple) * row_multiple for count in counts]
+    rows = x.index_select(0, order // topk)
+    if padded != counts:
+        # Where each sorted row goes once every expert's block starts at a padded offset.
+        starts, used, shift = [], 0, 0
+        for count, size in zip(counts, padded, strict=True):
+            starts.append(shift)
+            shift += size - count
+            used += size
+        offsets = torch.tensor(starts, device=x.device).index_select(0, flat_ids[order])
+        destination = torch.arange(order.numel(), device=x.device) + offsets
+        rows = x.new_zeros(used, hidden).index_copy_(0, destination, rows)
+    else:
+        destination = None
+    gate_up = x.new_empty(rows.shape[0], w_gate_up.shape[1])
+    out = x.new_empty(rows.shape[0], hidden)
+    blocks = []
+    begin = 0
+    for expert, size in enumerate(padded):
+        if size:
+            blocks.append((expert, begin, begin + size))
+            begin += size
+    for expert, lo, hi in blocks:
+        torch.mm(rows[lo:hi], w_gate_up[expert].t(), out=gate_up[lo:hi])
+    act = silu_and_mul(gate_up)
+    for expert, lo, hi in blocks:
+        torch.mm(act[lo:hi], w_down[expert].t(), out=out[lo:hi])
+    if destination is not None:
+        out = out.index_select(0, destination)
+    # Back to (token, choice) order, then a sum in the order of the choices.
+    unsorted = torch.empty_like(out).index_copy_(0, order, out).view(num_tokens, topk, hidden)
+    weighted = unsorted.float() * topk_weights[..., None]
+    total = weighted[:, 0]
+    for choice in range(1, topk):
+        total = total + weighted[:, choice]
+    return total.to(x.dtype)
+
+
+def _one_token(
+    x: Tensor, w_gate_up: Tensor, w_down: Tensor, topk_ids: Tensor, topk_weights: Tensor
+) -> Tensor:
+    """expert_mlp for one token, without sorting: two products per expert, then a weighted sum."""
+    experts = topk_ids[0].tolist()
+    act = silu_and_mul(torch.cat([torch.mm(x, w_gate_up[e].t()) for e in experts]))
+    rows = act.split(1)
+    parts = [torch.mm(row, w_down[e].t()) for e, row in zip(experts, rows, strict=True)]
+    return torch.mm(topk_weights, torch.cat(parts).float()).to(x.dtype)

@@ -1,0 +1,118 @@
+"""Token choice from logits: keyed noise and truncation of the distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["gumbel_noise", "noise_key", "sample_tokens", "truncate_logits"]
+
+_MASK64 = (1 << 64) - 1
+# Best tokens that are looked at before all are put in order.
+_FEW = 256
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix(x: int) -> int:
+    """SplitMix64's finaliser on one 64-bit integer (Steele et al. 2014)."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK64
+    return x ^ (x >> 31)
+
+
+def noise_key(seed: int, choice: int, position: int) -> int:
+    """One signed 64-bit key per (seed, choice, position of the token to be drawn)."""
+    key = _mix((seed + _GOLDEN) & _MASK64)
+    key = _mix((key ^ choice) + _GOLDEN & _MASK64)
+    key = _mix((key ^ position) + _GOLDEN & _MASK64)
+    return key - (1 << 64) if key >> 63 else key
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >> 63 else x
+
+
+def gumbel_noise(keys: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
+    """Standard Gumbel noise, a function of (key, token id) alone.
+
+    Args:
+        keys: one per row, from noise_key.
+        vocab_size: V.
+        device: where it is computed; the integers are the same everywhere.
+
+    Returns:
+        float64 [len(keys), V]; double precision, so that rounding of the logarithm does not choose
+        tokens.
+    """
+    token = torch.arange(vocab_size, dtype=torch.int64, device=device) * _signed(_GOLDEN)
+    x = torch.tensor(list(keys), dtype=torch.int64, device=device)[:, None] + token
+    # The same finaliser in wrapping int64; a right shift must not copy the sign.
+    x = (x ^ (x >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
+    x = x ^ (x >> 31 & (1 << 33) - 1)
+    uniform = ((x >> 11 & (1 << 53) - 1).double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform))
+
+
+def truncate_logits(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Set tokens outside top_k, then top_p, then min_p to -inf; the best token always stays.
+
+    Args:
+        logits: float32 [R, V], already divided by the temperature.
+        top_k: int64 [R], V keeps all.
+        top_p: float32 [R], 1 keeps all.
+        min_p: float32 [R], 0 keeps all.
+
+    Returns:
+        float32 [R, V].
+    """
+    num_ordered = logits.shape[-1]
+    if num_ordered > _FEW:
+        # Most distributions have their mass in a few tokens, and ordering all is what costs. A row
+        # is decided by its best ones if the rules drop everything from the last of them on.
+        values, order = logits.topk(_FEW, -1)
+        total = logits.double().logsumexp(-1, keepdim=True)
+        keep = _kept(values, total, top_k, top_p, min_p)
+        # The mass that a larger top_k leaves is not known from the few.
+        unknown = (top_k > _FEW) & (top_k < num_ordered) & (top_p < 1.0)
+        if not bool((keep[:, -1] | unknown).any()):
+            out = torch.full_like(logits, float("-inf"))
+            return out.scatter_(1, order, values.masked_fill(~keep, float("-inf")))
+    values, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    total = logits.double().logsumexp(-1, keepdim=True)
+    dropped = ~_kept(values, total, top_k, top_p, min_p)
+    return logits.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), float("-inf"))
+
+
+def _kept(values: Tensor, total: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Which of a row's best logits [R, n], best first, the rules keep; `total` [R, 1] is of all."""
+    rank = torch.arange(values.shape[-1], device=values.device)
+    in_top_k = rank < top_k[:, None]
+    probs = (values.double() - total).exp()
+    # top_p is a share of what top_k leaves; a top_k larger than n does not cut here.
+    mass = torch.where(
+        top_k[:, None] <= values.shape[-1], (probs * in_top_k).sum(-1, keepdim=True), 1.0
+    )
+    before = probs.cumsum(-1) - probs
+    keep = in_top_k & ((before < top_p[:, None] * mass) | (top_p[:, None] >= 1.0))
+    keep &= probs >= probs[:, :1] * min_p[:, None]
+    keep[:, 0] = True
+    return keep
+
+
+def sample_tokens(logits: Tensor, temperature: Tensor, keys: Sequence[int]) -> Tensor:
+    """Draw one token per row by the Gumbel-max trick: argmax of logits / temperature + noise.
+
+    Args:
+        logits: float32 [R, V], truncated; already divided by the temperature.
+        temperature: float32 [R]; rows with 0 take the largest logit.
+        keys: one per row.
+
+    Returns:
+        int64 [R].
+    """
+    noise = gumbel_noise(keys, logits.shape[-1], logits.device)
+    noise = noise.masked_fill_(temperature[:, None] == 0, 0.0)
+    return (logits.double() + noise).argmax(-1)
