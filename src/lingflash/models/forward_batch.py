@@ -1,0 +1,242 @@
+"""What a model is run on: the tokens of one step and where their memory lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lingflash.kernels.lightning_attn import ANCHOR, LightningPlan, plan_lightning
+from lingflash.kernels.mla import MlaPlan, plan_mla
+
+# Tokens to a chunk of lightning attention where only the anchors' places matter.
+_FAST_CHUNK = 64
+# Rows of every matrix product are padded to a multiple of this for batch invariance.
+ROW_MULTIPLE = 8
+
+
+def lightning_chunk(batch_invariant: bool) -> int:
+    """Tokens per chunk of lightning attention: one anchor distance for batch invariance."""
+    return ANCHOR if batch_invariant else _FAST_CHUNK
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTensors:
+    """Memory of all sequences; written in place by the model.
+
+    Args:
+        latents: [num_mla_layers, num_blocks, block_size, R + P], model dtype; the MTP layer's, if
+            it is loaded, come last.
+        states: float32 [num_lightning_layers, slots + checkpoints, H, K, V], folded to each
+            sequence's anchor.
+        tail_k, tail_v: float32 [num_lightning_layers, slots, H, tail, K or V], (k, v) past the
+            anchor.
+    """
+
+    latents: Tensor
+    states: Tensor
+    tail_k: Tensor
+    tail_v: Tensor
+
+    def forget_slots(self, slots: Sequence[int]) -> None:
+        """Zero the states and tails of slots that a new sequence takes over."""
+        index = torch.tensor(slots, device=self.states.device)
+        for pool in (self.states, self.tail_k, self.tail_v):
+            pool.index_fill_(1, index, 0.0)
+
+    def copy_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the states of all layers from one slot to another, for each (source, target).
+
+        All sources are read before any target is written; of two copies to one target the later
+        counts.
+        """
+        by_target = {target: source for source, target in pairs}
+        sources = torch.tensor(list(by_target.values()), device=self.states.device)
+        targets = torch.tensor(list(by_target), device=self.states.device)
+        self.states.index_copy_(1, targets, self.states.index_select(1, sources))
+
+    def forget_blocks(self, blocks: Sequence[int]) -> None:
+        """Zero blocks that change owner: a NaN in a masked key would spoil the sum over keys."""
+        self.latents.index_fill_(1, torch.tensor(blocks, device=self.latents.device), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class FinalRows:
+    """The rows that the last layer is asked for: past its keys, nothing else of it is ever read.
+
+    Args:
+        rows: int64 [R], rows of the flattened tokens: the last one of each sequence that wants
+            logits.
+        mla: layout of those rows alone, one query token each.
+    """
+
+    rows: Tensor
+    mla: MlaPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """One step's tokens, sequence after sequence, any number for each.
+
+    T counts tokens; in batch-invariant mode rows are padded to a multiple of 8, T_pad >= T.
+
+    Args:
+        num_tokens: T.
+        token_ids: int64 [T_pad].
+        positions: int64 [T_pad], place of each token in its sequence.
+        slot_mapping: int64 [T], block * block_size + offset of each token's latent.
+        logits_indices: int64 [R], rows whose logits are wanted.
+        lightning: layout for the lightning layers.
+        mla: layout for the MLA layers.
+        batch_invariant: bitwise independence of the company (CPU, float32).
+        block_table: int64 on the host, blocks of the only sequence, if there is one with one token.
+        mla_length: tokens of that sequence with this step.
+        final: if set, forward() gives hidden states of these rows only, in their order.
+    """
+
+    num_tokens: int
+    token_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    logits_indices: Tensor
+    lightning: LightningPlan
+    mla: MlaPlan
+    batch_invariant: bool
+    block_table: np.ndarray | None = None
+    mla_length: int = 0
+    final: FinalRows | None = None
+
+    @property
+    def row_multiple(self) -> int:
+        """What row counts of matrix products are padded to."""
+        return ROW_MULTIPLE if self.batch_invariant else 1
+
+
+def make_forward_batch(
+    token_ids: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    block_tables: Sequence[Sequence[int]] | Sequence[np.ndarray],
+    state_slots: Sequence[int],
+    logits_indices: Sequence[int],
+    *,
+    block_size: int,
+    device: torch.device,
+    batch_invariant: bool = False,
+    anchors: Sequence[int] | None = None,
+    num_certain: Sequence[int] | None = None,
+    only_last: Sequence[int] | None = None,
+) -> ForwardBatch:
+    """Build the model's input from one entry per sequence.
+
+    Args:
+        token_ids: each sequence's query tokens, at least one.
+        starts: position of each first query token.
+        block_tables: each sequence's blocks, enough for all its tokens with this step.
+        state_slots: each sequence's slot.
+        logits_indices: rows of the flattened tokens whose logits are wanted.
+        block_size: tokens in a block.
+        device: where tensors go.
+        batch_invariant: see ForwardBatch.
+        anchors: position that each state is folded to; the last anchor at or before the start by
+            default.
+        num_certain: query tokens that are no drafts; all by default.
+        only_last: sequences whose last token's hidden state is all that is wanted of this step;
+            None for every token's.
+    """
+    lens = [len(ids) for ids in token_ids]
+    num_tokens = sum(lens)
+    padded = -(-num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE if batch_invariant else num_tokens
+    flat = np.zeros(padded, dtype=np.int64)
+    positions = np.zeros(padded, dtype=np.int64)
+    slots = np.empty(num_tokens, dtype=np.int64)
+    row = 0
+    for ids, start, length, table in zip(token_ids, starts, lens, block_tables, strict=True):
+        flat[row : row + length] = ids
+        if length == 1:  # decoding is the common case and numpy's calls are not free
+            positions[row] = start
+            slots[row] = table[start // block_size] * block_size + start % block_size
+        else:
+            where = np.arange(start, start + length)
+            positions[row : row + length] = where
+            blocks = np.asarray(table, dtype=np.int64)
+            slots[row : row + length] = (
+                blocks[where // block_size] * block_size + where % block_size
+            )
+        row += length
+    if anchors is None:
+        anchors = [start // ANCHOR * ANCHOR for start in starts]
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    final = None
+    if only_last is not None:
+        ends = np.cumsum(lens) - 1
+        final = FinalRows(
+            put(ends[list(only_last)].astype(np.int64)),
+            plan_mla(
+                [starts[i] + lens[i] - 1 for i in only_last],
+                [1] * len(only_last),
+                [np.asarray(block_tables[i]) for i in only_last],
+                block_size=block_size,
+                device=device,
+                fixed_blocks=batch_invariant,
+            ),
+        )
+    return ForwardBatch(
+        num_tokens=num_tokens,
+        token_ids=put(flat),
+        positions=put(positions),
+        slot_mapping=put(slots),
+        logits_indices=put(np.asarray(logits_indices, dtype=np.int64)),
+        lightning=plan_lightning(
+            starts,
+            anchors,
+            lens,
+            state_slots,
+            chunk=lightning_chunk(batch_invariant),
+            device=device,
+            allow_decode=not batch_invariant,
+            num_certain=num_certain,
+        ),
+        mla=plan_mla(
+            starts,
+            lens,
+            block_tables,
+            block_size=block_size,
+            device=device,
+            fixed_blocks=batch_invariant,
+        ),
+        batch_invariant=batch_invariant,
+        block_table=np.asarray(block_tables[0], dtype=np.int64) if lens == [1] else None,
+        mla_length=starts[0] + 1 if lens == [1] else 0,
+        final=final,
+    )
+
+
+@dataclass(slots=True)
+class Trace:
+    """Looks inside a forward pass: tensors by name, and a routing to force.
+
+    Args:
+        tensors: filled with "layer{i}.hidden", "layer{i}.attn_out", "layer{i}.mlp_out",
+            "layer{i}.topk_idx", "layer{i}.topk_w", "embed" and "final_norm".
+        forced_routing: layer to (topk_ids, topk_weights), used instead of the router's choice.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    forced_routing: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Keep a copy of a tensor."""
+        self.tensors[name] = value.detach().clone()
+
+
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """Append zero rows up to `rows`; x itself if it has them."""
+    missing = rows - x.shape[0]
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x

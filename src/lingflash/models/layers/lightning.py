@@ -1,0 +1,109 @@
+"""Lightning attention layer: projections, q/k norm, rotation, recurrence, group norm, gate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lingflash.kernels.lightning_attn import DecayTables, decay_tables, lightning_attention
+from lingflash.kernels.rmsnorm import group_rms_norm, rms_norm
+from lingflash.kernels.rope import apply_rope_half_split
+from lingflash.models.config import ModelConfig
+from lingflash.models.forward_batch import CacheTensors, ForwardBatch, lightning_chunk, pad_rows
+from lingflash.models.layers.weights import WeightSlots
+
+
+def head_slopes(num_heads: int) -> list[float]:
+    """Decay slope of each head, ALiBi's geometric series (arXiv 2108.12409, section 3).
+
+    2^(-8 (h+1) / H) for a power of two; else the series of the power below, then every second one
+    of the power above.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
+    if power < num_heads:
+        slopes += head_slopes(2 * power)[0::2][: num_heads - power]
+    return slopes
+
+
+def layer_decay_rate(config: ModelConfig, layer_idx: int) -> Tensor:
+    """-ln of each head's decay per token in a layer, float64 [H].
+
+    The factor falls from 1 at the first to 1e-5 at the last layer, layers of both kinds counted
+    from 0.
+    """
+    factor = 1.0 - layer_idx / max(config.num_hidden_layers - 1, 1) + 1e-5
+    return torch.tensor(head_slopes(config.num_attention_heads), dtype=torch.float64) * factor
+
+
+class LightningLayer:
+    """Weights and forward pass of one lightning attention layer."""
+
+    def __init__(self, config: ModelConfig, layer_idx: int, weights: WeightSlots) -> None:
+        self.config = config
+        self.state_index = config.lightning_layers.index(layer_idx)
+        prefix = f"model.layers.{layer_idx}.attention."
+        inner = config.num_attention_heads * config.head_dim
+        self.w_qkvg = weights.stack(
+            [prefix + "query_key_value.weight", prefix + "g_proj.weight"],
+            [3 * inner, inner],
+            config.hidden_size,
+        )
+        self.w_dense = weights.take_matrix(prefix + "dense.weight", config.hidden_size, inner)
+        self.w_g_norm = weights.take(prefix + "g_norm.weight", inner)
+        self.w_qk_norm: Tensor | None = None
+        if config.use_qk_norm:
+            self.w_qk_norm = weights.empty(2, 1, config.head_dim, dtype=torch.float32)
+            weights.assign(prefix + "query_layernorm.weight", self.w_qk_norm[0, 0])
+            weights.assign(prefix + "key_layernorm.weight", self.w_qk_norm[1, 0])
+        self._decay_rate = layer_decay_rate(config, layer_idx)
+        self._tables: dict[int, DecayTables] = {}
+
+    def tables(self, batch_invariant: bool, device: torch.device) -> DecayTables:
+        """Decay tables for the chunk size of a mode, made once."""
+        chunk = lightning_chunk(batch_invariant)
+        if chunk not in self._tables:
+            self._tables[chunk] = decay_tables(
+                self._decay_rate, chunk, self.config.head_dim, device
+            )
+        return self._tables[chunk]
+
+    def forward(
+        self, u: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, cache: CacheTensors
+    ) -> Tensor:
+        """Normed input [T_pad, D] to attention output [T_pad, D]; advances the layer's states."""
+        c, heads = self.config, self.config.num_attention_heads
+        inner = heads * c.head_dim
+        rows = u.shape[0]
+        fused = F.linear(u, self.w_qkvg)
+        qkv = fused[:, : 3 * inner].float()
+        if c.linear_silu:
+            qkv = F.silu(qkv)
+        qk = qkv[:, : 2 * inner].view(rows, 2, heads, c.head_dim)
+        v = qkv[:, 2 * inner :].view(rows, heads, c.head_dim)
+        if self.w_qk_norm is not None:
+            qk = rms_norm(qk, self.w_qk_norm, c.rms_norm_eps)
+        qk = apply_rope_half_split(qk.reshape(rows, 2 * heads, c.head_dim), cos, sin)
+        live = batch.num_tokens
+        i = self.state_index
+        out = lightning_attention(
+            qk[:live, :heads],
+            qk[:live, heads:],
+            v[:live],
+            self.tables(batch.batch_invariant, u.device),
+            cache.states[i],
+            cache.tail_k[i],
+            cache.tail_v[i],
+            batch.lightning,
+        )
+        y = group_rms_norm(
+            pad_rows(out.reshape(live, inner), rows),
+            self.w_g_norm,
+            c.group_norm_size,
+            c.rms_norm_eps,
+        )
+        y = y.mul_(fused[:, 3 * inner :].float().sigmoid())
+        return F.linear(y.to(u.dtype), self.w_dense)
