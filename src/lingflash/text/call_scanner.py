@@ -1,0 +1,214 @@
+"""Reads the JSON of one tool call while it is being written.
+
+Strict JSON, character by character, so that a call can be passed on before it is complete and is
+given up at the first character that cannot belong to one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Literal
+
+CLOSE_TAG = "</tool_call>"
+
+# What Python's json module would not read back: deeper nesting and longer integers.
+MAX_DEPTH = 400
+MAX_NUMBER_CHARS = 4000
+
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_LITERALS = ("true", "false", "null")
+_SPACE = " \t\n\r"
+_HEX = "0123456789abcdefABCDEF"
+
+_State = Literal[
+    "value", "first_item", "first_key", "key", "colon", "after", "string", "escape", "hex", "word"
+]
+
+
+class CallScanner:
+    """The text between the tags of one call.
+
+    Attributes:
+        text: all of it so far.
+        position: how far it has been read.
+        name: of the function, once known.
+        arguments_start: where the arguments' object begins in `text`, once known.
+        arguments_end: where it ends, exclusive.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.position = 0
+        self.name: str | None = None
+        self.arguments_start: int | None = None
+        self.arguments_end: int | None = None
+        self._state: _State = "value"
+        self._stack: list[str] = []
+        self._begin = 0  # of the string or word being read
+        self._is_key = False
+        self._hex_left = 0
+        self._key: str | None = None  # at the call's own level
+        self._seen: set[str] = set()
+        self._is_done = False
+
+    @property
+    def safe_position(self) -> int:
+        """Where text that was no call may begin to be read anew: before an open string."""
+        in_string = self._state in ("string", "escape", "hex")
+        return self._begin if in_string else self.position
+
+    def scan(self) -> Literal["more", "closed", "broken"]:
+        """Read on: more text is needed, or the call is complete, or it is none.
+
+        After "closed" `position` is behind the closing tag.
+        """
+        text = self.text
+        while self.position < len(text):
+            if self._is_done:
+                if text[self.position] in _SPACE:
+                    self.position += 1
+                    continue
+                if text.startswith(CLOSE_TAG, self.position):
+                    if not self.name:
+                        return "broken"
+                    self.position += len(CLOSE_TAG)
+                    return "closed"
+                is_open = CLOSE_TAG.startswith(text[self.position :])
+                return "more" if is_open else "broken"
+            if not self._step(text):
+                return "broken"
+        return "more"
+
+    def _step(self, text: str) -> bool:
+        """Read one character, or a run of plain ones; False if it is not JSON."""
+        char = text[self.position]
+        match self._state:
+            case "string":
+                return self._string(text, char)
+            case "escape":
+                if char == "u":
+                    self._state, self._hex_left = "hex", 4
+                elif char in '"\\/bfnrt':
+                    self._state = "string"
+                else:
+                    return False
+            case "hex":
+                if char not in _HEX:
+                    return False
+                self._hex_left -= 1
+                if not self._hex_left:
+                    self._state = "string"
+            case "word":
+                if char in _SPACE or char in ",]}":
+                    return self._end_word(text)
+                if self.position - self._begin > MAX_NUMBER_CHARS:
+                    return False
+            case _:
+                if char in _SPACE:
+                    self.position += 1
+                    return True
+                if not self._between(char):
+                    return False
+        self.position += 1
+        return True
+
+    def _string(self, text: str, char: str) -> bool:
+        if char == '"':
+            self.position += 1
+            if self._is_key:
+                self._state = "colon"
+                return self._end_key(text[self._begin : self.position])
+            return self._end_value(text)
+        if char == "\\":
+            self._state = "escape"
+            self.position += 1
+            return True
+        plain = _PLAIN.match(text, self.position)
+        if plain is None:
+            return False
+        self.position = plain.end()
+        return True
+
+    def _end_word(self, text: str) -> bool:
+        word = text[self._begin : self.position]
+        return (word in _LITERALS or _NUMBER.fullmatch(word) is not None) and self._end_value(text)
+
+    def _between(self, char: str) -> bool:
+        """A character outside of strings and words."""
+        state = self._state
+        if state in ("first_key", "key") and char == '"':
+            self._state, self._is_key, self._begin = "string", True, self.position
+            return True
+        if state == "colon":
+            self._state = "value"
+            return char == ":"
+        if state == "after":
+            if char == ",":
+                self._state = "key" if self._stack[-1] == "{" else "value"
+                return True
+            return self._close(char)
+        if state == "first_key" or (state == "first_item" and char == "]"):
+            return self._close(char)
+        if state in ("value", "first_item"):
+            return self._open_value(char)
+        return False
+
+    def _open_value(self, char: str) -> bool:
+        if not self._stack and char != "{":
+            return False
+        if len(self._stack) == 1:
+            if self._key == "arguments":
+                if char != "{":
+                    return False
+                self.arguments_start = self.position
+            elif self._key == "name" and char != '"':
+                return False
+        if char in "{[":
+            self._stack.append(char)
+            self._state = "first_key" if char == "{" else "first_item"
+            return len(self._stack) <= MAX_DEPTH
+        self._begin, self._is_key = self.position, False
+        self._state = "string" if char == '"' else "word"
+        return char in '"-0123456789tfn'
+
+    def _close(self, char: str) -> bool:
+        if char != ("}" if self._stack[-1] == "{" else "]"):
+            return False
+        self._stack.pop()
+        if not self._stack:
+            self._is_done = True
+            return True
+        self._state = "after"
+        if len(self._stack) == 1 and self._key == "arguments":
+            self.arguments_end = self.position + 1
+        return True
+
+    def _end_key(self, raw: str) -> bool:
+        if len(self._stack) == 1:
+            self._key = json.loads(raw)
+            assert self._key is not None
+            if self._key in self._seen:
+                return False
+            self._seen.add(self._key)
+        return True
+
+    def _end_value(self, text: str) -> bool:
+        self._state = "after"
+        if len(self._stack) == 1 and self._key == "name":
+            self.name = json.loads(text[self._begin : self.position])
+            return bool(self.name)
+        return True
+
+
+def parse_call(body: str) -> tuple[str, str] | None:
+    """Read a whole block's body; return the name and the arguments' text, or None if it is none."""
+    scanner = CallScanner()
+    scanner.text = body + CLOSE_TAG
+    if scanner.scan() != "closed" or scanner.position != len(scanner.text):
+        return None
+    assert scanner.name is not None
+    if scanner.arguments_start is None:
+        return scanner.name, "{}"
+    return scanner.name, body[scanner.arguments_start : scanner.arguments_end]
