@@ -1,0 +1,278 @@
+"""What a model needs and what is left for its cache, counted before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lingflash.core.config import EngineConfig
+from lingflash.core.errors import ConfigError, NotEnoughMemoryError
+from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.models.checkpoint import read_checkpoint
+from lingflash.models.config import ModelConfig, load_model_config
+from lingflash.models.hub import resolve_model
+
+# Activations of one step, logits and allocator slack, per token of --max-num-batched-tokens: the
+# widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
+# float32.
+_ACTIVATION_COPIES = 16
+# Part of what is left after weights and running states that checkpoints may take, and how many of
+# them are of use: a few branch points for each sequence that can run.
+_CHECKPOINT_SHARE = 0.25
+_CHECKPOINTS_PER_SEQ = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes of everything that is allocated, and the context that fits.
+
+    Args:
+        device: where the model runs, "cpu" or "cuda".
+        dtype: of weights and latents.
+        available_bytes: memory that may be used in all, after --memory-fraction.
+        weights_bytes: the model.
+        workspace_bytes: activations of one step.
+        state_bytes_per_seq: one sequence's recurrent states and tails.
+        tail_bytes_per_seq: of which tails.
+        latent_bytes_per_token: one token's place in the paged cache.
+        num_blocks: blocks of the paged cache.
+        block_size: tokens in a block.
+        num_state_slots: sequences that run at once.
+        num_checkpoints: further states, kept for prefixes that come back.
+        max_model_len: context limit that was asked for or that fits.
+        wanted_model_len: context limit before it was cut to what fits.
+    """
+
+    device: str
+    dtype: torch.dtype
+    available_bytes: int
+    weights_bytes: int
+    workspace_bytes: int
+    state_bytes_per_seq: int
+    tail_bytes_per_seq: int
+    latent_bytes_per_token: int
+    num_blocks: int
+    block_size: int
+    num_state_slots: int
+    max_model_len: int
+    wanted_model_len: int
+    num_checkpoints: int = 0
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """One state checkpoint: a state without its tail, which is empty at an anchor."""
+        return self.state_bytes_per_seq - self.tail_bytes_per_seq
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Tokens between the checkpoints of a long prompt: as many as take a checkpoint's memory.
+
+        Fewer would spend more on states than on the latents they make usable, more would save less
+        than half of the memory and cost longer recomputation.
+        """
+        tokens = self.checkpoint_bytes // max(self.latent_bytes_per_token, 1)
+        return max(tokens, 16 * self.block_size) // self.block_size * self.block_size
+
+    @property
+    def states_bytes(self) -> int:
+        """All recurrent states and checkpoints."""
+        running = self.num_state_slots * self.state_bytes_per_seq
+        return running + self.num_checkpoints * self.checkpoint_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """The paged latent cache."""
+        return self.num_blocks * self.block_size * self.latent_bytes_per_token
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything together."""
+        return self.weights_bytes + self.workspace_bytes + self.states_bytes + self.cache_bytes
+
+    def as_dict(self) -> dict[str, int]:
+        """Label to bytes, for EngineInfo."""
+        return {
+            "available": self.available_bytes,
+            "weights": self.weights_bytes,
+            "workspace": self.workspace_bytes,
+            "states": self.states_bytes,
+            "cache": self.cache_bytes,
+        }
+
+    def render(self) -> str:
+        """A few lines for people."""
+        tokens = self.num_blocks * self.block_size
+        lines = [
+            f"memory plan ({self.device}, {str(self.dtype).removeprefix('torch.')}): "
+            f"{_size(self.total_bytes)} of {_size(self.available_bytes)} allowed",
+            f"  weights    {_size(self.weights_bytes)}",
+            f"  workspace  {_size(self.workspace_bytes)}",
+            f"  states     {_size(self.states_bytes)}   {self.num_state_slots} sequences x "
+            f"{_size(self.state_bytes_per_seq).strip()}, {self.num_checkpoints} checkpoints",
+            f"  cache      {_size(self.cache_bytes)}   {tokens:,} tokens x "
+            f"{self.latent_bytes_per_token:,} bytes",
+            f"  context    {self.max_model_len:,} tokens",
+        ]
+        if self.max_model_len < self.wanted_model_len:
+            lines[-1] += f" (the model's {self.wanted_model_len:,} do not fit)"
+        return "\n".join(lines)
+
+
+def _size(num_bytes: int) -> str:
+    return (
+        f"{num_bytes / 2**30:8.2f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:8.2f} MiB"
+    )
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """The device a config means.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    if config.batch_invariant:
+        return torch.device("cpu")
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        built = "built without CUDA" if torch.version.cuda is None else "sees no usable GPU"
+        raise ConfigError(
+            f"--device is cuda, but torch {torch.__version__} {built}; use --device cpu, or "
+            "install a CUDA build and check nvidia-smi.",
+            param="device",
+        )
+    return torch.device("cuda" if config.device != "cpu" and has_cuda else "cpu")
+
+
+def resolve_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """The dtype a config means on a device."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def available_memory_bytes(device: torch.device) -> int:
+    """Memory that is free on a device now; on the CPU as Linux estimates it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(int(line.split()[1]) * 1024, _cgroup_limit())
+    except OSError:
+        pass
+    import psutil  # other systems only
+
+    return int(psutil.virtual_memory().available)
+
+
+def _cgroup_limit() -> int:
+    """Memory a container still allows; very large where there is no limit."""
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            return int(Path(limit).read_text()) - int(Path(used).read_text())
+        except (OSError, ValueError):
+            continue
+    return 1 << 62
+
+
+def plan_memory(config: EngineConfig) -> MemoryPlan:
+    """Count the bytes that serving with this config takes.
+
+    Raises:
+        ModelLoadError: the checkpoint cannot be read.
+        ConfigError: --max-model-len is over the model's own context, or the device is not there.
+        NotEnoughMemoryError: weights and one sequence do not fit; says what would.
+    """
+    folder = resolve_model(config.model)
+    model = load_model_config(folder, config.rope_scaling)
+    device = resolve_device(config)
+    dtype = resolve_dtype(config, device)
+    own_len = model_context(model)
+    wanted = config.max_model_len or own_len
+    if wanted > own_len:
+        raise ConfigError(
+            f"--max-model-len is {wanted}, the model's context {own_len}. To stretch it, give "
+            '--rope-scaling \'{"rope_type": "yarn", "factor": F, '
+            f'"original_max_position_embeddings": {model.max_position_embeddings}}}\'.',
+            param="max_model_len",
+        )
+    entries = read_checkpoint(folder)
+    item = dtype.itemsize
+    num_latent_layers = len(model.mla_layers) + any(
+        name.startswith(f"model.layers.{model.num_hidden_layers}.") for name in entries
+    )
+    weights = 0
+    for name, entry in entries.items():
+        elements = 1
+        for n in entry.shape:
+            elements *= n
+        weights += elements * (4 if ".mlp.gate." in name else item)
+    heads, d = model.num_attention_heads, model.head_dim
+    tail = len(model.lightning_layers) * heads * 2 * ANCHOR * d * 4
+    state = len(model.lightning_layers) * heads * d * d * 4 + tail
+    latent = num_latent_layers * model.latent_dim * item
+    widest = max(
+        model.hidden_size,
+        model.num_experts_per_tok * 3 * model.moe_intermediate_size // 4,
+        heads * d,
+    )
+    workspace = config.max_num_batched_tokens * widest * 4 * _ACTIVATION_COPIES
+    workspace += 128 * model.vocab_size * 4 * 3
+    available = int(available_memory_bytes(device) * config.memory_fraction)
+    left = available - weights - workspace - config.max_num_seqs * state
+    num_checkpoints = 0
+    if config.prefix_caching and left > 0:
+        share = int(left * _CHECKPOINT_SHARE) // (state - tail)
+        num_checkpoints = min(share, _CHECKPOINTS_PER_SEQ * config.max_num_seqs)
+        left -= num_checkpoints * (state - tail)
+    block_bytes = config.block_size * latent
+    num_blocks = min(left // block_bytes, config.max_num_seqs * -(-wanted // config.block_size))
+    fitting = min(wanted, max(num_blocks, 0) * config.block_size)
+    needed = wanted if config.max_model_len else min(wanted, config.block_size)
+    if fitting < needed:
+        one = weights + workspace + state + -(-needed // config.block_size) * block_bytes
+        raise NotEnoughMemoryError(
+            f"{config.model} does not fit: weights {_size(weights).strip()}, workspace "
+            f"{_size(workspace).strip()}, {config.max_num_seqs} states "
+            f"{_size(config.max_num_seqs * state).strip()} and a context of {needed:,} tokens "
+            f"{_size(needed * latent).strip()}, but {_size(available).strip()} may be used "
+            f"(--memory-fraction {config.memory_fraction}). With --max-num-seqs 1 it takes "
+            f"{_size(one).strip()}"
+            + (
+                f"; a context of {max(fitting, 0):,} tokens (--max-model-len) fits as it is."
+                if fitting > 0
+                else "; lower --max-num-seqs, --max-num-batched-tokens or --max-model-len."
+            )
+        )
+    return MemoryPlan(
+        device=device.type,
+        dtype=dtype,
+        available_bytes=available,
+        weights_bytes=weights,
+        workspace_bytes=workspace,
+        state_bytes_per_seq=state,
+        tail_bytes_per_seq=tail,
+        latent_bytes_per_token=latent,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        num_state_slots=config.max_num_seqs,
+        num_checkpoints=num_checkpoints,
+        max_model_len=fitting,
+        wanted_model_len=wanted,
+    )
+
+
+def model_context(model: ModelConfig) -> int:
+    """Context the model is made for: config.json's, or what YaRN stretches to."""
+    if model.rope_scaling is None:
+        return model.max_position_embeddings
+    stretched = int(model.rope_scaling.factor * model.rope_scaling.original_max_position_embeddings)
+    return max(stretched, model.max_position_embeddings)

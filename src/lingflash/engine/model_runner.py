@@ -1,0 +1,245 @@
+"""Runs the scheduled tokens through the model: memory, batch, forward, logits, samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lingflash.core.config import EngineConfig
+from lingflash.core.errors import ConfigError
+from lingflash.core.types import TokenLogprob
+from lingflash.engine.constrained import StepMasks
+from lingflash.engine.memory_plan import MemoryPlan, plan_memory
+from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
+from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.models.bailing_hybrid import BailingHybrid
+from lingflash.models.cpu_decoder import CpuDecoder
+from lingflash.models.forward_batch import CacheTensors, ForwardBatch, make_forward_batch
+from lingflash.models.hub import resolve_model
+from lingflash.models.loader import load_model, load_stop_token_ids
+
+log = logging.getLogger(__name__)
+
+# Tokens of a step from which more than one CPU thread pays.
+_THREADS_FROM = 256
+
+
+class ModelRunner:
+    """A loaded model and the memory of its sequences.
+
+    Args:
+        model: the model, weights filled.
+        plan: sizes of the memory.
+        batch_invariant: run so that a sequence's logits are bitwise independent of its company.
+        stop_token_ids: the model's own.
+        folder: of the checkpoint, where the tokenizer lies; None has none.
+    """
+
+    def __init__(
+        self,
+        model: BailingHybrid,
+        plan: MemoryPlan,
+        *,
+        batch_invariant: bool,
+        stop_token_ids: list[int],
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.plan = model, plan
+        self.batch_invariant = batch_invariant
+        self.stop_token_ids = stop_token_ids
+        self.folder = folder
+        self.cache = allocate_cache(model, plan)
+        self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
+        if batch_invariant:
+            check_batch_invariance(model.w_head)
+
+    @classmethod
+    def from_config(
+        cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+    ) -> ModelRunner:
+        """Plan, load and allocate; the plan's errors come before anything is read.
+
+        Raises:
+            LingflashError: the model cannot be loaded or does not fit.
+        """
+        plan = plan_memory(config)
+        folder = resolve_model(config.model)
+        model = load_model(
+            folder,
+            dtype=plan.dtype,
+            device=torch.device(plan.device),
+            max_model_len=plan.max_model_len,
+            rope_scaling=config.rope_scaling,
+            progress=progress,
+        )
+        return cls(
+            model,
+            plan,
+            batch_invariant=config.batch_invariant,
+            stop_token_ids=load_stop_token_ids(folder, model.config),
+            folder=folder,
+        )
+
+    def run(self, output: SchedulerOutput) -> list[StepResult]:
+        """Compute one step; one result per scheduled sequence, in order."""
+        if output.saves:
+            self.cache.copy_states(output.saves)
+        if output.new_slots:
+            self.cache.forget_slots(output.new_slots)
+        if output.new_blocks:
+            self.cache.forget_blocks(output.new_blocks)
+        if output.restores:
+            self.cache.copy_states(output.restores)
+        # Threads that meet at every small operation cost more than they compute: with two, decoding
+        # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
+        # which the order of sums may depend.
+        many = torch.get_num_threads()
+        if many > 1 and output.num_tokens < _THREADS_FROM and not self.batch_invariant:
+            torch.set_num_threads(1)
+        try:
+            return self._run(output)
+        finally:
+            if many > 1:
+                torch.set_num_threads(many)
+
+    def _run(self, output: SchedulerOutput) -> list[StepResult]:
+        batch, wanting = self.build_batch(output)
+        sequences = [output.scheduled[i].sequence for i in wanting]
+        masks = StepMasks.start(sequences, self.model.config.vocab_size)
+        decoder = self.cpu_decoder
+        if decoder is not None and not decoder.can_run(batch):
+            decoder = None
+        if decoder is None:
+            hidden = self.model.forward(batch, self.cache)
+        else:
+            hidden = decoder.forward(batch)
+        with torch.inference_mode():
+            results = [StepResult() for _ in output.scheduled]
+            if wanting:
+                if decoder is None:
+                    rows = hidden
+                    if batch.final is None:
+                        rows = hidden.index_select(0, batch.logits_indices)
+                    logits = self.model.logits(rows, batch.row_multiple)
+                else:
+                    logits = decoder.logits(hidden)
+                if masks is None:
+                    sampled = sample(logits, sequences)
+                else:
+                    sampled = sample(logits, sequences, masks.forbidden(logits.device))
+                    sampled = masks.commit(sampled)
+                for i, result in zip(wanting, sampled, strict=True):
+                    results[i] = result
+            row = 0
+            for i, item in enumerate(output.scheduled):
+                if _wants_prompt_logprobs(item) and results[i].error is None:
+                    found = self._prompt_logprobs(hidden[row : row + item.num_tokens], item, batch)
+                    results[i] = replace(results[i], prompt_logprobs=found)
+                row += item.num_tokens
+        return results
+
+    def build_batch(self, output: SchedulerOutput) -> tuple[ForwardBatch, list[int]]:
+        """The model's input, and the places among the scheduled that want a token."""
+        scheduled = output.scheduled
+        wanting, rows, row = [], [], -1
+        for i, item in enumerate(scheduled):
+            row += item.num_tokens
+            if item.wants_token:
+                wanting.append(i)
+                rows.append(row)
+        # Of a prompt only the last token's hidden state is read, unless all are to be scored.
+        only_last = None
+        has_prompt = output.num_tokens > len(scheduled)
+        if (
+            has_prompt
+            and not self.batch_invariant
+            and not any(map(_wants_prompt_logprobs, scheduled))
+        ):
+            only_last = wanting
+        leases = [item.sequence.lease for item in scheduled]
+        batch = make_forward_batch(
+            [item.sequence.tokens(item.start, item.num_tokens) for item in scheduled],
+            [item.start for item in scheduled],
+            [lease.blocks for lease in leases if lease is not None],
+            [lease.state_slot for lease in leases if lease is not None],
+            rows,
+            block_size=self.plan.block_size,
+            device=self.model.device,
+            batch_invariant=self.batch_invariant,
+            only_last=only_last,
+        )
+        return batch, wanting
+
+    def _prompt_logprobs(
+        self, hidden: Tensor, item: ScheduledSequence, batch: ForwardBatch
+    ) -> list[TokenLogprob]:
+        """Of the prompt tokens that these rows predict, a few rows' logits at a time."""
+        sequence = item.sequence
+        targets = sequence.prompt_token_ids[item.start + 1 : item.start + item.num_tokens + 1]
+        num_top = sequence.sampling.prompt_logprobs or 0
+        found: list[TokenLogprob] = []
+        for lo in range(0, len(targets), PROMPT_LOGPROB_ROWS):
+            part = targets[lo : lo + PROMPT_LOGPROB_ROWS]
+            logits = self.model.logits(hidden[lo : lo + len(part)], batch.row_multiple)
+            found += token_logprobs(logits, part, num_top)
+        return found
+
+
+def _wants_prompt_logprobs(item: ScheduledSequence) -> bool:
+    sequence = item.sequence
+    return (
+        sequence.sampling.prompt_logprobs is not None
+        and sequence.choice == 0
+        and not sequence.output_token_ids
+    )
+
+
+def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
+    """Zeroed memory for all sequences of a plan, on the model's device."""
+    c = model.config
+    layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
+    slots, device = plan.num_state_slots, model.device
+
+    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    return CacheTensors(
+        latents=zeros(
+            model.num_latent_layers,
+            plan.num_blocks,
+            plan.block_size,
+            c.latent_dim,
+            dtype=plan.dtype,
+        ),
+        # Checkpoints are taken at anchors, where the tail is empty: they need a state alone.
+        states=zeros(layers, slots + plan.num_checkpoints, heads, d, d, dtype=torch.float32),
+        tail_k=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
+        tail_v=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
+    )
+
+
+def check_batch_invariance(weight: Tensor) -> None:
+    """Make sure that this machine's matrix product gives a row the same bits whatever the other
+    rows.
+
+    Raises:
+        ConfigError: it does not, so --batch-invariant cannot be kept here.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, weight.shape[1], generator=generator)
+    whole = torch.nn.functional.linear(x, weight.float())
+    for rows in (8, 16, 24, 40):
+        part = torch.nn.functional.linear(x[:rows], weight.float())
+        if not torch.equal(part, whole[:rows]):
+            raise ConfigError(
+                "--batch-invariant: on this machine torch's matrix product of "
+                f"{rows} rows differs in its last bits from that of 64, so bitwise equality cannot "
+                "be kept; serve without the flag.",
+                param="batch_invariant",
+            )

@@ -1,0 +1,108 @@
+"""A sequence in the engine: what it has, how far it is computed, and what it asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lingflash.cache.manager import Lease
+from lingflash.cache.prefix_tree import block_keys, root_key
+from lingflash.core.types import EngineRequest, SamplingParams, TokenLogprob
+from lingflash.structured.masks import TokenMatcher
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sampled continuation of a request.
+
+    Args:
+        request_id: whose it is.
+        choice: its index among the request's n.
+        prompt_token_ids: shared by the choices; not changed.
+        sampling: the request's.
+        stop_token_ids: tokens that end it, the model's own included unless they are ignored.
+        max_total_tokens: prompt and answer together end here.
+        deadline_s: clock time at which it ends with an error, or None.
+        output_token_ids: what was generated.
+        num_computed: tokens whose keys, values and states are in the cache.
+        lease: its memory while it runs.
+        prompt_logprobs: collected while the prompt is computed, if asked for.
+        num_preemptions: how often its memory was taken away.
+        root: key that its chain of block keys starts from.
+        keys: of its first full blocks, as far as they were needed.
+        num_cached_tokens: prompt tokens that were found computed when it was first admitted.
+        last_checkpoint: position of its newest state checkpoint, 0 if there is none.
+        matcher: what its output must follow; it has taken all output tokens.
+    """
+
+    request_id: str
+    choice: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    stop_token_ids: frozenset[int]
+    max_total_tokens: int
+    deadline_s: float | None
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    lease: Lease | None = None
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    num_preemptions: int = 0
+    root: bytes = b""
+    keys: list[bytes] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    last_checkpoint: int = 0
+    matcher: TokenMatcher | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def keys_to(self, num_tokens: int, block_size: int) -> list[bytes]:
+        """Keys of the full blocks of the first `num_tokens` tokens."""
+        have, wanted = len(self.keys), num_tokens // block_size
+        if wanted > have:
+            parent = self.keys[-1] if have else self.root
+            tokens = self.tokens(have * block_size, (wanted - have) * block_size)
+            self.keys += block_keys(parent, tokens, block_size)
+        return self.keys if wanted == len(self.keys) else self.keys[:wanted]
+
+    def tokens(self, start: int, count: int) -> list[int]:
+        """Token ids at positions start .. start + count - 1."""
+        prompt_len = len(self.prompt_token_ids)
+        if start >= prompt_len:
+            return self.output_token_ids[start - prompt_len : start - prompt_len + count]
+        head = self.prompt_token_ids[start : start + count]
+        return head + self.output_token_ids[: max(start + count - prompt_len, 0)]
+
+
+def sequences_of(
+    request: EngineRequest,
+    model_stop_ids: frozenset[int],
+    max_model_len: int,
+    now_s: float,
+    matcher: TokenMatcher | None = None,
+) -> list[Sequence]:
+    """Make a request's n sequences; the request is valid, `matcher` is at its start."""
+    sampling = request.sampling
+    stops = frozenset(sampling.stop_token_ids)
+    if not sampling.ignore_eos:
+        stops |= model_stop_ids
+    limit = max_model_len
+    if sampling.max_tokens is not None:
+        limit = min(limit, len(request.prompt_token_ids) + sampling.max_tokens)
+    deadline_s = None if request.timeout_s is None else now_s + request.timeout_s
+    root = root_key(request.cache_salt)
+    return [
+        Sequence(
+            request_id=request.request_id,
+            choice=choice,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling=sampling,
+            stop_token_ids=stops,
+            max_total_tokens=limit,
+            deadline_s=deadline_s,
+            root=root,
+            matcher=None if matcher is None else matcher.copy(),
+        )
+        for choice in range(sampling.n)
+    ]

@@ -1,0 +1,490 @@
+"""What runs in the next step, decided in plain Python: no I/O, no clock of its own, no torch.
+
+A step computes some tokens of some sequences. Sequences that decode come first, one token each;
+what is left of the token budget goes to prompts, in the order of arrival, in chunks. A prompt is
+admitted only with blocks for all of its tokens and a state slot. When a decoding sequence needs a
+block and none is free, the youngest sequence gives up its memory and is computed again later (its
+samples do not
+change: noise is keyed by position).
+
+    add -> waiting -> [schedule -> model -> commit]* -> one event with a finish reason
+                ^---------- preempted ----------'
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from lingflash.cache.manager import CacheManager, Lease
+from lingflash.core.config import ANCHOR_TOKENS
+from lingflash.core.errors import (
+    ContextLengthError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    LingflashError,
+    QueueFullError,
+)
+from lingflash.core.types import (
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    TokenEvent,
+    TokenLogprob,
+)
+from lingflash.engine.request import Sequence, sequences_of
+from lingflash.structured.masks import TokenMatcher
+
+
+# The next two are made per sequence and step; frozen ones would take three times as long.
+@dataclass(slots=True)
+class ScheduledSequence:
+    """Tokens of one sequence in a step.
+
+    Args:
+        sequence: whose.
+        start: position of the first.
+        num_tokens: how many.
+        wants_token: whether the last one's logits give the next token.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    wants_token: bool
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """One step's work.
+
+    Args:
+        scheduled: sequences in it, in the order of the batch.
+        saves: (state slot, checkpoint slot), states to copy before anything else, because their
+            sequences go on or have ended.
+        new_slots: state slots that changed owner and must be zeroed then.
+        new_blocks: blocks that changed owner, likewise.
+        restores: (checkpoint slot, state slot), states to copy after that.
+    """
+
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    saves: list[tuple[int, int]] = field(default_factory=list)
+    new_slots: list[int] = field(default_factory=list)
+    new_blocks: list[int] = field(default_factory=list)
+    restores: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the step."""
+        return sum(item.num_tokens for item in self.scheduled)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What the model said about one scheduled sequence.
+
+    Args:
+        token_id: the next token, if one was wanted and could be sampled.
+        logprob: of it, if asked for.
+        prompt_logprobs: of the prompt tokens that this step's logits predict, if asked for.
+        error: ends this sequence alone.
+        is_complete: its grammar allows nothing after this token, or not even a token.
+    """
+
+    token_id: int | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: Seq[TokenLogprob] = ()
+    error: LingflashError | None = None
+    is_complete: bool = False
+
+
+class Scheduler:
+    """All sequences of the engine and the memory they hold.
+
+    Args:
+        cache: the memory.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens in a step.
+        max_num_waiting: requests that wait at once; one more is refused.
+        max_model_len: prompt and answer together.
+        vocab_size: token ids are below it.
+        stop_token_ids: the model's own.
+        checkpoint_interval: tokens after which a long prompt or answer gets a state checkpoint.
+    """
+
+    def __init__(
+        self,
+        cache: CacheManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_num_waiting: int,
+        max_model_len: int,
+        vocab_size: int,
+        stop_token_ids: Iterable[int],
+        checkpoint_interval: int = 1024,
+    ) -> None:
+        if cache.blocks_for(max_model_len) > cache.num_blocks or cache.num_slots < 1:
+            raise ValueError("the cache cannot hold one sequence of max_model_len tokens.")
+        self.cache = cache
+        self.max_num_seqs = min(max_num_seqs, cache.num_slots)
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_waiting = max_num_waiting
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self.stop_token_ids = frozenset(stop_token_ids)
+        self.checkpoint_interval = checkpoint_interval
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in the order of admission, oldest first
+        self._by_request: dict[str, list[Sequence]] = {}
+        self._num_steps = self._num_preemptions = 0
+        self._prompt_tokens = self._generated_tokens = 0
+        self._prefix_queried = self._prefix_hit = 0
+        self._saves: list[tuple[int, int]] = []  # of the next step
+        self._has_deadlines = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self._waiting or self._running)
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters as of now."""
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            free_blocks=self.cache.num_free_blocks,
+            num_blocks=self.cache.num_blocks,
+            free_state_slots=self.cache.num_free_slots,
+            num_state_slots=self.cache.num_slots,
+            num_steps=self._num_steps,
+            num_preemptions=self._num_preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            cached_blocks=self.cache.num_cached_blocks,
+            state_checkpoints=self.cache.num_checkpoints,
+            prefix_queried_tokens=self._prefix_queried,
+            prefix_hit_tokens=self._prefix_hit,
+        )
+
+    def validate(self, request: EngineRequest) -> None:
+        """Refuse what can never be served.
+
+        Raises:
+            InvalidRequestError: with the field at fault.
+        """
+        ids, sampling = request.prompt_token_ids, request.sampling
+        if not ids:
+            raise InvalidRequestError(
+                "The prompt is empty; at least one token is needed.", param="prompt"
+            )
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise InvalidRequestError(
+                f"Token id {wrong} is outside the vocabulary of {self.vocab_size}.", param="prompt"
+            )
+        for name in ("stop_token_ids", "logit_bias"):
+            for token in getattr(sampling, name) or ():
+                if not 0 <= token < self.vocab_size:
+                    raise InvalidRequestError(
+                        f"{name} has token id {token}, outside the {self.vocab_size} there are.",
+                        param=name,
+                    )
+        if request.timeout_s is not None and request.timeout_s <= 0:
+            raise InvalidRequestError(
+                f"timeout is {request.timeout_s}; it must be above 0 seconds.", param="timeout"
+            )
+        wanted = sampling.max_tokens if sampling.max_tokens is not None else 1
+        if len(ids) + wanted > self.max_model_len:
+            what = f"{wanted} more were asked for" if sampling.max_tokens else "no room is left"
+            raise ContextLengthError(
+                f"The prompt has {len(ids)} tokens and {what}; the context holds "
+                f"{self.max_model_len}. Shorten the prompt or lower max_tokens.",
+                param="max_tokens" if len(ids) < self.max_model_len else "prompt",
+            )
+        if request.request_id in self._by_request:
+            raise InvalidRequestError(
+                f"Request id {request.request_id!r} is already running.", param="request_id"
+            )
+
+    def add(
+        self, request: EngineRequest, now_s: float, matcher: TokenMatcher | None = None
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            request: what to serve.
+            now_s: the clock.
+            matcher: of the request's grammar, at its start.
+
+        Raises:
+            InvalidRequestError: it can never be served.
+            QueueFullError: too many wait already.
+        """
+        self.validate(request)
+        # What can start at once does not wait, so a queue limit of 0 still serves.
+        idle = max(self.max_num_seqs - len(self._running), 0)
+        if len(self._waiting) + request.sampling.n > self.max_num_waiting + idle:
+            raise QueueFullError(
+                f"{len(self._waiting)} sequences wait already (--max-num-waiting "
+                f"{self.max_num_waiting}); try again later."
+            )
+        sequences = sequences_of(request, self.stop_token_ids, self.max_model_len, now_s, matcher)
+        self._by_request[request.request_id] = list(sequences)
+        self._waiting.extend(sequences)
+        self._has_deadlines |= request.timeout_s is not None
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        """End a request's sequences and free what they hold; unknown ids give no events."""
+        return [
+            self._finish(sequence, "aborted")
+            for sequence in list(self._by_request.get(request_id, ()))
+        ]
+
+    def fail(self, sequences: Iterable[Sequence], error: LingflashError) -> list[TokenEvent]:
+        """End these sequences with an error."""
+        return [self._finish(sequence, "error", error=error) for sequence in sequences]
+
+    def expire(self, now_s: float) -> list[TokenEvent]:
+        """End sequences whose deadline has passed."""
+        if not self._has_deadlines:
+            return []
+        every = [*self._waiting, *self._running]
+        self._has_deadlines = any(s.deadline_s is not None for s in every)
+        late = [s for s in every if s.deadline_s is not None and now_s >= s.deadline_s]
+        error = DeadlineExceededError("The request did not finish before its deadline.")
+        return self.fail(late, error)
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose the next step's tokens and lease memory for them."""
+        output = SchedulerOutput()
+        chosen: dict[Sequence, int] = {}
+        budget = self.max_num_batched_tokens
+        preempted = False
+        block_size = self.cache.block_size
+        for sequence in list(self._running):
+            num_tokens = sequence.num_tokens
+            if sequence.lease is None or num_tokens - sequence.num_computed != 1:
+                continue
+            if num_tokens <= len(sequence.lease.blocks) * block_size:
+                chosen[sequence] = 1
+                budget -= 1
+                continue
+            while (added := self.cache.grow(sequence.lease, num_tokens)) is None:
+                victim = self._running[-1]
+                preempted = True
+                budget += chosen.pop(victim, 0)
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            if sequence.lease is None:
+                break
+            output.new_blocks += added or ()
+            chosen[sequence] = 1
+            budget -= 1
+        for sequence in self._running:
+            if sequence in chosen or budget <= 0:
+                continue
+            chosen[sequence] = self._chunk(sequence, budget)
+            budget -= chosen[sequence]
+        # Right after a preemption the memory just freed belongs to those who needed it.
+        has_room = budget > 0 and len(self._running) < self.max_num_seqs and not preempted
+        for sequence in list(self._waiting) if has_room else ():
+            if budget <= 0 or len(self._running) >= self.max_num_seqs:
+                break
+            if self._can_share_soon(sequence):
+                continue
+            lease = self._admit(sequence)
+            if lease is None:
+                break
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            output.new_blocks += lease.own_blocks
+            output.new_slots.append(lease.state_slot)
+            if lease.hit_checkpoint is not None:
+                output.restores.append((lease.hit_checkpoint, lease.state_slot))
+            chosen[sequence] = self._chunk(sequence, budget)
+            budget -= chosen[sequence]
+        if chosen:
+            output.saves, self._saves = self._saves, []
+        for sequence, count in chosen.items():
+            start, num_tokens = sequence.num_computed, sequence.num_tokens
+            wants_token = start + count == num_tokens < sequence.max_total_tokens
+            output.scheduled.append(ScheduledSequence(sequence, start, count, wants_token))
+        return output
+
+    def _admit(self, sequence: Sequence) -> Lease | None:
+        """Lease memory for a waiting sequence, with what is known of its beginning."""
+        keys: list[bytes] = []
+        # Prompt log probabilities need the logits of every prompt token, found ones have none.
+        if self.cache.keeps_prefixes and sequence.sampling.prompt_logprobs is None:
+            keys = sequence.keys_to(sequence.num_tokens, self.cache.block_size)
+        lease = self.cache.admit(sequence.num_tokens, keys)
+        if lease is None:
+            return None
+        sequence.lease = lease
+        sequence.num_computed = sequence.last_checkpoint = lease.num_hit_tokens
+        if not sequence.num_preemptions:
+            hit = min(lease.num_hit_tokens, len(sequence.prompt_token_ids))
+            sequence.num_cached_tokens = hit
+            self._prefix_queried += len(sequence.prompt_token_ids)
+            self._prefix_hit += hit
+        return lease
+
+    def _can_share_soon(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is just computing the block that this one needs next."""
+        if not self.cache.keeps_prefixes or sequence.sampling.prompt_logprobs is not None:
+            return False
+        keys = sequence.keys_to(sequence.num_tokens, self.cache.block_size)
+        for other in self._running:
+            if other.lease is None or other.num_tokens - other.num_computed <= 1:
+                continue
+            place = len(other.lease.nodes)
+            if place < min(len(keys), len(other.keys)) and keys[place] == other.keys[place]:
+                return True
+        return False
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens of a sequence to compute next; ends where a checkpoint will be wanted."""
+        start = sequence.num_computed
+        end = min(sequence.num_tokens, start + budget)
+        for place in self._cuts(sequence):
+            if start < place < end:
+                end = place
+        return end - start
+
+    def _cuts(self, sequence: Sequence) -> tuple[int, ...]:
+        """Positions where the states of a sequence will be of use to others."""
+        if sequence.lease is None or not self.cache.keeps_prefixes:
+            return ()
+        # An exact repeat of this prompt needs the states of a block's end before its last token.
+        size = self.cache.block_size
+        before_last = (len(sequence.prompt_token_ids) - 1) // size * size
+        return sequence.lease.branch_tokens, before_last
+
+    def _keep(self, sequence: Sequence, *, checkpoint: bool) -> None:
+        """Publish a sequence's full blocks, and keep its states if they are at a block's end."""
+        lease, size = sequence.lease, self.cache.block_size
+        if lease is None or not self.cache.keeps_prefixes:
+            return
+        num_full = sequence.num_computed // size
+        if num_full > len(lease.nodes):
+            self.cache.publish(lease, sequence.keys_to(num_full * size, size))
+        # The state has been folded up to here; it can be kept if this is a block's end too.
+        place = sequence.num_computed // ANCHOR_TOKENS * ANCHOR_TOKENS
+        distance = place - sequence.last_checkpoint
+        if place % size == 0 and distance >= (1 if checkpoint else self.checkpoint_interval):
+            slot = self.cache.checkpoint(lease, place)
+            sequence.last_checkpoint = place
+            if slot is not None:
+                self._saves.append((lease.state_slot, slot))
+
+    def step_failed(self, output: SchedulerOutput, error: LingflashError) -> list[TokenEvent]:
+        """The step was not (fully) made: end its sequences, trust none of its copies."""
+        self.cache.drop_checkpoints(target for _, target in output.saves)
+        return self.fail([item.sequence for item in output.scheduled], error)
+
+    def commit(self, output: SchedulerOutput, results: Iterable[StepResult]) -> list[TokenEvent]:
+        """Take in what the model said; returns the events to send."""
+        self._num_steps += 1
+        events = []
+        for item, result in zip(output.scheduled, results, strict=True):
+            event = self._commit_one(item, result)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def _commit_one(self, item: ScheduledSequence, result: StepResult) -> TokenEvent | None:
+        sequence = item.sequence
+        prompt_len = len(sequence.prompt_token_ids)
+        end = item.start + item.num_tokens
+        self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
+        if result.error is not None:
+            return self._finish(sequence, "error", error=result.error)
+        sequence.num_computed = end
+        sequence.prompt_logprobs.extend(result.prompt_logprobs)
+        # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
+        ends_prompt = item.num_tokens > 1 and end == sequence.num_tokens
+        self._keep(sequence, checkpoint=ends_prompt or end in self._cuts(sequence))
+        if end < sequence.num_tokens:
+            return None
+        if not item.wants_token:
+            return self._finish(sequence, "length")
+        token = result.token_id
+        if token is None:
+            assert result.is_complete
+            return self._finish(sequence, "stop")
+        self._generated_tokens += 1
+        sequence.output_token_ids.append(token)
+        logprobs = None if result.logprob is None else [result.logprob]
+        if token in sequence.stop_token_ids:
+            return self._finish(sequence, "stop", stop_token_id=token)
+        if result.is_complete:
+            return self._finish(sequence, "stop", token_ids=[token], logprobs=logprobs)
+        if sequence.num_tokens >= sequence.max_total_tokens:
+            return self._finish(sequence, "length", token_ids=[token], logprobs=logprobs)
+        return TokenEvent(
+            request_id=sequence.request_id,
+            choice=sequence.choice,
+            token_ids=[token],
+            logprobs=logprobs,
+            num_cached_tokens=sequence.num_cached_tokens,
+            prompt_logprobs=self._first_prompt_logprobs(sequence),
+        )
+
+    @staticmethod
+    def _first_prompt_logprobs(sequence: Sequence) -> list[TokenLogprob | None] | None:
+        wanted = sequence.sampling.prompt_logprobs is not None and sequence.choice == 0
+        if not wanted or len(sequence.output_token_ids) > 1:
+            return None
+        return [None, *sequence.prompt_logprobs]
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        token_ids: list[int] | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+        stop_token_id: int | None = None,
+        error: LingflashError | None = None,
+    ) -> TokenEvent:
+        """Free a sequence's memory and make its last event."""
+        if sequence.lease is not None:
+            self._running.remove(sequence)
+            if error is None:
+                self._keep(sequence, checkpoint=True)
+            self.cache.release(sequence.lease, keep_prefix=error is None)
+            sequence.lease = None
+        else:
+            self._waiting.remove(sequence)
+        siblings = self._by_request[sequence.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._by_request[sequence.request_id]
+        return TokenEvent(
+            request_id=sequence.request_id,
+            choice=sequence.choice,
+            token_ids=token_ids or [],
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            num_cached_tokens=sequence.num_cached_tokens,
+            error_code=None if error is None else error.code,
+            error_message=None if error is None else error.message,
+            prompt_logprobs=self._first_prompt_logprobs(sequence) if error is None else None,
+        )
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's memory away; it goes to the head of the queue."""
+        assert sequence.lease is not None
+        self.cache.release(sequence.lease)
+        sequence.lease = None
+        sequence.num_computed = sequence.last_checkpoint = 0
+        sequence.prompt_logprobs = []
+        sequence.num_preemptions += 1
+        self._num_preemptions += 1
+        self._running.remove(sequence)
+        self._waiting.appendleft(sequence)

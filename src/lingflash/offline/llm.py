@@ -1,0 +1,351 @@
+"""A model in this process: prompts in, finished answers out, batched as the server batches them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lingflash.core.config import BUNDLED_MODEL, Device, Dtype, EngineConfig
+from lingflash.core.errors import InvalidRequestError
+from lingflash.core.types import (
+    EngineInfo,
+    EngineRequest,
+    FinishReason,
+    GrammarSpec,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprob,
+)
+from lingflash.engine.loop import EngineLoop
+from lingflash.engine.model_runner import ModelRunner
+from lingflash.models.hub import resolve_model
+from lingflash.structured.answer_form import answer_grammar, read_structured_outputs
+from lingflash.text.chat_prompt import ModelText
+from lingflash.text.output import SequenceOutput
+
+# Sequences that fit the queue at any time; more prompts than this are fed in as others finish.
+_MAX_QUEUED = 4096
+
+StructuredOutputs = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One choice of an answer.
+
+    Args:
+        index: which of the request's n.
+        text: the answer; "" in token-id mode.
+        token_ids: its tokens, a final stop token not included.
+        finish_reason: "stop", "length" or "error".
+        stop_reason: the stop string or stop token that ended it.
+        logprobs: one per token, if asked for.
+        error: what went wrong, with finish_reason "error".
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprob] | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The answer to one prompt.
+
+    Args:
+        prompt_token_ids: what the model read.
+        outputs: n choices.
+        prompt_logprobs: one per prompt token, None for the first, if asked for.
+    """
+
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+class LLM:
+    """A model loaded for use from Python.
+
+    >>> llm = LLM()
+    >>> llm.chat([{"role": "user", "content": "Hello!"}])[0].outputs[0].text
+
+    Args are those of the command's flags; see EngineConfig.
+
+    Raises:
+        LingflashError: the model cannot be loaded or does not fit.
+    """
+
+    def __init__(
+        self,
+        model: str = BUNDLED_MODEL,
+        *,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        max_model_len: int | None = None,
+        rope_scaling: dict[str, Any] | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        memory_fraction: float = 0.8,
+        block_size: int = 16,
+        prefix_caching: bool = True,
+        tensor_parallel_size: int = 1,
+        num_speculative_tokens: int = 0,
+        batch_invariant: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        config = EngineConfig(
+            model=model,
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            rope_scaling=rope_scaling,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_waiting=_MAX_QUEUED,
+            memory_fraction=memory_fraction,
+            block_size=block_size,
+            prefix_caching=prefix_caching,
+            tensor_parallel_size=tensor_parallel_size,
+            num_speculative_tokens=num_speculative_tokens,
+            batch_invariant=batch_invariant,
+            seed=seed,
+        )
+        self._text = ModelText.from_folder(resolve_model(model))
+        self._loop = EngineLoop(config, ModelRunner.from_config(config))
+        self._ids = itertools.count()
+
+    @property
+    def info(self) -> EngineInfo:
+        """Limits and sizes of the loaded model."""
+        return self._loop.info
+
+    @property
+    def text(self) -> ModelText | None:
+        """Tokenizer and chat template; None in token-id mode."""
+        return self._text
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        structured_outputs: StructuredOutputs = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts, given as text or as token ids; all are batched together.
+
+        Args:
+            prompts: one text or several.
+            sampling_params: for all prompts, or one for each; the defaults if None.
+            prompt_token_ids: one prompt of token ids or several, instead of texts.
+            structured_outputs: what each answer must look like, {"json": schema}, {"regex": text},
+                {"choice": [texts]} or {"grammar": Lark}; one for all or one for each.
+
+        Returns:
+            One output per prompt, in their order.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter cannot be served; nothing has run then.
+        """
+        if (prompts is None) == (prompt_token_ids is None):
+            raise InvalidRequestError("Give either prompts or prompt_token_ids.", param="prompts")
+        if prompts is not None:
+            if self._text is None:
+                raise InvalidRequestError(
+                    "This model has no tokenizer.json; give prompt_token_ids.", param="prompts"
+                )
+            texts = [prompts] if isinstance(prompts, str) else list(prompts)
+            encoded = [self._text.tokenizer.encode(text) for text in texts]
+        else:
+            encoded = _as_lists(prompt_token_ids or [])
+        count = len(encoded)
+        grammars = [
+            None if form is None else read_structured_outputs(form)
+            for form in _for_each(structured_outputs, count)
+        ]
+        return self._run(encoded, sampling_params, grammars)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
+        structured_outputs: StructuredOutputs = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several.
+
+        Args:
+            messages: OpenAI chat messages of one conversation, or a list of conversations.
+            sampling_params: as in generate().
+            tools: OpenAI tool definitions, for all of them.
+            tool_choice: OpenAI's, such as "required".
+            parallel_tool_calls: False allows one call.
+            structured_outputs: as in generate().
+
+        Raises:
+            InvalidRequestError: a message or parameter cannot be served; nothing has run then.
+        """
+        if self._text is None:
+            raise InvalidRequestError(
+                "This model has no tokenizer.json; use generate(prompt_token_ids=...).",
+                param="messages",
+            )
+        one = not messages or isinstance(messages[0], Mapping)
+        conversations: list[Any] = [messages] if one else list(messages)
+        encoded = [self._text.encode_chat(m, tools=tools) for m in conversations]
+        grammars = [
+            answer_grammar(
+                tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+                structured_outputs=form,
+            )
+            for form in _for_each(structured_outputs, len(encoded))
+        ]
+        return self._run(encoded, sampling_params, grammars)
+
+    def _run(
+        self,
+        prompts: list[list[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        grammars: Sequence[GrammarSpec | None],
+    ) -> list[RequestOutput]:
+        if sampling_params is None:
+            sampling_params = SamplingParams()
+        if isinstance(sampling_params, SamplingParams):
+            params = [sampling_params] * len(prompts)
+        else:
+            params = list(sampling_params)
+        if len(params) != len(prompts):
+            raise InvalidRequestError(
+                f"{len(params)} sampling_params for {len(prompts)} prompts; give one for all or "
+                "one for each.",
+                param="sampling_params",
+            )
+        requests = [
+            EngineRequest(
+                request_id=f"llm-{next(self._ids)}",
+                prompt_token_ids=ids,
+                sampling=p,
+                grammar=grammar,
+            )
+            for ids, p, grammar in zip(prompts, params, grammars, strict=True)
+        ]
+        for request in requests:
+            if request.sampling.stop and self._text is None:
+                raise InvalidRequestError(
+                    "stop strings need a tokenizer, which this model lacks.", param="stop"
+                )
+            self._loop.scheduler.validate(request)
+            if request.grammar is not None:
+                self._loop.grammars.compile(request.grammar)
+        running: dict[str, _Running] = {}
+        results = []
+        waiting = iter(requests)
+        try:
+            for request in itertools.islice(waiting, _MAX_QUEUED // 128):
+                results.append(self._start(request, running))
+            while running:
+                for event in self._loop.step():
+                    state = running[event.request_id]
+                    if state.push(event):
+                        self._abort_finished(state)
+                    if state.is_done:
+                        del running[event.request_id]
+                        for request in itertools.islice(waiting, 1):
+                            results.append(self._start(request, running))
+        finally:
+            for request_id in running:
+                self._loop.abort(request_id)
+        return [state.output for state in results]
+
+    def _start(self, request: EngineRequest, running: dict[str, _Running]) -> _Running:
+        self._loop.add(request)
+        tokenizer = None if self._text is None else self._text.tokenizer
+        state = running[request.request_id] = _Running(
+            request,
+            [SequenceOutput(tokenizer, request.sampling) for _ in range(request.sampling.n)],
+        )
+        return state
+
+    def _abort_finished(self, state: _Running) -> None:
+        """A stop string ended every choice, but the engine does not know it."""
+        if state.all_answered and not state.is_done:
+            for event in self._loop.abort(state.request.request_id):
+                state.push(event)
+
+
+class _Running:
+    """A request under way: its choices' text and which of them the engine has ended."""
+
+    def __init__(self, request: EngineRequest, texts: list[SequenceOutput]) -> None:
+        self.request = request
+        self._texts = texts
+        self._open = set(range(len(texts)))
+        self.output = RequestOutput(
+            request.prompt_token_ids, [CompletionOutput(i) for i in range(len(texts))]
+        )
+
+    @property
+    def is_done(self) -> bool:
+        return not self._open
+
+    @property
+    def all_answered(self) -> bool:
+        return all(text.finish_reason is not None for text in self._texts)
+
+    def push(self, event: TokenEvent) -> bool:
+        """Take an event in; whether a stop string has just ended its choice."""
+        if event.finish_reason is not None:
+            self._open.discard(event.choice)
+        if event.prompt_logprobs is not None:
+            self.output.prompt_logprobs = event.prompt_logprobs
+        choice = self.output.outputs[event.choice]
+        if choice.finish_reason is not None:
+            return False
+        delta = self._texts[event.choice].push(event)
+        choice.text += delta.text
+        choice.token_ids += delta.token_ids
+        if delta.logprobs is not None:
+            choice.logprobs = (choice.logprobs or []) + delta.logprobs
+        if delta.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+            choice.error = event.error_message
+        return delta.stopped_by_string
+
+
+def _for_each(forms: StructuredOutputs, count: int) -> Sequence[Mapping[str, Any] | None]:
+    if forms is None or isinstance(forms, Mapping):
+        return [forms] * count
+    if len(forms) != count:
+        raise InvalidRequestError(
+            f"{len(forms)} structured_outputs for {count} prompts; give one for all or one for "
+            "each.",
+            param="structured_outputs",
+        )
+    return forms
+
+
+def _as_lists(prompts: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+    result: list[list[int]] = []
+    flat: list[int] = []
+    for item in prompts:
+        if isinstance(item, int):
+            flat.append(item)
+        else:
+            result.append(list(item))
+    if flat and result:
+        raise InvalidRequestError(
+            "prompt_token_ids mixes integers and lists; give one prompt or a list of prompts.",
+            param="prompt_token_ids",
+        )
+    return [flat] if flat else result

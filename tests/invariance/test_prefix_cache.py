@@ -1,0 +1,258 @@
+"""The prefix cache: on = off, bit for bit, whatever was kept, evicted, aborted or shared."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine_support import Recorder, finish, new_engine, poison_rows, request, tokens_of
+from lingflash.cache.prefix_tree import block_keys, root_key
+from models_support import load
+from oracle import write_checkpoint
+
+_small = None
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Four layers, width 64: small enough for hundreds of conversations."""
+    global _small
+    if _small is None:
+        folder = tmp_path_factory.mktemp("small")
+        _small = load(write_checkpoint(folder, {"hidden_size": 64}), max_model_len=256)
+    return _small
+
+
+def engine(model, **changes):
+    options = {"num_blocks": 40, "num_checkpoints": 6, "max_num_seqs": 4, "max_model_len": 224}
+    options |= {"batch_invariant": True, "max_num_batched_tokens": 48}
+    return new_engine(model=model, **(options | changes))
+
+
+def fresh(model, spec, cache={}):  # noqa: B006 - one result per request and process is the point
+    """Logits and tokens of a request on an engine that has seen nothing."""
+    if repr(spec) not in cache:
+        with pytest.MonkeyPatch.context() as patch:
+            recorder = Recorder()
+            recorder.install(patch)
+            loop = engine(model, num_checkpoints=0, max_num_batched_tokens=256)
+            loop.add(request("x", **spec))
+            tokens = tokens_of(finish(loop))
+        logits = {key[1:]: row for key, row in recorder.logits.items()}
+        cache[repr(spec)] = logits, {choice: ids for (_, choice), ids in tokens.items()}
+    return cache[repr(spec)]
+
+
+# A turn continues one of the conversations so far (or none), at its end or in the middle.
+turns = st.lists(
+    st.tuples(
+        st.integers(0, 5),  # which earlier request it continues, modulo their number
+        st.sampled_from([0.0, 0.4, 0.9, 1.0, 1.0, 1.0]),  # how much of its tokens
+        st.integers(0, 50),  # new tokens
+        st.integers(0, 3),  # whose content
+        st.integers(1, 20),  # max_tokens
+        st.sampled_from([0.0, 0.0, 1.0]),  # temperature
+        st.integers(1, 2),  # n
+        st.integers(0, 4),  # steps before the next one comes
+    ),
+    min_size=2,
+    max_size=9,
+)
+
+
+@st.composite
+def workloads(draw):
+    return {
+        "turns": draw(turns),
+        "num_blocks": draw(st.integers(16, 60)),
+        "num_checkpoints": draw(st.integers(1, 8)),
+        "chunk": draw(st.sampled_from([8, 17, 48, 200])),
+        "max_num_seqs": draw(st.integers(1, 4)),
+        "abort": draw(st.none() | st.integers(0, 8)),
+        "reset": draw(st.none() | st.integers(0, 8)),
+    }
+
+
+def play(model, turns, num_blocks, num_checkpoints, chunk, max_num_seqs, abort, reset):
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        recorder.install(patch)
+        loop = engine(
+            model,
+            num_blocks=num_blocks,
+            num_checkpoints=num_checkpoints,
+            max_num_batched_tokens=chunk,
+            max_num_seqs=max_num_seqs,
+        )
+        specs, events = [], []
+        for i, (source, part, new, content, max_tokens, temperature, n, steps) in enumerate(turns):
+            base = []
+            if specs:
+                j = source % len(specs)
+                said = tokens_of(events).get((f"r{j}", 0), [])
+                base = specs[j]["token_ids"] + said
+                base = base[: int(len(base) * part)]
+            token_ids = (base + [(content * 31 + 7 * t + 1) % 120 for t in range(new)])[:180] or [5]
+            spec = {
+                "token_ids": token_ids,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "seed": content,
+                "n": n,
+                "ignore_eos": True,
+            }
+            specs.append(spec)
+            loop.add(request(f"r{i}", **spec))
+            for _ in range(steps):
+                events += loop.step()
+            if i == abort:
+                events += loop.abort(f"r{i}")
+            if i == reset:
+                loop.scheduler.cache.forget_prefixes()
+        events += finish(loop)
+    assert not recorder.clashes, "a recomputed position gave other bits"
+    for (name, choice, position), row in recorder.logits.items():
+        expected, _ = fresh(model, specs[int(name[1:])])
+        assert torch.equal(row, expected[choice, position]), (name, choice, position)
+    for (name, choice), tokens in tokens_of(events).items():
+        expected = fresh(model, specs[int(name[1:])])[1][choice]
+        complete = abort is None or name != f"r{abort}"
+        assert tokens == (expected if complete else expected[: len(tokens)])
+    check_accounts(loop, num_blocks, num_checkpoints)
+    return loop.stats()
+
+
+def check_accounts(loop, num_blocks, num_checkpoints):
+    """When nothing runs every block is free or cached, and the tree's parts agree."""
+    cache = loop.scheduler.cache
+    tree = cache._tree
+    assert cache.num_free_blocks == num_blocks
+    assert cache._blocks.num_free + len(tree) == num_blocks
+    held = [n.checkpoint for n in tree if n.checkpoint is not None]
+    assert len(held) == len(set(held)) == cache.num_checkpoints <= num_checkpoints
+    assert len({n.block for n in tree}) == len(tree) == tree.num_unowned
+    assert all(n.num_owners == 0 for n in tree)
+    cache.forget_prefixes()
+    assert cache._blocks.num_free == num_blocks
+    assert cache.num_checkpoints == len(tree) == 0
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(workload=workloads())
+def test_answers_when_conversations_share_and_branch_then_bitwise_equal_to_fresh(model, workload):
+    play(model, **workload)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(
+    max_examples=int(os.environ.get("LINGFLASH_TEST_EXAMPLES", "150")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(workload=workloads())
+def test_answers_when_many_conversations_share_and_branch_then_bitwise_equal(model, workload):
+    play(model, **workload)
+
+
+def ask(loop, name, token_ids, **sampling):
+    options = {"temperature": 0.0, "max_tokens": 4, "ignore_eos": True}
+    loop.add(request(name, token_ids, **(options | sampling)))
+    return finish(loop)
+
+
+def cached(events):
+    return next(e.num_cached_tokens for e in events)
+
+
+PROMPT = [(7 * t) % 120 for t in range(100)]
+
+
+def test_prompt_when_repeated_then_all_but_its_last_block_is_found(model):
+    for length in (100, 96, 97, 112):
+        loop = engine(model)
+        prompt = (PROMPT + PROMPT)[:length]
+        assert cached(ask(loop, "a", prompt)) == 0
+        events = ask(loop, "b", prompt)
+        assert cached(events) == (length - 1) // 16 * 16
+
+
+def test_conversation_when_continued_then_only_the_tail_is_computed(model):
+    loop = engine(model)
+    said = tokens_of(ask(loop, "a", PROMPT, max_tokens=30))["a", 0]
+    before = loop.stats().prompt_tokens
+    longer = PROMPT + said + PROMPT[:20]
+    assert cached(ask(loop, "b", longer)) == (len(PROMPT) + len(said) - 1) // 16 * 16
+    assert loop.stats().prompt_tokens - before < 20 + 16 + 1
+    assert cached(ask(loop, "c", PROMPT)) == 96
+    assert loop.stats().prefix_hit_tokens == 128 + 96
+
+
+def test_conversations_when_they_part_then_the_third_finds_the_common_part(model):
+    loop = engine(model)
+    for name, other in (("a", 1), ("b", 2)):
+        ask(loop, name, PROMPT[:64] + [other] * 40)
+    assert cached(ask(loop, "c", PROMPT[:64] + [3] * 40)) == 64
+
+
+def test_salts_when_different_then_nothing_is_shared(model):
+    loop = engine(model)
+    for salt, hit in (("a", 0), ("b", 0), ("a", 96), ("", 0)):
+        loop.add(replace(request("r", PROMPT, max_tokens=2, seed=0), cache_salt=salt))
+        assert cached(finish(loop)) == hit, salt
+
+
+def test_choices_and_twins_when_sent_together_then_the_prompt_is_computed_once(model):
+    loop = engine(model, max_num_batched_tokens=512)
+    loop.add(request("a", PROMPT, n=3, max_tokens=2, seed=1))
+    loop.add(request("b", PROMPT, max_tokens=2, seed=1))
+    finish(loop)
+    assert loop.stats().prompt_tokens == 100 + 3 * 4
+
+
+def test_prompt_logprobs_when_asked_for_then_nothing_is_taken_from_the_cache(model):
+    loop = engine(model)
+    ask(loop, "a", PROMPT)
+    events = ask(loop, "b", PROMPT, prompt_logprobs=1)
+    assert cached(events) == 0
+    assert len(events[0].prompt_logprobs) == 100
+
+
+def test_nan_when_a_request_gave_it_then_its_blocks_are_not_found(model):
+    loop = engine(model)
+    poison_rows(loop, "bad")
+    ask(loop, "bad", PROMPT)
+    assert cached(ask(loop, "good", PROMPT)) == 0
+    assert loop.stats().free_blocks == 40
+
+
+def test_step_when_it_fails_then_its_copies_are_not_trusted(model):
+    loop = engine(model)
+    ask(loop, "a", PROMPT)  # leaves a copy to be made by the next step
+    run = loop.runner.run
+
+    def failing(output):
+        assert output.saves
+        raise RuntimeError("lost power")
+
+    loop.runner.run = failing
+    ask(loop, "b", [3, 4])
+    loop.runner.run = run
+    expected = tokens_of(ask(engine(model), "c", PROMPT + [1] * 20))
+    assert tokens_of(ask(loop, "c", PROMPT + [1] * 20)) == expected
+
+
+def test_keys_when_tokens_salt_or_prefix_differ_then_differ():
+    chains = [
+        block_keys(root_key(salt), ids, 16)
+        for salt in ("", "s")
+        for ids in ([1] * 48, [1] * 32 + [2] * 16, [2] + [1] * 47)
+    ]
+    assert [len(c) for c in chains] == [3] * 6
+    assert chains[0][:2] == chains[1][:2]
+    assert len({key for chain in chains for key in chain}) == 2 * (3 + 1 + 3)
