@@ -1,0 +1,1 @@
+"""Training of the bundled model: synthetic tool-call data, the batched model, the trainer."""

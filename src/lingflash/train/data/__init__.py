@@ -1,0 +1,1 @@
+"""Synthetic dialogues with tool calls: generators, rendering, packing, the held-out test."""

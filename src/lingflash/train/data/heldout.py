@@ -1,0 +1,357 @@
+"""The held-out test: tools, arguments, values and phrasings that training never sees.
+
+Words come from the held-out part of the pools; every argument has an invented name. Requests are
+worded by the grammar in this file, which shares no code with `phrases.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from lingflash.train.data.library import entries
+from lingflash.train.data.names import (
+    BOOLEAN_NAMES,
+    ENUMS,
+    INTEGER_NAMES,
+    NUMBER_NAMES,
+)
+from lingflash.train.data.tools import LIST_NAMES
+from lingflash.train.data.values import KINDS
+from lingflash.train.data.words import Words, digits, random_string
+
+Case = dict[str, Any]
+
+# In the name, in the description, in the request.
+_VERBS = (
+    ("get", "Returns", "show me"),
+    ("fetch", "Fetches", "bring me"),
+    ("find", "Finds", "track down"),
+    ("create", "Creates", "set up"),
+    ("delete", "Deletes", "get rid of"),
+    ("update", "Updates", "change"),
+    ("send", "Sends", "send off"),
+    ("start", "Starts", "kick off"),
+    ("stop", "Stops", "put an end to"),
+    ("check", "Checks", "double-check"),
+    ("compute", "Computes", "calculate"),
+    ("convert", "Converts", "convert"),
+    ("schedule", "Schedules", "schedule"),
+    ("cancel", "Cancels", "call off"),
+    ("book", "Books", "reserve"),
+    ("list", "Lists", "list"),
+    ("print", "Prints", "print out"),
+    ("export", "Exports", "export"),
+    ("archive", "Archives", "archive"),
+    ("approve", "Approves", "approve"),
+    ("rename", "Renames", "rename"),
+    ("analyze", "Analyzes", "look into"),
+    ("order", "Orders", "order"),
+    ("measure", "Measures", "measure"),
+    ("restart", "Restarts", "restart"),
+)
+_LEADS = (
+    "Would it be possible to {v} the {n}",
+    "I was hoping you might {v} the {n}",
+    "Time to {v} the {n}",
+    "We'd appreciate it if you {v} the {n}",
+    "{V} the {n}",
+    "{V} that {n} once more",
+    "You know what? {V} the {n}",
+    "What I need is this: {v} the {n}",
+    "For my colleague, {v} the {n}",
+    "Do me a favour and {v} the {n}",
+    "If it isn't too much trouble, {v} the {n}",
+    "Somebody has to {v} the {n}",
+    "Alright, {v} the {n}",
+    "The plan is to {v} the {n}",
+)
+_STATE = (
+    "take {s} for its {l}",
+    "{l} would be {s}",
+    "{l} -> {s}",
+    "let {l} be {s}",
+    "choose {s} for {l}",
+    "put {s} down as {l}",
+    "its {l} ought to be {s}",
+    "fill {l} with {s}",
+    "give {s} as {l}",
+    "{s} goes in as {l}",
+    "{l} gets {s}",
+    "as for the {l}, {s}",
+    "pick {s} as its {l}",
+)
+_YES = (
+    "{l} is wanted",
+    "yes to {l}",
+    "make sure {l} is active",
+    "{l} -> true",
+    "keep {l} switched on",
+    "definitely {l}",
+)
+_NO = (
+    "{l} is not wanted",
+    "leave {l} switched off",
+    "{l} -> false",
+    "by no means {l}",
+    "keep {l} inactive",
+    "definitely no {l}",
+)
+_JOINS = (", ", "; ", ", plus ", " and ", ", then ")
+_OFF_TOPIC = (
+    "Who painted the ceiling of the Sistine Chapel?",
+    "What's the square root of happiness?",
+    "Could you babysit my nephew this evening?",
+    "Compose a limerick on tax returns.",
+    "Why do cats purr?",
+    "Name the longest river of the continent.",
+    "Please knit me a scarf.",
+    "When did the Roman empire fall?",
+    "Is a tomato a fruit or a vegetable?",
+    "Which team will win on Sunday?",
+    "Describe the taste of rain.",
+    "How many strings does a cello have?",
+)
+
+
+@cache
+def _training_names() -> frozenset[str]:
+    """Return the words of all argument and tool names that are written out in the training data."""
+    names = [*INTEGER_NAMES, *NUMBER_NAMES, *BOOLEAN_NAMES, *(name for name, _ in ENUMS)]
+    names += LIST_NAMES
+    for kind in KINDS.values():
+        names += kind.names
+    for entry in (*entries(), *entries("frames.txt")):
+        names += [*entry.names, *(n for choices, _, _ in entry.params for n in choices)]
+    return frozenset(re.findall("[a-z]+", " ".join(names).lower()))
+
+
+class _Maker:
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.words = Words(held_out=True)
+
+    def word(self) -> str:
+        while (word := self.words.word(self.rng)) in _training_names():
+            pass
+        return word
+
+    def value(self) -> tuple[dict[str, Any], Any, str]:
+        """Return a schema without description, a value, and its text in the request."""
+        rng = self.rng
+        x = rng.random()
+        if x < 0.16:
+            word = self.word()
+            return {"type": "string"}, word, word
+        if x < 0.24:
+            text = random_string(rng)
+            return {"type": "string"}, text, text
+        if x < 0.34:
+            name = self.words.made_up(rng).capitalize()
+            if rng.random() < 0.6:
+                name += " " + self.words.made_up(rng).capitalize()
+            return {"type": "string"}, name, name
+        if x < 0.42:
+            text = " ".join(self.word() for _ in range(rng.randint(2, 5)))
+            return {"type": "string"}, text, f'"{text}"'
+        if x < 0.48:
+            date = f"{rng.randint(2001, 2032)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+            return {"type": "string"}, date, date
+        if x < 0.54:
+            mail = f"{self.word()}@{self.word()}.com"
+            return {"type": "string"}, mail, mail
+        if x < 0.68:
+            whole = int(digits(rng, rng.randint(1, 4)))
+            return {"type": "integer"}, whole, str(whole)
+        if x < 0.75:
+            real = rng.randint(1, 999) / 10 + 0.05
+            real = round(real, 2)
+            return {"type": "number"}, real, str(real)
+        if x < 0.84:
+            truth = rng.random() < 0.5
+            return {"type": "boolean"}, truth, ""
+        if x < 0.94:
+            choices = list(dict.fromkeys(self.word() for _ in range(rng.randint(2, 4))))
+            chosen = rng.choice(choices)
+            return {"type": "string", "enum": choices}, chosen, chosen
+        items = [self.word() for _ in range(rng.randint(2, 3))]
+        return (
+            {"type": "array", "items": {"type": "string"}},
+            items,
+            ", ".join(items[:-1]) + " and " + items[-1],
+        )
+
+    def tool(self) -> dict[str, Any]:
+        """Return a tool's schema with, under "_", what is needed to word requests for it."""
+        rng = self.rng
+        verb, third, ask = rng.choice(_VERBS)
+        nouns = [self.word() for _ in range(rng.randint(1, 2))]
+        separator = rng.choice(("_", "_", "_", "-", "camel"))
+        parts = [verb, *nouns] if rng.random() < 0.85 else nouns
+        name = (
+            parts[0] + "".join(p.capitalize() for p in parts[1:])
+            if separator == "camel"
+            else separator.join(parts)
+        )
+        about = " ".join(nouns)
+        description = f"{third} {rng.choice(('the', 'a', 'the given'))} {about}" + rng.choice(
+            ("", ".", f" of the {self.word()}.", f", based on {self.word()}.")
+        )
+        properties: dict[str, Any] = {}
+        values: dict[str, tuple[Any, str, str]] = {}
+        required: list[str] = []
+        for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4))):
+            key = self.word() + ("_" + self.word() if rng.random() < 0.3 else "")
+            if key in properties:
+                continue
+            schema, value, text = self.value()
+            label = key.replace("_", " ")
+            if rng.random() < 0.7:
+                schema["description"] = rng.choice(
+                    ("The {0}.", "{0} of it", "What {0} to take")
+                ).format(label)
+            properties[key] = schema
+            values[key] = (value, text, label)
+            if rng.random() < 0.65:
+                required.append(key)
+        return {
+            "function": {
+                "name": name,
+                "description": description,
+                "parameters": {"type": "object", "properties": properties, "required": required},
+            },
+            "_": (ask, about, values, required),
+        }
+
+    def _clause(self, value: Any, text: str, label: str) -> str:
+        if isinstance(value, bool):
+            return self.rng.choice(_YES if value else _NO).format(l=label)
+        return self.rng.choice(_STATE).format(l=label, s=text)
+
+    def request(self, tool: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Word a request for one call. Returns the text and the call."""
+        rng = self.rng
+        ask, about, values, required = tool["_"]
+        used = {k: v for k, v in values.items() if k in required or rng.random() < 0.5}
+        clauses = [self._clause(*v) for v in used.values()]
+        if rng.random() < 0.3:
+            rng.shuffle(clauses)
+        lead = rng.choice(_LEADS).format(v=ask, V=ask[0].upper() + ask[1:], n=about)
+        if not clauses:
+            text = lead + rng.choice((".", ""))
+        elif rng.random() < 0.2:
+            text = f"Here is what matters: {rng.choice(_JOINS).join(clauses)}. {lead}."
+        else:
+            text = (
+                lead
+                + rng.choice((". ", ": ", "; ", " - ", ", and "))
+                + rng.choice(_JOINS).join(clauses)
+                + "."
+            )
+        call = {"name": tool["function"]["name"], "arguments": {k: v[0] for k, v in used.items()}}
+        return text, call
+
+
+def heldout_cases(n: int, seed: int) -> list[Case]:
+    """Make the generated held-out test.
+
+    Args:
+        n: number of cases.
+        seed: the same cases for the same seed and n.
+
+    Returns:
+        Each with messages, tools (OpenAI form), category, and expected:
+        {"calls": [{"name", "arguments"}]} or {"refusal": true}.
+    """
+    rng = random.Random(f"held-out/{seed}")
+    maker = _Maker(rng)
+    cases: list[Case] = []
+    while len(cases) < n:
+        tools: list[dict[str, Any]] = []
+        nouns: set[str] = set()
+        for _ in range(rng.choice((1, 2, 2, 3, 3, 4))):
+            tool = maker.tool()
+            mine = set(tool["_"][1].split())
+            if not mine & nouns:
+                nouns |= mine
+                tools.append(tool)
+        x = rng.random()
+        messages: list[dict[str, Any]] = []
+        if rng.random() < 0.15:
+            messages.append({"role": "system", "content": f"You assist the {maker.word()} office."})
+        if rng.random() < 0.12:
+            text, call = maker.request(rng.choice(tools))
+            key, value = maker.word(), maker.word()
+            messages += [
+                {"role": "user", "content": text},
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"type": "function", "function": call}],
+                },
+                {"role": "tool", "content": json.dumps({key: value})},
+                {"role": "assistant", "content": f"The {key} is {value}."},
+            ]
+        expected: dict[str, Any]
+        if x < 0.16:
+            category = "refusal"
+            foreign = maker.tool()
+            while set(foreign["_"][1].split()) & nouns:
+                foreign = maker.tool()
+            text = rng.choice(_OFF_TOPIC) if rng.random() < 0.3 else maker.request(foreign)[0]
+            expected = {"refusal": True}
+        elif x < 0.30:
+            category = "two calls"
+            picked = rng.sample(tools, 2) if len(tools) > 1 else [tools[0]]
+            pairs = [maker.request(t) for t in picked]
+            category = category if len(pairs) > 1 else "one call"
+            text = rng.choice((" Next: ", " On top of that: ", "\n")).join(p[0] for p in pairs)
+            expected = {"calls": [p[1] for p in pairs]}
+        else:
+            category = "one call"
+            text, call = maker.request(rng.choice(tools))
+            expected = {"calls": [call]}
+        messages.append({"role": "user", "content": text})
+        rng.shuffle(tools)
+        cases.append(
+            {
+                "messages": messages,
+                "tools": [{"type": "function", "function": t["function"]} for t in tools],
+                "expected": expected,
+                "category": category,
+            }
+        )
+    return cases
+
+
+@cache
+def _handwritten_text() -> str:
+    return (
+        resources.files("lingflash.train.data")
+        .joinpath("handwritten.json")
+        .read_text(encoding="utf-8")
+    )
+
+
+def handwritten_cases() -> list[Case]:
+    """Return the hand-written test, in the form of `heldout_cases`."""
+    raw = json.loads(_handwritten_text())
+    return [
+        {
+            "messages": [{"role": "user", "content": case["user"]}],
+            "tools": [
+                {"type": "function", "function": raw["tools"][name]} for name in case["tools"]
+            ],
+            "expected": {"refusal": True} if case["calls"] is None else {"calls": case["calls"]},
+            "category": "refusal"
+            if case["calls"] is None
+            else "one call"
+            if len(case["calls"]) == 1
+            else "two calls",
+        }
+        for case in raw["cases"]
+    ]

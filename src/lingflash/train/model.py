@@ -1,0 +1,437 @@
+"""The architecture as a batched forward with gradients, over rows of packed documents.
+
+Same mathematics as `models/bailing_hybrid.py`, arranged for training: lightning attention in
+chunks with the states of all chunks from one decay matrix, every routed expert computed for every
+token as one wide feed-forward whose blocks are scaled by the routing weights (exact, and faster
+than sorting for eight narrow experts), documents kept apart by masks. Softmax attention takes
+positions from 0 in each row; RoPE is relative, so documents see only distances.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lingflash.core.errors import ConfigError
+from lingflash.models.config import ModelConfig
+
+CHUNK = 64
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise the last axis with statistics in float32; returns x's dtype."""
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (y * weight.float()).to(x.dtype)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return s_h: 2^(-8(h+1)/H), and the usual interleaving if H is no power of two."""
+
+    def powers(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    if heads & (heads - 1) == 0:
+        return powers(heads)
+    p = 1 << (heads.bit_length() - 1)
+    return powers(p) + powers(2 * p)[0::2][: heads - p]
+
+
+def rope_table(length: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, float32 [length, dim / 2]."""
+    inv = theta ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float64) / dim)
+    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * inv
+    return angle.cos().float(), angle.sin().float()
+
+
+def rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2 * cos.shape[-1] channels of x [B, T, H, D], half-split pairs."""
+    n = cos.shape[-1]
+    a, b, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    c, s = cos[None, :, None, :], sin[None, :, None, :]
+    return torch.cat((a * c - b * s, b * c + a * s, rest), dim=-1)
+
+
+def rope_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (2j, 2j+1) of x [B, T, H, D]; all first members come out before all second."""
+    a, b = x[..., 0::2], x[..., 1::2]
+    c, s = cos[None, :, None, :], sin[None, :, None, :]
+    return torch.cat((a * c - b * s, b * c + a * s), dim=-1)
+
+
+@dataclass(slots=True)
+class Context:
+    """What all layers share in one forward.
+
+    Args:
+        document: int32 [B, T], -1 for padding.
+        attention_mask: bool [B, 1, T, T] or a flex block mask; None if each row is one document.
+        rope_linear: cos and sin of lightning attention.
+        rope_mla: cos and sin of MLA.
+        flex: compiled flex attention, or None for scaled_dot_product_attention.
+    """
+
+    document: Tensor
+    attention_mask: Any
+    rope_linear: tuple[Tensor, Tensor]
+    rope_mla: tuple[Tensor, Tensor]
+    flex: Any = None
+
+
+def chunked_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, document: Tensor
+) -> Tensor:
+    """Decayed linear attention over packed documents.
+
+    Args:
+        q: [B, T, H, D], T a multiple of CHUNK.
+        k: [B, T, H, D].
+        v: [B, T, H, D].
+        log_decay: float32 [H], negative.
+        document: int32 [B, T].
+
+    Returns:
+        [B, T, H, D], scaled by D^(-1/2).
+    """
+    b, t, h, d = q.shape
+    n = t // CHUNK
+    q, k, v = (x.view(b, n, CHUNK, h, d).permute(0, 3, 1, 2, 4) for x in (q, k, v))
+    doc = document.view(b, n, CHUNK)
+    position = torch.arange(CHUNK, device=q.device, dtype=torch.float32)
+    gap = position[:, None] - position[None, :]
+    decay = torch.where(gap >= 0, torch.exp(log_decay[:, None, None] * gap.clamp(min=0)), 0.0)
+    same = (doc[:, :, :, None] == doc[:, :, None, :])[:, None]
+    scores = (q @ k.transpose(-1, -2)) * (decay[None, :, None] * same).to(q.dtype)
+    inside = scores @ v
+    last = doc[:, :, -1]
+    to_end = torch.exp(log_decay[:, None] * (CHUNK - 1 - position))[None, :, None, :, None]
+    to_end = to_end * (doc == last[:, :, None])[:, None, :, :, None]
+    states = (k * to_end.to(k.dtype)).transpose(-1, -2) @ v
+    # The state before chunk i: the sum over chunks j < i of lambda^(CHUNK (i - 1 - j)) states_j,
+    # where one document reaches from the end of j to the end of i - 1.
+    number = torch.arange(n, device=q.device, dtype=torch.float32)
+    steps = number[:, None] - 1 - number[None, :]
+    carry = torch.where(
+        steps >= 0, torch.exp(log_decay[:, None, None] * CHUNK * steps.clamp(min=0)), 0.0
+    )
+    before = torch.cat((torch.full_like(last[:, :1], -2), last[:, :-1]), dim=1)
+    reach = carry[None] * (before[:, :, None] == last[:, None, :])[:, None]
+    entering = (reach.to(q.dtype) @ states.reshape(b, h, n, d * d)).view(b, h, n, d, d)
+    from_start = torch.exp(log_decay[:, None] * (position + 1))[None, :, None, :, None]
+    from_start = from_start * (doc == before[:, :, None])[:, None, :, :, None]
+    out = inside + (q * from_start.to(q.dtype)) @ entering
+    return out.permute(0, 2, 3, 1, 4).reshape(b, t, h, d) * d**-0.5
+
+
+class LightningAttention(nn.Module):
+    """Linear attention of one layer."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.num_attention_heads * config.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.query_layernorm = nn.Parameter(torch.ones(config.head_dim))
+        self.key_layernorm = nn.Parameter(torch.ones(config.head_dim))
+        self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.g_norm = nn.Parameter(torch.ones(width))
+        self.dense = nn.Linear(width, config.hidden_size, bias=False)
+        factor = 1.0 - layer / (config.num_hidden_layers - 1) + 1e-5
+        slopes = torch.tensor(alibi_slopes(config.num_attention_heads), dtype=torch.float64)
+        self.register_buffer("log_decay", (-slopes * factor).float(), persistent=False)
+
+    def forward(self, u: Tensor, context: Context) -> Tensor:
+        """u: [B, T, D] -> [B, T, D]."""
+        c = self.config
+        b, t, _ = u.shape
+        qkv = self.query_key_value(u)
+        if c.linear_silu:
+            qkv = F.silu(qkv)
+        q, k, v = qkv.view(b, t, 3, c.num_attention_heads, c.head_dim).unbind(2)
+        cos, sin = context.rope_linear
+        q = rope_half(rms_norm(q, self.query_layernorm, c.rms_norm_eps).float(), cos, sin).to(
+            v.dtype
+        )
+        k = rope_half(rms_norm(k, self.key_layernorm, c.rms_norm_eps).float(), cos, sin).to(v.dtype)
+        assert isinstance(self.log_decay, Tensor)
+        y = chunked_attention(q, k, v, self.log_decay, context.document)
+        groups = c.group_norm_size
+        y = rms_norm(
+            y.reshape(b, t, groups, -1), self.g_norm.view(groups, -1), c.rms_norm_eps
+        ).reshape(b, t, -1)
+        return self.dense(y * torch.sigmoid(self.g_proj(u)))
+
+
+class LatentAttention(nn.Module):
+    """MLA of one layer, keys and values expanded."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads = config.num_attention_heads
+        qk = config.qk_nope_head_dim + config.qk_rope_head_dim
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(config.hidden_size, heads * qk, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=False)
+            self.q_a_layernorm = nn.Parameter(torch.ones(config.q_lora_rank))
+            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * qk, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(
+            config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim, bias=False
+        )
+        self.kv_a_layernorm = nn.Parameter(torch.ones(config.kv_lora_rank))
+        self.kv_b_proj = nn.Linear(
+            config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
+        )
+        self.dense = nn.Linear(heads * config.v_head_dim, config.hidden_size, bias=False)
+
+    def forward(self, u: Tensor, context: Context) -> Tensor:
+        """u: [B, T, D] -> [B, T, D]."""
+        c = self.config
+        b, t, _ = u.shape
+        heads, nope, rope = c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim
+        if c.q_lora_rank is None:
+            q = self.q_proj(u)
+        else:
+            q = self.q_b_proj(rms_norm(self.q_a_proj(u), self.q_a_layernorm, c.rms_norm_eps))
+        q = q.view(b, t, heads, nope + rope)
+        latent, k_rope = self.kv_a_proj_with_mqa(u).split((c.kv_lora_rank, rope), dim=-1)
+        kv = self.kv_b_proj(rms_norm(latent, self.kv_a_layernorm, c.rms_norm_eps))
+        k_nope, v = kv.view(b, t, heads, nope + c.v_head_dim).split((nope, c.v_head_dim), dim=-1)
+        cos, sin = context.rope_mla
+        q_rope = rope_pairs(q[..., nope:].float(), cos, sin).to(v.dtype)
+        k_rope = rope_pairs(k_rope.float()[:, :, None], cos, sin).to(v.dtype)
+        q = torch.cat((q[..., :nope], q_rope), dim=-1).transpose(1, 2)
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, heads, -1)), dim=-1).transpose(1, 2)
+        v = v.transpose(1, 2)
+        scale = (nope + rope) ** -0.5
+        if context.flex is not None:
+            # One width for q, k and v is what the fused kernels like best.
+            v = F.pad(v, (0, nope + rope - c.v_head_dim))
+            y = context.flex(q, k, v, block_mask=context.attention_mask, scale=scale)
+            y = y[..., : c.v_head_dim]
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=context.attention_mask,
+                is_causal=context.attention_mask is None, scale=scale,
+            )  # fmt: skip
+        return self.dense(y.transpose(1, 2).reshape(b, t, heads * c.v_head_dim))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, D] -> [B, T, D]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def top_mask(x: Tensor, k: int) -> Tensor:
+    """Mark the k largest of the last axis, as bool; for small k faster on a GPU than sorting."""
+    position = torch.arange(x.shape[-1], device=x.device)
+    mask = torch.zeros_like(x, dtype=torch.bool)
+    for _ in range(k):
+        hot = position == x.masked_fill(mask, float("-inf")).argmax(-1, keepdim=True)
+        mask = mask | hot
+    return mask
+
+
+class MixtureOfExperts(nn.Module):
+    """Grouped sigmoid router, routed experts as one wide feed-forward, shared expert.
+
+    `load` accumulates how many tokens each expert got, for the balance of `expert_bias`.
+    """
+
+    def __init__(self, config: ModelConfig, shared_width: int) -> None:
+        super().__init__()
+        self.config = config
+        e, w, d = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate = nn.Parameter(torch.empty(e, d))
+        self.expert_gate = nn.Parameter(torch.empty(e, w, d))
+        self.expert_up = nn.Parameter(torch.empty(e, w, d))
+        self.expert_down = nn.Parameter(torch.empty(e, d, w))
+        self.shared_experts = FeedForward(d, shared_width) if shared_width else None
+        self.register_buffer("expert_bias", torch.zeros(e))
+        self.register_buffer("load", torch.zeros(e), persistent=False)
+
+    def route(self, x: Tensor) -> Tensor:
+        """Return the routing weight of every expert, float32 [B, T, E], zero where not chosen."""
+        c = self.config
+        with torch.autocast(x.device.type, enabled=False):
+            scores = torch.sigmoid(x.float() @ self.gate.float().T)
+        assert isinstance(self.expert_bias, Tensor)
+        with torch.no_grad():
+            biased = scores + self.expert_bias
+            grouped = biased.unflatten(-1, (c.n_group, -1))
+            best = (grouped * top_mask(grouped, 2)).sum(-1)
+            kept = top_mask(best, c.topk_group)
+            biased = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
+            mask = top_mask(biased, c.num_experts_per_tok).float()
+            if self.training:
+                assert isinstance(self.load, Tensor)
+                self.load.add_(mask.sum((0, 1)))
+        weights = scores * mask
+        if c.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * c.routed_scaling_factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, D] -> [B, T, D]."""
+        e, w, d = self.expert_gate.shape
+        weights = self.route(x)
+        inner = F.silu(F.linear(x, self.expert_gate.view(e * w, d)))
+        inner = inner * F.linear(x, self.expert_up.view(e * w, d))
+        inner = (inner.unflatten(-1, (e, w)) * weights[..., None].to(inner.dtype)).flatten(-2)
+        out = F.linear(inner, self.expert_down.transpose(0, 1).reshape(d, e * w))
+        return out if self.shared_experts is None else out + self.shared_experts(x)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward with their norms."""
+
+    def __init__(self, config: ModelConfig, layer: int, shared_width: int) -> None:
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.input_layernorm = nn.Parameter(torch.ones(config.hidden_size))
+        self.post_attention_layernorm = nn.Parameter(torch.ones(config.hidden_size))
+        group, count = config.layer_group_size, config.num_hidden_layers
+        linear = layer < count // group * group and (layer + 1) % group != 0
+        self.attention = LightningAttention(config, layer) if linear else LatentAttention(config)
+        if layer < config.first_k_dense_replace:
+            self.mlp: nn.Module = FeedForward(config.hidden_size, config.intermediate_size)
+        else:
+            self.mlp = MixtureOfExperts(config, shared_width)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x: [B, T, D] -> [B, T, D]."""
+        x = x + self.attention(rms_norm(x, self.input_layernorm, self.eps), context)
+        return x + self.mlp(rms_norm(x, self.post_attention_layernorm, self.eps))
+
+
+class MtpLayer(nn.Module):
+    """The layer that predicts one token further."""
+
+    def __init__(self, config: ModelConfig, shared_width: int) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.eps = config.rms_norm_eps
+        self.enorm = nn.Parameter(torch.ones(d))
+        self.hnorm = nn.Parameter(torch.ones(d))
+        self.final_layernorm = nn.Parameter(torch.ones(d))
+        self.eh_proj = nn.Linear(2 * d, d, bias=False)
+        self.layer = DecoderLayer(config, config.num_hidden_layers, shared_width)
+
+    def forward(self, embedded_ahead: Tensor, hidden: Tensor, context: Context) -> Tensor:
+        """Both [B, T, D]: embedding of the next token, and the main model's normed output."""
+        e = rms_norm(embedded_ahead, self.enorm, self.eps)
+        h = rms_norm(hidden, self.hnorm, self.eps)
+        y = self.layer(self.eh_proj(torch.cat((e, h), dim=-1)), context)
+        return rms_norm(y, self.final_layernorm, self.eps)
+
+
+class TrainModel(nn.Module):
+    """The whole model.
+
+    Args:
+        config: shape, from config.json.
+        shared_width: inner width of the shared experts; None is num_shared_experts times the
+            routed width.
+    """
+
+    def __init__(self, config: ModelConfig, shared_width: int | None = None) -> None:
+        super().__init__()
+        if config.tie_word_embeddings:
+            raise ConfigError("tie_word_embeddings is true; training supports false only.")
+        if shared_width is None:
+            shared_width = config.num_shared_experts * config.moe_intermediate_size
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i, shared_width) for i in range(config.num_hidden_layers)
+        )
+        self.norm = nn.Parameter(torch.ones(config.hidden_size))
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.mtp = MtpLayer(config, shared_width) if config.num_nextn_predict_layers else None
+
+    def initialise(self, seed: int) -> None:
+        """Draw the weights; projections back into the residual stream start at zero."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.dim() < 2:
+                    continue
+                if name.endswith(("dense.weight", "down_proj.weight", "expert_down")):
+                    p.zero_()
+                    continue
+                std = (
+                    0.02 if name.startswith(("word_embeddings", "lm_head")) else p.shape[-1] ** -0.5
+                )
+                if name.startswith("word_embeddings"):
+                    std = 0.5
+                p.copy_(torch.randn(p.shape, generator=generator) * std)
+
+    def context(self, document: Tensor, flex: Any = None, block_mask: Any = None) -> Context:
+        """Build masks and rotary tables for rows of packed documents, int32 [B, T]."""
+        c = self.config
+        t, device = document.shape[1], document.device
+        mask = block_mask
+        if flex is None:
+            causal = torch.ones(t, t, dtype=torch.bool, device=device).tril()
+            mask = (causal & (document[:, :, None] == document[:, None, :]))[:, None]
+        return Context(
+            document,
+            mask,
+            rope_table(t, c.linear_rotary_dim, c.rope_theta, device),
+            rope_table(t, c.qk_rope_head_dim, c.rope_theta, device),
+            flex,
+        )
+
+    def hidden(self, tokens: Tensor, context: Context) -> Tensor:
+        """tokens: int [B, T] -> [B, T, D] after the final norm."""
+        x = self.word_embeddings(tokens)
+        for layer in self.layers:
+            x = layer(x, context)
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def forward(
+        self, tokens: Tensor, context: Context, index: Tensor, with_mtp: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute logits at some positions.
+
+        Args:
+            tokens: int [B, T + 1] or longer.
+            context: of the rows.
+            index: int64 [K], flat positions of [B, T].
+            with_mtp: also compute the MTP layer's.
+
+        Returns:
+            Logits [K, V] for the next token, and for the one after it or None.
+        """
+        t = context.document.shape[1]
+        hidden = self.hidden(tokens[:, :t], context)
+        logits = self.lm_head(hidden.flatten(0, 1)[index])
+        if not with_mtp or self.mtp is None:
+            return logits, None
+        ahead = self.mtp(self.word_embeddings(tokens[:, 1 : t + 1]), hidden, context)
+        return logits, self.lm_head(ahead.flatten(0, 1)[index])
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count the parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def expected_loss(config: ModelConfig) -> float:
+    """Loss of a model that knows nothing."""
+    return math.log(config.vocab_size)
