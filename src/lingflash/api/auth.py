@@ -1,0 +1,64 @@
+"""API keys, checked by a dependency of the routes.
+
+Not by a middleware on paths: a crafted Host header once changed the path that a middleware saw
+(CVE-2026-48710), while a route's dependency runs for that route or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from fastapi import Request
+
+from lingflash.api.state import state_of
+from lingflash.core.errors import AuthenticationError
+
+
+def caller_of(request: Request) -> str:
+    """A name for whoever holds the request's key, for what must not be shared between keys."""
+    if not state_of(request).config.api_keys:
+        return ""
+    return _digest(_given_key(request)).hex()
+
+
+def require_key(request: Request) -> None:
+    """Let a request pass if it carries one of the keys, or if there are none.
+
+    Raises:
+        AuthenticationError: no key, or not one of ours.
+    """
+    keys = state_of(request).config.api_keys
+    if not keys:
+        return
+    given = _given_key(request)
+    if not given:
+        raise AuthenticationError(
+            "No API key was given; send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        )
+    # Digests have one length, and every key is compared, so time tells nothing about any of them.
+    digest = _digest(given)
+    matches = 0
+    for key in keys:
+        matches += hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest())
+    if not matches:
+        raise AuthenticationError("The API key is not valid.")
+
+
+def cache_salt(request: Request, wanted: str | None) -> str:
+    """Salt of a request's place in the prefix cache: its API key's own, and what the client adds.
+
+    Two keys never share computed prefixes, so that neither times nor counts tell what another sent.
+    """
+    return f"{caller_of(request)}:{wanted or ''}"
+
+
+def _given_key(request: Request) -> str:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not given:
+        given = request.headers.get("x-api-key", "")  # Anthropic's clients
+    return given.strip()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,140 @@
+"""Remembers generated turns with tool calls, so that they go back into prompts unchanged.
+
+A client sends a call back as parsed and written anew by its library. If it is one of ours, by its
+id, and says the same, then what the model generated is put into the prompt: the very tokens, where
+the whole turn came back, else the text of its calls. So the prompt continues what was computed
+already. The store is small and in memory; what it has lost is written in the one form of the
+template.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lingflash.text.answer import AnswerMessage
+from lingflash.text.tokenizer import Piece
+from lingflash.text.tool_parser import CLOSE_TAG, OPEN_TAG
+
+MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    name: str
+    arguments: str
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    content: str
+    reasoning: str
+    calls: dict[str, _Call]
+    token_ids: array[int]
+
+    @property
+    def num_bytes(self) -> int:
+        text = sum(2 * len(call.raw) for call in self.calls.values())
+        return 512 + len(self.content) + len(self.reasoning) + text + 4 * len(self.token_ids)
+
+
+class CallStore:
+    """Turns by caller and call id; the least recently used go first.
+
+    Args:
+        max_bytes: about so much is kept.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._turns: OrderedDict[tuple[str, str], _Turn] = OrderedDict()
+
+    def remember(self, caller: str, message: AnswerMessage, token_ids: Sequence[int]) -> None:
+        """Keep a finished turn.
+
+        Args:
+            caller: whose it is; nobody else finds it.
+            message: the turn as it was sent out.
+            token_ids: the turn as it was generated, without the stop token.
+        """
+        if not message.calls or not all(call.is_complete for call in message.calls):
+            return
+        calls = {call.call_id: _Call(call.name, call.arguments, call.raw) for call in message.calls}
+        turn = _Turn(message.content, message.reasoning, calls, array("I", token_ids))
+        # Found by its last call, so it is one entry.
+        self._turns[caller, message.calls[-1].call_id] = turn
+        self._num_bytes += turn.num_bytes
+        while self._num_bytes > self._max_bytes:
+            _, old = self._turns.popitem(last=False)
+            self._num_bytes -= old.num_bytes
+
+    def history(self, caller: str) -> CallerHistory:
+        """What one caller may find."""
+        return CallerHistory(self, caller)
+
+    def find(self, caller: str, call_id: str) -> _Turn | None:
+        """The turn that ended with this call, if it is still known."""
+        turn = self._turns.get((caller, call_id))
+        if turn is not None:
+            self._turns.move_to_end((caller, call_id))
+        return turn
+
+
+class CallerHistory:
+    """The `History` of one caller's turns; see text/chat_prompt.py.
+
+    Args:
+        store: the turns.
+        caller: whose.
+    """
+
+    def __init__(self, store: CallStore, caller: str) -> None:
+        self._store = store
+        self._caller = caller
+
+    def turn(self, message: Mapping[str, Any], *, with_reasoning: bool) -> list[Piece] | None:
+        """See History.turn."""
+        calls = message["tool_calls"]
+        turn = self._store.find(self._caller, calls[-1]["id"] or "")
+        if turn is None:
+            return None
+        for call in calls:
+            ours = turn.calls.get(call["id"])
+            if ours is None or not _is_same(ours, call["function"]):
+                return None
+        reasoning = message.get("reasoning_content", "").strip("\n") if with_reasoning else ""
+        content = message["content"]
+        is_whole = [call["id"] for call in calls] == list(turn.calls) and content == turn.content
+        # Most clients do not send thinking back; within a tool loop it still belongs to the turn.
+        is_same_thinking = reasoning in ("", turn.reasoning)
+        if is_whole and is_same_thinking and (with_reasoning or not turn.reasoning):
+            return [Piece("", is_literal=False, token_ids=tuple(turn.token_ids))]
+        if reasoning:
+            return None  # the template knows how thinking is written
+        pieces = [Piece(content, is_literal=True)] if content else []
+        for call in calls:
+            if pieces:
+                pieces.append(Piece("\n", is_literal=False))
+            body = turn.calls[call["id"]].raw.removeprefix(OPEN_TAG).removesuffix(CLOSE_TAG)
+            pieces.append(Piece(OPEN_TAG, is_literal=False))
+            pieces.append(Piece(body, is_literal=True))
+            pieces.append(Piece(CLOSE_TAG, is_literal=False))
+        return pieces
+
+
+def _is_same(ours: _Call, function: Mapping[str, Any]) -> bool:
+    arguments = function["arguments"]
+    if function["name"] != ours.name or isinstance(arguments, str):
+        return False
+    try:
+        known = json.loads(ours.arguments)
+    except (ValueError, RecursionError):
+        return False
+    # Python holds 1, 1.0 and True for equal; their JSON differs.
+    return json.dumps(known, sort_keys=True) == json.dumps(arguments, sort_keys=True)
