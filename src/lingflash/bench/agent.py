@@ -1,0 +1,275 @@
+"""An agent's day: conversations that grow turn by turn, with the prefix cache on, off and starved.
+
+Each turn sends the whole conversation so far plus something new, a user's words or a tool's result,
+and waits for the answer. What matters is the time to the first token at turn 30, and that only new
+tokens are computed. Turns of different conversations alternate, so that the cache must hold all of
+them.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lingflash.bench.record import Record, Target
+from lingflash.core.config import ANCHOR_TOKENS, EngineConfig
+from lingflash.core.errors import ConfigError, EngineError
+from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.engine.loop import EngineLoop
+from lingflash.engine.model_runner import ModelRunner
+
+# Tokens of what is new in a turn, and of the answer: (smallest, largest), drawn uniformly.
+_SYSTEM = (300, 700)
+_USER = (20, 120)
+_TOOL_RESULT = (60, 300)
+_ANSWER = (20, 80)
+_TOOL_SHARE = 0.6
+
+
+@dataclass(slots=True)
+class Turn:
+    """One request of a conversation: what it adds, and how long the answer is."""
+
+    new_tokens: list[int]
+    answer_len: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one run of all conversations took.
+
+    Args:
+        ttft_s: per turn number, one value per conversation that has this turn.
+        prefilled: prompt tokens computed.
+        new: prompt tokens beyond what this conversation had processed before.
+        prompted: prompt tokens sent.
+        seconds: of the whole run.
+    """
+
+    ttft_s: dict[int, list[float]] = field(default_factory=dict)
+    prefilled: int = 0
+    new: int = 0
+    prompted: int = 0
+    turns: int = 0
+    seconds: float = 0.0
+
+
+def make_conversations(
+    count: int, max_turns: int, max_model_len: int, vocab_size: int, seed: int
+) -> list[list[Turn]]:
+    """Draw conversations that end after max_turns or where the context is full."""
+    rng = random.Random(seed)
+    conversations = []
+    for _ in range(count):
+        turns: list[Turn] = []
+        length = 0
+        for number in range(max_turns):
+            span = _TOOL_RESULT if number and rng.random() < _TOOL_SHARE else _USER
+            size = rng.randint(*span) + (rng.randint(*_SYSTEM) if number == 0 else 0)
+            answer = rng.randint(*_ANSWER)
+            if length + size + answer > max_model_len:
+                break
+            turns.append(Turn([rng.randrange(vocab_size) for _ in range(size)], answer))
+            length += size + answer
+        conversations.append(turns)
+    return conversations
+
+
+class _Engine:
+    """The engine with a cache of a given size, one request at a time."""
+
+    def __init__(
+        self, model: str, max_model_len: int, *, caching: bool, share: float = 1.0
+    ) -> None:
+        config = EngineConfig(
+            model=model,
+            device="cpu",
+            dtype="float32",
+            max_model_len=max_model_len,
+            max_num_seqs=8,
+            prefix_caching=caching,
+        )
+        runner = ModelRunner.from_config(config)
+        self.loop = EngineLoop(config, runner)
+        if share < 1.0:
+            # Occupy the rest, so that only a part of the working set can be kept.
+            cache = self.loop.scheduler.cache
+            keep = max(int(cache.num_blocks * share), cache.blocks_for(max_model_len))
+            cache.admit((cache.num_blocks - keep) * config.block_size)
+        self._count = 0
+
+    def ask(self, prompt: list[int], max_tokens: int) -> tuple[float, list[int]]:
+        """Seconds to the first token, and the answer."""
+        self._count += 1
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, seed=0)
+        start = time.perf_counter()
+        self.loop.add(
+            EngineRequest(
+                request_id=f"agent-{self._count}", prompt_token_ids=prompt, sampling=sampling
+            )
+        )
+        first, answer = 0.0, list[int]()
+        while self.loop.has_work:
+            for event in self.loop.step():
+                if event.finish_reason == "error":
+                    raise EngineError(event.error_message or "the step failed")
+                if event.token_ids and not answer:
+                    first = time.perf_counter() - start
+                answer += event.token_ids
+        return first, answer
+
+
+def play(engine: _Engine, conversations: Sequence[Sequence[Turn]]) -> Outcome:
+    """Run all conversations, turn by turn in rotation."""
+    outcome = Outcome()
+    said: list[list[int]] = [[] for _ in conversations]
+    before = engine.loop.stats().prompt_tokens
+    start = time.perf_counter()
+    for number in range(max(map(len, conversations))):
+        for i, turns in enumerate(conversations):
+            if number >= len(turns):
+                continue
+            turn = turns[number]
+            prompt = said[i] + turn.new_tokens
+            ttft_s, answer = engine.ask(prompt, turn.answer_len)
+            outcome.ttft_s.setdefault(number + 1, []).append(ttft_s)
+            # The last token of an answer was sampled but never computed, so it is new too.
+            outcome.new += len(turn.new_tokens) + (number > 0)
+            outcome.prompted += len(prompt)
+            outcome.turns += 1
+            said[i] = prompt + answer
+    outcome.seconds = time.perf_counter() - start
+    outcome.prefilled = engine.loop.stats().prompt_tokens - before
+    return outcome
+
+
+def fresh_ttft_s(engine: _Engine, conversations: Sequence[Sequence[Turn]], number: int) -> float:
+    """Median time to the first token of a prompt of just a turn's new tokens."""
+    prompts = [turns[number - 1].new_tokens for turns in conversations if len(turns) >= number]
+    return statistics.median(engine.ask(prompt, 1)[0] for prompt in prompts for _ in range(3))
+
+
+def run_agent(
+    *,
+    model: str,
+    num_conversations: int,
+    max_turns: int,
+    max_model_len: int,
+    repeats: int,
+    seed: int,
+    threads: int | None,
+    out: Path | None,
+    allow_dirty: bool,
+) -> None:
+    """Measure conversations with the cache on, off and a tenth of what they need.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+    for name, value, least in (
+        ("conversations", num_conversations, 1),
+        ("turns", max_turns, 2),
+        ("repeats", repeats, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"--{name} is {value}; allowed: {least} or more.", param=name)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    record = Record("agent", out, allow_dirty)
+    record.settings = {
+        "model": model,
+        "conversations": num_conversations,
+        "max_turns": max_turns,
+        "max_model_len": max_model_len,
+        "seed": seed,
+    }
+    probe = _Engine(model, max_model_len, caching=False)
+    conversations = make_conversations(
+        num_conversations, max_turns, max_model_len, probe.loop.info.vocab_size, seed
+    )
+    working_set = sum(sum(len(t.new_tokens) + t.answer_len for t in c) for c in conversations)
+    info = probe.loop.info
+    share = 0.1 * working_set / (info.num_blocks * info.block_size)
+    outcomes: dict[str, list[Outcome]] = {"on": [], "off": [], "starved": []}
+    late = min(20, *(len(c) for c in conversations))
+    fresh = []
+    for _ in range(repeats):  # the three take turns, so that a noisy minute hits all of them
+        record.ceilings.sample()
+        for name in outcomes:
+            engine = _Engine(
+                model,
+                max_model_len,
+                caching=name != "off",
+                share=share if name == "starved" else 1.0,
+            )
+            engine.ask([1] * 64, 4)
+            outcomes[name].append(play(engine, conversations))
+        fresh.append(fresh_ttft_s(probe, conversations, late))
+    _fill(record, outcomes, fresh, late)
+    record.finish()
+
+
+def _fill(
+    record: Record, outcomes: dict[str, list[Outcome]], fresh: list[float], late: int
+) -> None:
+    on, off = outcomes["on"], outcomes["off"]
+    for name in ("on", "off"):
+        for number in sorted(on[0].ttft_s):
+            samples = [t * 1e3 for outcome in outcomes[name] for t in outcome.ttft_s[number]]
+            if number in (1, 2, 5, 10, 15, 20, 25, 30, 35, 40):
+                record.add(f"cache {name}: TTFT of turn {number}", "ms", samples)
+    for name, runs in outcomes.items():
+        record.add(f"cache {name}: all turns", "s", [outcome.seconds for outcome in runs])
+    record.add(f"TTFT of a fresh prompt, new tokens of turn {late}", "ms", [t * 1e3 for t in fresh])
+    first = on[0]
+    record.derived = {
+        "turns": first.turns,
+        "prompt tokens sent": first.prompted,
+        "prompt tokens new": first.new,
+        "prompt tokens computed, cache on": first.prefilled,
+        "prompt tokens computed, starved": outcomes["starved"][0].prefilled,
+        "hit rate": 1 - first.prefilled / first.prompted,
+        "ttft_ms_by_turn_on": _medians(on),
+        "ttft_ms_by_turn_off": _medians(off),
+    }
+    allowed = 1.15 * first.new + ANCHOR_TOKENS * first.turns
+    record.targets.append(
+        Target(
+            "prompt tokens computed over 1.15 x new + 16 a turn",
+            first.prefilled / allowed,
+            1.0,
+            "at most",
+        )
+    )
+    ttft = statistics.median(t for outcome in on for t in outcome.ttft_s[late])
+    record.targets.append(
+        Target(
+            f"TTFT of turn {late} over that of its new tokens alone",
+            ttft / statistics.median(fresh),
+            1.5,
+            "at most",
+        )
+    )
+    cost = statistics.median(
+        a.seconds / b.seconds for a, b in zip(outcomes["starved"], off, strict=True)
+    )
+    record.targets.append(
+        Target("time with a tenth of the working set over cache off", cost, 1.05, "at most")
+    )
+    record.notes.append(
+        "new: beyond the longest prefix that this conversation has processed; an answer's last "
+        "token counts, since it was sampled but not computed"
+    )
+
+
+def _medians(runs: Sequence[Outcome]) -> list[float]:
+    return [
+        round(statistics.median(t * 1e3 for run in runs for t in run.ttft_s[number]), 3)
+        for number in sorted(runs[0].ttft_s)
+    ]

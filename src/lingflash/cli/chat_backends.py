@@ -1,0 +1,218 @@
+"""Who answers in `ling chat`: an engine started for it, or a server reached over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import queue
+import secrets
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from lingflash.api.error_map import error_from_event
+from lingflash.cli.options import LoadingBar
+from lingflash.core.config import EngineConfig
+from lingflash.core.errors import ConfigError, EngineError, InvalidRequestError, LingflashError
+from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.engine.ipc import IpcEngineClient
+from lingflash.models.hub import resolve_model
+from lingflash.text.chat_prompt import ModelText
+from lingflash.text.output import SequenceOutput
+
+T = TypeVar("T")
+Messages = Sequence[Mapping[str, Any]]
+
+
+class ChatBackend(ABC):
+    """Answers messages piece by piece; a context manager."""
+
+    name: str = ""
+
+    @abstractmethod
+    def stream(self, messages: Messages) -> Iterator[str]:
+        """Yield the answer's text as it comes.
+
+        Raises:
+            LingflashError: there will be no (more) answer.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stop the answer that stream() was giving."""
+
+    def __enter__(self) -> ChatBackend:
+        """Get ready."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Release everything."""
+        self.cancel()
+
+
+class EngineBackend(ChatBackend):
+    """Runs an engine in a child process, its client on a loop in a thread.
+
+    Args:
+        config: of the engine.
+        options: fields of SamplingParams.
+
+    Raises:
+        LingflashError: the model cannot be used for chat.
+    """
+
+    def __init__(self, config: EngineConfig, options: Mapping[str, Any]) -> None:
+        self.name = config.model
+        self._sampling = SamplingParams(**options)
+        text = ModelText.from_folder(resolve_model(config.model))
+        if text is None or text.template is None:
+            raise ConfigError(
+                f"{config.model} has no tokenizer or no chat template; it cannot chat."
+            )
+        self._text = text
+        self._config = config
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._current: str | None = None
+        self._engine: IpcEngineClient | None = None
+
+    def __enter__(self) -> EngineBackend:
+        """Load the model."""
+        self._thread.start()
+        with LoadingBar(self.name) as bar:
+            engine = IpcEngineClient(self._config, 0, bar.update)
+            self._engine = engine
+            try:
+                self._call(engine.start())
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop the engine."""
+        if self._engine is not None:
+            with contextlib.suppress(LingflashError):
+                self._call(self._engine.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def stream(self, messages: Messages) -> Iterator[str]:
+        """See ChatBackend."""
+        assert self._engine is not None
+        engine = self._engine
+        token_ids = self._text.encode_chat(messages)
+        limit = engine.info.max_model_len
+        if len(token_ids) >= limit:
+            raise InvalidRequestError(
+                f"The conversation has {len(token_ids)} tokens and the context is {limit}; /reset."
+            )
+        request_id = self._current = secrets.token_hex(8)
+        pieces: queue.SimpleQueue[str | LingflashError | None] = queue.SimpleQueue()
+
+        async def run() -> None:
+            output = SequenceOutput(self._text.tokenizer, self._sampling)
+            try:
+                events = await engine.submit(
+                    EngineRequest(
+                        request_id=request_id,
+                        prompt_token_ids=token_ids,
+                        sampling=self._sampling,
+                    )
+                )
+                async for event in events:
+                    if event.finish_reason == "error":
+                        raise error_from_event(event)
+                    pieces.put(output.push(event).text)
+            except LingflashError as error:
+                pieces.put(error)
+            finally:
+                pieces.put(None)
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, LingflashError):
+                raise piece
+            if piece:
+                yield piece
+
+    def cancel(self) -> None:
+        """See ChatBackend."""
+        if self._current is not None and self._engine is not None:
+            self._loop.call_soon_threadsafe(self._engine.abort, self._current)
+
+
+class ServerBackend(ChatBackend):
+    """Talks to an OpenAI-compatible server.
+
+    Args:
+        url: base URL, with or without /v1.
+        api_key: sent as a bearer token.
+        model: name to ask for; None leaves the choice to the server.
+        options: further fields of the request.
+
+    Raises:
+        ConfigError: the URL is no http(s) URL.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None, model: str | None, options: Mapping[str, Any]
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"--url is {url!r}; give one such as http://127.0.0.1:8000/v1.")
+        self.name = url
+        self._connect = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        self._address = (parts.hostname, parts.port)
+        base = parts.path.rstrip("/")
+        self._path = (base if base.endswith("/v1") else base + "/v1") + "/chat/completions"
+        self._headers = {"content-type": "application/json"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._options = {**options, **({"model": model} if model else {})}
+        self._connection: http.client.HTTPConnection | None = None
+
+    def stream(self, messages: Messages) -> Iterator[str]:
+        """See ChatBackend."""
+        body = json.dumps({"messages": list(messages), "stream": True, **self._options})
+        self._connection = connection = self._connect(*self._address, timeout=600)
+        try:
+            connection.request("POST", self._path, body.encode(), self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise _error_of(response.status, response.read())
+            for line in response:
+                if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise EngineError(str(event["error"].get("message")))
+                for choice in event["choices"]:
+                    if text := choice["delta"].get("content"):
+                        yield text
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"{self.name} cannot be reached or broke off: {error}.") from None
+        finally:
+            connection.close()
+
+    def cancel(self) -> None:
+        """See ChatBackend."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _error_of(status: int, body: bytes) -> LingflashError:
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"The server answered with status {status}."
+    return InvalidRequestError(message) if status < 500 else EngineError(message)

@@ -1,0 +1,100 @@
+"""`ling doctor`: what this machine has, and what a checkpoint needs, before loading it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+
+import typer
+
+from lingflash.cli.options import (
+    DEFAULTS,
+    DeviceOption,
+    DtypeOption,
+    MaxModelLenOption,
+    MaxNumSeqsOption,
+    MemoryFractionOption,
+    ModelArgument,
+    RopeScalingOption,
+    make_engine_config,
+)
+from lingflash.core.config import BUNDLED_MODEL
+
+
+def doctor(
+    model: ModelArgument = BUNDLED_MODEL,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    max_model_len: MaxModelLenOption = None,
+    rope_scaling: RopeScalingOption = None,
+    max_num_seqs: MaxNumSeqsOption = DEFAULTS.max_num_seqs,
+    memory_fraction: MemoryFractionOption = DEFAULTS.memory_fraction,
+) -> None:
+    """Show device, memory and libraries, and whether a model fits and with which context."""
+    config = make_engine_config(
+        model,
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        rope_scaling=rope_scaling,
+        max_num_seqs=max_num_seqs,
+        memory_fraction=memory_fraction,
+    )
+    for label, value in describe_machine():
+        typer.echo(f"{label:<10} {value}")
+    from lingflash.engine.memory_plan import plan_memory
+    from lingflash.models.hub import resolve_model
+    from lingflash.text.chat_prompt import ModelText
+
+    folder = resolve_model(model)
+    typer.echo(f"\n{'model':<10} {model} ({folder})")
+    text = ModelText.from_folder(folder)
+    if text is None:
+        typer.echo(f"{'text':<10} no tokenizer.json: token-id mode")
+    else:
+        template = "with" if text.template is not None else "without"
+        size = text.tokenizer.vocab_size
+        typer.echo(f"{'text':<10} {size:,} tokens, {template} chat template")
+    typer.echo(plan_memory(config).render())
+
+
+def describe_machine() -> list[tuple[str, str]]:
+    """Label and value of what matters on this machine."""
+    from lingflash import __version__
+
+    lines = [
+        ("lingflash", __version__),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("system", f"{platform.platform()}, {os.cpu_count()} cores"),
+        ("memory", _memory()),
+    ]
+    try:
+        import torch
+    except ImportError as error:
+        return [*lines, ("torch", f"missing or broken: {error}")]
+    lines.append(("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            name = torch.cuda.get_device_name(index)
+            size = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+            lines.append((f"cuda:{index}", f"{name}, {size}"))
+    elif torch.version.cuda is None:
+        lines.append(("cuda", "torch was built without it"))
+    else:
+        lines.append(("cuda", f"built for {torch.version.cuda}, but no usable GPU"))
+    has_triton = importlib.util.find_spec("triton") is not None
+    lines.append(("triton", "installed" if has_triton else "not installed (GPU kernels need it)"))
+    return lines
+
+
+def _memory() -> str:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        free, total = (int(fields[k].split()[0]) for k in ("MemAvailable", "MemTotal"))
+    except (OSError, KeyError, ValueError):
+        return "unknown on this system"
+    return f"{free / 2**20:.1f} of {total / 2**20:.1f} GiB available"

@@ -1,0 +1,82 @@
+"""RESULTS.md: made from the JSON files, and the committed one is made from the committed ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lingflash.bench import record as record_module
+from lingflash.bench.machine import SourceState
+from lingflash.bench.record import Record, Target
+from lingflash.bench.report import load_records, main, render, write_report
+from lingflash.core.errors import ConfigError
+
+COMMITTED = Path(__file__).parents[2] / "benchmarks"
+
+
+def write_record(folder, case, name, *, met=True, dirty=False):
+    record_module_state = SourceState("a" * 40, dirty)
+    record = Record(case, None)
+    record.source = record_module_state
+    record.add("prefill 128: lingflash", "tokens/s", [2000.0, 3000.0, 1000.0])
+    record.add("prefill 128: mlx-lm", "tokens/s", [100.0])
+    record.targets.append(Target("prefill, times mlx-lm", 20.0, 10.0 if met else 40.0, "at least"))
+    record.notes.append("a note")
+    (folder / name).write_text(record_module.dump(record.as_dict()))
+
+
+def test_render_when_given_records_then_it_shows_medians_ratio_promise_and_commit(tmp_path):
+    write_record(tmp_path, "throughput", "cpu.json")
+    text = render(load_records(tmp_path))
+    assert "| prefill 128 | 2,000 | 1,000 to 3,000 | 100 | 20.0x |" in text
+    assert "| prefill, times mlx-lm | 20 | at least 10 | yes | [cpu.json](cpu.json) |" in text
+    assert "a" * 12 in text
+    assert "- a note" in text
+
+
+def test_render_when_a_promise_is_broken_or_the_tree_was_dirty_then_it_says_so(tmp_path):
+    write_record(tmp_path, "throughput", "cpu.json", met=False, dirty=True)
+    text = render(load_records(tmp_path))
+    assert "**no**" in text
+    assert "**with uncommitted changes**" in text
+
+
+def test_load_records_when_several_then_they_come_in_the_order_of_the_report(tmp_path):
+    for case, name in (("soak", "a.json"), ("throughput", "z.json"), ("host", "m.json")):
+        write_record(tmp_path, case, name)
+    assert [record["case"] for record in load_records(tmp_path)] == ["throughput", "host", "soak"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 99}'])
+def test_load_records_when_a_file_is_none_then_it_is_named(tmp_path, text):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.json"):
+        load_records(tmp_path)
+
+
+def test_write_report_when_checked_then_a_changed_json_is_noticed(tmp_path, capsys):
+    write_record(tmp_path, "host", "host.json")
+    assert write_report(tmp_path)
+    assert write_report(tmp_path, check=True)
+    data = json.loads((tmp_path / "host.json").read_text())
+    data["notes"] = ["something else"]
+    (tmp_path / "host.json").write_text(json.dumps(data))
+    assert not write_report(tmp_path, check=True)
+    assert "out of date" in capsys.readouterr().out
+
+
+def test_main_when_the_flag_is_unknown_or_the_folder_missing_then_it_fails(tmp_path):
+    assert main(["--chekc"]) == 2
+    assert main([str(tmp_path / "no")]) == 2
+    assert main([str(tmp_path), "--check"]) == 1
+
+
+def test_committed_results_when_compared_with_the_committed_records_then_they_are_up_to_date():
+    assert write_report(COMMITTED, check=True)
+
+
+def test_committed_records_when_read_then_each_has_a_commit_and_samples():
+    for record in load_records(COMMITTED):
+        assert len(record["commit"]) == 40
+        assert not record["dirty"], record["file"]
+        assert all(series["samples"] for series in record["results"].values())
