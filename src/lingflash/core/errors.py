@@ -1,0 +1,134 @@
+"""Every error that lingflash raises on purpose.
+
+    LingflashError
+    ├── ConfigError            a flag, environment value or keyword is wrong
+    ├── ModelLoadError         a checkpoint cannot be read as asked
+    │   └── UnsupportedModelError   it is a model that lingflash does not run
+    ├── InvalidRequestError    this request can never be served (HTTP 400)
+    │   ├── ContextLengthError      prompt or prompt + max_tokens exceed the context
+    │   └── RequestTooLargeError    the body is over the size limit (HTTP 413)
+    ├── AuthenticationError    no or wrong API key (HTTP 401)
+    ├── NotFoundError          no such model or object (HTTP 404)
+    ├── CapacityError          it could be served, but not now (HTTP 503)
+    │   ├── QueueFullError          the waiting queue is full (HTTP 429)
+    │   └── NotEnoughMemoryError    the model or its cache does not fit (at start-up)
+    └── EngineError            the engine failed while serving (HTTP 500)
+        ├── EngineDeadError         its process is gone (HTTP 503)
+        ├── NonFiniteLogitsError    the model gave NaN or infinity for this request
+        └── DeadlineExceededError   the request's deadline passed (HTTP 504)
+
+Messages say what was given, what is allowed and what to change. The command line prints them
+without a traceback; `api/error_map.py` maps each class to a status and an envelope. To add one:
+put it in the tree above, give it a `code`, and map it there (a test fails until you do).
+"""
+
+from __future__ import annotations
+
+
+class LingflashError(Exception):
+    """Root of the tree; `code` is a stable machine-readable word for it."""
+
+    code: str = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions with keyword-only arguments do not pickle by themselves.
+        return (_rebuild, (type(self), self.message, self.param))
+
+
+def _rebuild(cls: type[LingflashError], message: str, param: str | None) -> LingflashError:
+    return cls(message, param=param)
+
+
+class ConfigError(LingflashError, ValueError):
+    """A flag, environment value or keyword argument is wrong."""
+
+    code = "invalid_config"
+
+
+class ModelLoadError(LingflashError):
+    """A checkpoint cannot be read: missing, truncated, wrong shapes, unused tensors."""
+
+    code = "model_load_failed"
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The checkpoint is of a model that lingflash does not run."""
+
+    code = "unsupported_model"
+
+
+class InvalidRequestError(LingflashError, ValueError):
+    """The request can never be served as it is; `param` names the field."""
+
+    code = "invalid_request"
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt, or the prompt and max_tokens together, exceed the context."""
+
+    code = "context_length_exceeded"
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """The request body is over the size limit."""
+
+    code = "request_too_large"
+
+
+class AuthenticationError(LingflashError):
+    """No API key was given, or it is not one of ours."""
+
+    code = "invalid_api_key"
+
+
+class NotFoundError(LingflashError):
+    """The named model or object does not exist."""
+
+    code = "not_found"
+
+
+class CapacityError(LingflashError):
+    """The request is fine but cannot be served now."""
+
+    code = "over_capacity"
+
+
+class QueueFullError(CapacityError):
+    """The waiting queue is at its limit; try again later."""
+
+    code = "queue_full"
+
+
+class NotEnoughMemoryError(CapacityError, MemoryError):
+    """The model, or a cache for one full context, does not fit in memory."""
+
+    code = "not_enough_memory"
+
+
+class EngineError(LingflashError):
+    """The engine failed while serving this request."""
+
+    code = "engine_error"
+
+
+class EngineDeadError(EngineError):
+    """The engine process is gone; running requests cannot be continued."""
+
+    code = "engine_dead"
+
+
+class NonFiniteLogitsError(EngineError):
+    """The model produced NaN or infinite logits for this request."""
+
+    code = "non_finite_logits"
+
+
+class DeadlineExceededError(EngineError, TimeoutError):
+    """The request's deadline passed before it finished."""
+
+    code = "deadline_exceeded"

@@ -1,0 +1,242 @@
+"""Plain data that crosses rooms and processes: what is asked of the engine and what it answers.
+
+Standard-library dataclasses, so that they load anywhere; `engine/ipc.py` encodes them for the wire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lingflash.core.errors import InvalidRequestError
+
+FinishReason = Literal["stop", "length", "error", "aborted"]
+
+MAX_LOGPROBS = 20
+MAX_CHOICES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when a sequence ends.
+
+    Args:
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_p: keep the smallest set of tokens with at least this probability; 1 keeps all.
+        top_k: keep this many tokens; 0 keeps all.
+        min_p: drop tokens below min_p times the largest probability; 0 drops none.
+        presence_penalty: subtracted once from the logit of each token already generated.
+        frequency_penalty: subtracted per occurrence among the generated tokens.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt
+            or the answer; 1 is off.
+        logit_bias: added to the logits, token id to bias.
+        seed: noise is keyed by (seed, choice, position); None draws one per request.
+        n: number of independent choices.
+        max_tokens: most tokens to generate; None is up to the context. 0 generates none (with
+            prompt_logprobs).
+        min_tokens: no stop token and no stop string ends the sequence before this many tokens.
+        stop: strings that end the answer; they are found in the text by the text room, not the
+            engine.
+        stop_token_ids: tokens that end the answer, besides the model's own.
+        ignore_eos: the model's own stop tokens do not end the answer.
+        logprobs: None for none, else how many most likely tokens to report beside each sampled one.
+        prompt_logprobs: the same for the prompt's tokens.
+
+    Raises:
+        InvalidRequestError: a value is out of range; `param` names it.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, allowed: str) -> None:
+            if not ok:
+                given = getattr(self, name)
+                raise InvalidRequestError(f"{name} is {given!r}; allowed: {allowed}.", param=name)
+
+        check(0.0 <= self.temperature <= 100.0, "temperature", "0 to 100")
+        check(0.0 < self.top_p <= 1.0, "top_p", "above 0, at most 1")
+        check(self.top_k >= 0, "top_k", "0 (off) or a positive integer")
+        check(0.0 <= self.min_p <= 1.0, "min_p", "0 to 1")
+        check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "-2 to 2")
+        check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "-2 to 2")
+        check(0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", "above 0, at most 100")
+        check(1 <= self.n <= MAX_CHOICES, "n", f"1 to {MAX_CHOICES}")
+        check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "0 or more")
+        check(self.min_tokens >= 0, "min_tokens", "0 or more")
+        check(
+            self.max_tokens is None or self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            "at most max_tokens",
+        )
+        check(all(self.stop), "stop", "non-empty strings")
+        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            check(value is None or 0 <= value <= MAX_LOGPROBS, name, f"0 to {MAX_LOGPROBS}")
+        for bias in (self.logit_bias or {}).values():
+            check(-100.0 <= bias <= 100.0, "logit_bias", "token ids with a bias from -100 to 100")
+
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What an answer must look like, as plain data; `structured/grammar.py` compiles it.
+
+    Args:
+        kind: of the text.
+        text: JSON of a schema; nothing for json_object; a regular expression; JSON of a list of
+            strings; a Lark grammar; or JSON of a whole answer with tool calls
+            (`structured/tool_grammar.py`).
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One request as the engine sees it: tokens in, `sampling.n` sequences of tokens out.
+
+    Args:
+        request_id: unique among the requests in flight.
+        prompt_token_ids: at least one token.
+        sampling: how to choose tokens; `seed` must be set (the client fills it in).
+        timeout_s: the request ends with a deadline error this long after it was accepted.
+        cache_salt: requests share computed prefixes only with those of the same salt.
+        grammar: what each answer must look like.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    timeout_s: float | None = None
+    cache_salt: str = ""
+    grammar: GrammarSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of one token under the model's raw distribution, before any sampling rule.
+
+    Args:
+        token_id: the token.
+        logprob: its natural logarithm of probability.
+        rank: 1 for the most likely token of the vocabulary.
+        top: the most likely (token_id, logprob), best first.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+# Not frozen: one is made per sequence and step, and a frozen one takes three times as long.
+@dataclass(slots=True, kw_only=True)
+class TokenEvent:
+    """What one step did to one sequence of a request.
+
+    A sequence's events come in order and end with exactly one that has a finish_reason; a request
+    ends when all its choices have. A stop token that ended the sequence is not in `token_ids` but
+    counts as generated, and is named in `stop_token_id`.
+
+    Args:
+        request_id: whose it is.
+        choice: index of the sequence among the request's n.
+        token_ids: newly generated tokens, may be empty.
+        logprobs: one per token id, if asked for.
+        finish_reason: set on the last event of the choice.
+        stop_token_id: the token that ended it, if one did.
+        error_code: `code` of the error class, with finish_reason "error".
+        error_message: its message.
+        num_cached_tokens: prompt tokens that were not computed anew; on the first event of a
+            choice.
+        prompt_logprobs: on the first event of choice 0, if asked for; None for the first token.
+    """
+
+    request_id: str
+    choice: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What a client needs to know of a running engine; constant while it lives.
+
+    Args:
+        model: folder the weights came from.
+        max_model_len: most tokens of prompt and answer together.
+        vocab_size: token ids are below it.
+        stop_token_ids: the model's own, from generation_config.json and config.json together.
+        max_num_seqs: sequences that run at once.
+        max_num_waiting: requests that may wait.
+        num_blocks: blocks of the paged cache.
+        block_size: tokens in a block.
+        device: such as "cpu" or "cuda:0".
+        dtype: such as "float32".
+        batch_invariant: whether logits are bitwise independent of the company.
+        memory_plan: label to bytes, as printed at start-up.
+    """
+
+    model: str
+    max_model_len: int
+    vocab_size: int
+    stop_token_ids: list[int]
+    max_num_seqs: int
+    max_num_waiting: int
+    num_blocks: int
+    block_size: int
+    device: str
+    dtype: str
+    batch_invariant: bool = False
+    memory_plan: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Gauges and counters of the engine, sent with its events at most a few times a second.
+
+    Counters only grow. Gauges: running, waiting, free_blocks (what the prefix cache keeps counts as
+    free), free_state_slots, cached_blocks, state_checkpoints.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    free_blocks: int = 0
+    num_blocks: int = 0
+    free_state_slots: int = 0
+    num_state_slots: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_blocks: int = 0
+    state_checkpoints: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0

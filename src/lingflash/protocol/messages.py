@@ -1,0 +1,100 @@
+"""Wire schemas of /v1/messages (Anthropic's API), its field table and its error envelope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lingflash.protocol.chat import MAX_STOP_STRINGS, StopString
+from lingflash.protocol.fields import FieldTable, Refusal
+
+_NEVER = "is not supported"
+
+_INERT = {
+    "cache_control": "where to cache the prompt; the prefix cache needs no marks",
+    "metadata": "an opaque user id, for abuse reports",
+    "service_tier": "price and priority class",
+    "inference_geo": "where to compute",
+    "user_profile_id": "whose profile to bill",
+    "workspace_id": "whose workspace to bill",
+    "diagnostics": "asks why a prompt cache missed",
+    "billing_policy": "how to bill",
+}
+_REFUSED = {
+    "container": Refusal(_NEVER + "; there are no code containers"),
+    "speed": Refusal(_NEVER + " with another value than 'standard'", ("standard",)),
+    "context_management": Refusal(_NEVER + "; send a shorter conversation", ({"edits": []},)),
+    "compaction": Refusal(_NEVER + "; send a shorter conversation"),
+    "mcp_servers": Refusal(_NEVER + "; connect to them in the client", ([],)),
+    "fallbacks": Refusal(_NEVER, ([],)),
+    "fallback_credit_token": Refusal(_NEVER),
+    "thread": Refusal(_NEVER + "; send the whole conversation"),
+    "output_format": Refusal(_NEVER + "; use output_config.format"),
+    "max_completion_tokens": Refusal(_NEVER + "; use max_tokens"),
+    "stop": Refusal(_NEVER + "; use stop_sequences"),
+}
+MESSAGES_TABLE = FieldTable(inert=_INERT, refused=_REFUSED)
+
+
+class _Conversation(BaseModel):
+    """What a message and a count of its tokens have in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str = Field(description="a name from /v1/models")
+    messages: list[dict[str, Any]] = Field(
+        description="roles user, assistant and system; content a string or blocks: text, "
+        "tool_use, tool_result, thinking"
+    )
+    system: str | list[dict[str, Any]] | None = Field(None, description="a text or text blocks")
+    tools: list[dict[str, Any]] | None = Field(None, description="tools with an input_schema")
+    tool_choice: dict[str, Any] | None = Field(None, description="type auto, none, any or tool")
+    thinking: dict[str, Any] | None = Field(
+        None, description="type disabled is off; enabled and adaptive are on"
+    )
+    output_config: dict[str, Any] | None = Field(
+        None, description="format: a JSON schema; effort is accepted and has no effect"
+    )
+
+
+class MessagesRequest(_Conversation):
+    """Body of POST /v1/messages."""
+
+    max_tokens: int = Field(description="most tokens of the answer")
+    stop_sequences: list[StopString] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    timeout: float | None = Field(
+        None, gt=0, description="seconds after which the request ends with an error"
+    )
+
+    @field_validator("stop_sequences")
+    @classmethod
+    def _few_stop_strings(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(value) > MAX_STOP_STRINGS:
+            raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings are allowed")
+        return value
+
+
+class CountTokensRequest(_Conversation):
+    """Body of POST /v1/messages/count_tokens."""
+
+
+def messages_error(message: str, *, type: str, param: str | None = None) -> dict[str, Any]:
+    """Anthropic's error envelope.
+
+    Args:
+        message: what was given, what is allowed, what to change.
+        type: Anthropic's class of error, such as invalid_request_error.
+        param: the request field at fault; ours, their clients pass over it.
+    """
+    error: dict[str, Any] = {"type": type, "message": message}
+    if param is not None:
+        error["param"] = param
+    if param == "thread":
+        # What Anthropic's clients wait for to go on with whole conversations.
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return {"type": "error", "error": error}

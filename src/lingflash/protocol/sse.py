@@ -1,0 +1,89 @@
+"""Server-sent events of streamed answers, encoded with little work per token.
+
+All chunks of a stream share everything but a few characters of text. The shared bytes are made
+once per choice; a plain text chunk then costs one JSON string and one concatenation. Any other
+chunk (first, last, tool calls, logprobs, usage) is encoded as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.encode
+_MARK = "\x00text\x00"
+
+
+def sse_event(value: Any) -> bytes:
+    """One event with a JSON payload."""
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+def named_event(name: str, value: Any) -> bytes:
+    """One event with its name and a JSON payload."""
+    return b"event: " + name.encode("ascii") + b"\ndata: " + _encode(value) + b"\n\n"
+
+
+class ChunkEncoder:
+    """Encodes the chunks of one streamed answer.
+
+    Args:
+        kind: of chat or text completions.
+        answer_id: the answer's id.
+        created: Unix time.
+        model: the served name.
+        num_choices: how many choices there are.
+        include_usage: chunks then carry `usage: null`, and the last one the numbers.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["chat.completion.chunk", "text_completion"],
+        *,
+        answer_id: str,
+        created: int,
+        model: str,
+        num_choices: int,
+        include_usage: bool,
+    ) -> None:
+        self._head = {"id": answer_id, "object": kind, "created": created, "model": model}
+        self._is_chat = kind == "chat.completion.chunk"
+        self._include_usage = include_usage
+        self._frames = [self._frame(index) for index in range(num_choices)]
+
+    def text(self, index: int, text: str) -> bytes:
+        """A chunk that only adds text to a choice."""
+        before, after = self._frames[index]
+        return before + _encode(text) + after
+
+    def choice(self, choice: dict[str, Any], extra: dict[str, Any] | None = None) -> bytes:
+        """A chunk with any content.
+
+        Args:
+            choice: the one entry of `choices`.
+            extra: further keys of the chunk.
+        """
+        chunk = {**self._head, "choices": [choice]}
+        if self._include_usage:
+            chunk["usage"] = None
+        if extra:
+            chunk.update(extra)
+        return sse_event(chunk)
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The chunk before the end that tells the usage."""
+        return sse_event({**self._head, "choices": [], "usage": usage})
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        choice: dict[str, Any] = {"index": index}
+        if self._is_chat:
+            choice["delta"] = {"content": _MARK}
+        else:
+            choice["text"] = _MARK
+        choice["logprobs"] = None
+        choice["finish_reason"] = None
+        before, after = self.choice(choice).split(_encode(_MARK))
+        return before, after

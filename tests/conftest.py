@@ -1,0 +1,11 @@
+"""Test-wide setup: the support modules beside the tests can be imported, torch uses few threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+# Two test workers share two cores; torch must not start a thread per core in each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

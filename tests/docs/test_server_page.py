@@ -1,0 +1,64 @@
+"""docs/server.md names every endpoint, field, variable, error and series that there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lingflash.api.app import create_app
+from lingflash.api.error_map import ERROR_MAP
+from lingflash.core.env import SERVE_VARIABLES
+from lingflash.core.metrics import ServerMetrics
+from lingflash.core.types import EngineStats
+from lingflash.engine.scripted import ScriptedEngine
+from lingflash.protocol.endpoint_fields import ENDPOINT_FIELDS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(SERVE_VARIABLES.values(), id="variables"),
+        pytest.param(SERVE_VARIABLES.keys(), id="flags"),
+        pytest.param([cls.code for cls in ERROR_MAP], id="errors"),
+    ],
+)
+def test_page_then_names_all(names):
+    assert [name for name in names if f"`{name}`" not in PAGE] == []
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINT_FIELDS)
+def test_page_then_names_every_field_in_its_endpoints_section(endpoint):
+    headings = {"responses": "### Responses", "messages": "### Messages"}
+    start = headings.get(endpoint.split("/")[2], "### Chat and text completions")
+    section = PAGE.split(start + "\n")[1].split("\n## ")[0].split("\n### ")[0]
+    known = ENDPOINT_FIELDS[endpoint]
+    for name in known.model.model_fields:
+        assert f"`{name}`" in section
+    for name, purpose in known.table.inert.items():
+        assert f"| `{name}` | {purpose} |" in section
+    for name, refusal in known.table.refused.items():
+        assert f"| `{name}` | {refusal.because} |" in section
+
+
+def test_page_then_names_every_endpoint():
+    from api_support import engine_info
+
+    app = create_app(ScriptedEngine({(): []}, engine_info()))
+    for path, methods in app.openapi()["paths"].items():
+        path = path.replace("{name}", "{id}")
+        for method in methods:
+            assert f"`{method.upper()} {path}`" in PAGE
+
+
+def test_page_then_names_every_series():
+    for family in ServerMetrics(EngineStats, lambda: True).registry.collect():
+        name = family.name.removeprefix("lingflash_")
+        assert f"`{name}`" in PAGE or f"`{name}_total`" in PAGE
+
+
+def test_page_then_statuses_are_right():
+    for cls, mapped in ERROR_MAP.items():
+        assert f"| `{cls.code}` | {mapped.status}" in PAGE

@@ -1,0 +1,278 @@
+"""The scheduler and the cache as a state machine: no leak, no double use, one end each."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from lingflash.cache.block_pool import IndexPool
+from lingflash.cache.manager import CacheManager
+from lingflash.core.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    NonFiniteLogitsError,
+    QueueFullError,
+)
+from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.engine.scheduler import Scheduler, StepResult
+
+EOS = 7
+
+
+def new_scheduler(num_blocks=12, block_size=16, slots=4, **changes):
+    options = {
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 24,
+        "max_num_waiting": 6,
+        "max_model_len": 100,
+        "vocab_size": 50,
+        "stop_token_ids": [EOS],
+    } | changes
+    return Scheduler(CacheManager(num_blocks, block_size, slots), **options)
+
+
+def request(name, length=5, **sampling):
+    return EngineRequest(
+        request_id=name,
+        prompt_token_ids=[1] * length,
+        sampling=SamplingParams(**({"seed": 0, "max_tokens": 3} | sampling)),
+    )
+
+
+def run_step(scheduler, token=1):
+    output = scheduler.schedule()
+    results = [StepResult(token_id=token if s.wants_token else None) for s in output.scheduled]
+    return output, scheduler.commit(output, results)
+
+
+def run_all(scheduler, token=1):
+    events = []
+    while scheduler.has_work:
+        events += run_step(scheduler, token)[1]
+    return events
+
+
+def test_step_when_prompts_and_decodes_compete_then_decodes_come_first_within_the_budget():
+    scheduler = new_scheduler()
+    scheduler.add(request("a", 4, max_tokens=50), 0.0)
+    run_step(scheduler)
+    scheduler.add(request("b", 60), 0.0)
+    output, _ = run_step(scheduler)
+    assert [(s.sequence.request_id, s.num_tokens) for s in output.scheduled] == [
+        ("a", 1),
+        ("b", 23),
+    ]
+    assert output.num_tokens == 24
+    output, _ = run_step(scheduler)
+    assert [(s.start, s.num_tokens, s.wants_token) for s in output.scheduled] == [
+        (5, 1, True),
+        (23, 23, False),
+    ]
+
+
+def test_sequence_when_it_samples_a_stop_token_then_ends_with_stop_and_hides_it():
+    scheduler = new_scheduler()
+    scheduler.add(request("a", max_tokens=50), 0.0)
+    (event,) = run_all(scheduler, EOS)
+    assert (event.finish_reason, event.stop_token_id, event.token_ids) == ("stop", EOS, [])
+
+
+def test_sequence_when_eos_is_ignored_then_runs_to_max_tokens():
+    scheduler = new_scheduler()
+    scheduler.add(request("a", ignore_eos=True), 0.0)
+    events = run_all(scheduler, EOS)
+    assert [e.token_ids for e in events] == [[EOS]] * 3
+    assert events[-1].finish_reason == "length"
+
+
+def test_request_when_max_tokens_is_zero_then_ends_after_its_prompt():
+    scheduler = new_scheduler()
+    scheduler.add(request("a", 40, max_tokens=0), 0.0)
+    (event,) = run_all(scheduler)
+    assert (event.finish_reason, event.token_ids) == ("length", [])
+
+
+def test_blocks_when_they_run_out_then_the_youngest_is_preempted_and_still_finishes():
+    scheduler = new_scheduler(num_blocks=7, max_num_batched_tokens=200)
+    for name in ("a", "b", "c"):
+        scheduler.add(request(name, 30, max_tokens=40), 0.0)
+    events = run_all(scheduler)
+    assert scheduler.stats().num_preemptions > 0
+    tokens = {n: sum(len(e.token_ids) for e in events if e.request_id == n) for n in "abc"}
+    assert tokens == {"a": 40, "b": 40, "c": 40}
+    first_end = next(e.request_id for e in events if e.finish_reason)
+    assert first_end == "a"
+    assert scheduler.cache.num_free_blocks == 7
+
+
+def test_queue_when_full_then_refuses_and_keeps_what_it_has():
+    scheduler = new_scheduler(max_num_waiting=1)
+    for i in range(5):
+        scheduler.add(request(f"r{i}"), 0.0)
+    with pytest.raises(QueueFullError, match="max-num-waiting"):
+        scheduler.add(request("late"), 0.0)
+    ends = [e.request_id for e in run_all(scheduler) if e.finish_reason]
+    assert sorted(ends) == [f"r{i}" for i in range(5)]
+
+
+def test_deadline_when_it_passes_then_ends_waiting_and_running_with_an_error():
+    scheduler = new_scheduler(slots=1)
+    for name, timeout in (("runs", 5.0), ("waits", 5.0), ("stays", None)):
+        base = request(name)
+        scheduler.add(
+            EngineRequest(
+                request_id=name,
+                prompt_token_ids=base.prompt_token_ids,
+                sampling=base.sampling,
+                timeout_s=timeout,
+            ),
+            10.0,
+        )
+    run_step(scheduler)
+    assert scheduler.expire(14.9) == []
+    events = scheduler.expire(15.0)
+    assert sorted((e.request_id, e.error_code) for e in events) == [
+        ("runs", "deadline_exceeded"),
+        ("waits", "deadline_exceeded"),
+    ]
+    assert {e.request_id for e in run_all(scheduler)} == {"stays"}
+
+
+def test_error_when_one_sequence_fails_then_only_that_one_ends():
+    scheduler = new_scheduler()
+    for name in ("a", "b"):
+        scheduler.add(request(name), 0.0)
+    output = scheduler.schedule()
+    bad = NonFiniteLogitsError("NaN")
+    events = scheduler.commit(output, [StepResult(error=bad), StepResult(token_id=1)])
+    assert [e.error_code for e in events] == ["non_finite_logits", None]
+    assert {e.request_id for e in run_all(scheduler)} == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "error", "param"),
+    [
+        ([], {}, InvalidRequestError, "prompt"),
+        ([50], {}, InvalidRequestError, "prompt"),
+        ([-1], {}, InvalidRequestError, "prompt"),
+        ([1] * 100, {}, ContextLengthError, "prompt"),
+        ([1] * 98, {"max_tokens": 3}, ContextLengthError, "max_tokens"),
+        ([1], {"stop_token_ids": (50,)}, InvalidRequestError, "stop_token_ids"),
+        ([1], {"logit_bias": {77: 1.0}}, InvalidRequestError, "logit_bias"),
+    ],
+)
+def test_request_when_it_can_never_be_served_then_is_refused_by_field(
+    prompt, sampling, error, param
+):
+    scheduler = new_scheduler()
+    bad = EngineRequest(
+        request_id="x", prompt_token_ids=prompt, sampling=SamplingParams(seed=0, **sampling)
+    )
+    with pytest.raises(error) as caught:
+        scheduler.add(bad, 0.0)
+    assert caught.value.param == param
+    assert not scheduler.has_work
+
+
+def test_pool_when_something_is_given_back_twice_then_refuses_and_changes_nothing():
+    pool = IndexPool(4)
+    taken = pool.take(3)
+    pool.give_back(taken[:1])
+    for wrong in ([taken[0]], [taken[1], taken[1]], [9]):
+        with pytest.raises(ValueError, match="no owner"):
+            pool.give_back(wrong)
+    assert pool.num_free == 2
+    assert pool.take(3) is None
+    assert pool.num_free == 2
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random requests, steps, aborts, failures and deadlines against a small cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.scheduler = new_scheduler(num_blocks=10, max_num_waiting=8)
+        self.open: dict[str, set[int]] = {}
+        self.now = 0.0
+        self.count = 0
+
+    def take(self, events):
+        for event in events:
+            assert event.choice in self.open[event.request_id], "an event after the end"
+            if event.finish_reason is not None:
+                self.open[event.request_id].discard(event.choice)
+
+    @rule(
+        length=st.integers(1, 90),
+        max_tokens=st.integers(0, 40),
+        n=st.integers(1, 3),
+        timeout=st.none() | st.integers(1, 20),
+    )
+    def add(self, length, max_tokens, n, timeout):
+        name = f"r{self.count}"
+        self.count += 1
+        wanted = EngineRequest(
+            request_id=name,
+            prompt_token_ids=[1] * length,
+            sampling=SamplingParams(seed=0, max_tokens=max_tokens, n=n),
+            timeout_s=timeout,
+        )
+        try:
+            self.scheduler.add(wanted, self.now)
+        except (ContextLengthError, QueueFullError):
+            return
+        self.open[name] = set(range(n))
+
+    @rule(tokens=st.lists(st.integers(0, 8), min_size=4, max_size=4), fail=st.integers(0, 20))
+    def step(self, tokens, fail):
+        self.now += 1
+        self.take(self.scheduler.expire(self.now))
+        output = self.scheduler.schedule()
+        assert output.num_tokens <= 24
+        leased = [b for s in output.scheduled for b in s.sequence.lease.blocks]
+        slots = [s.sequence.lease.state_slot for s in output.scheduled]
+        assert len(leased) == len(set(leased)), "a block with two owners"
+        assert len(slots) == len(set(slots)), "a slot with two owners"
+        results = []
+        for i, item in enumerate(output.scheduled):
+            blocks = item.sequence.lease.blocks
+            assert len(blocks) * 16 >= item.start + item.num_tokens, "tokens without memory"
+            if i == fail:
+                results.append(StepResult(error=NonFiniteLogitsError("NaN")))
+            else:
+                results.append(StepResult(token_id=tokens[i] if item.wants_token else None))
+        if self.scheduler.has_work:
+            assert output.scheduled, "work, but nothing was scheduled"
+        self.take(self.scheduler.commit(output, results))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def abort(self, data):
+        name = data.draw(st.sampled_from(sorted(self.open)))
+        events = self.scheduler.abort(name)
+        assert all(e.finish_reason == "aborted" for e in events)
+        self.take(events)
+        assert not self.open[name]
+
+    @invariant()
+    def memory_adds_up(self):
+        cache = self.scheduler.cache
+        running = self.scheduler._running
+        held = sum(len(s.lease.blocks) for s in running)
+        assert held + cache.num_free_blocks == cache.num_blocks
+        assert len(running) + cache.num_free_slots == cache.num_slots
+
+    def teardown(self):
+        while self.scheduler.has_work:
+            self.take(run_step(self.scheduler)[1])
+        assert not any(self.open.values()), "a sequence that never ended"
+        assert self.scheduler.cache.num_free_blocks == self.scheduler.cache.num_blocks
+        assert self.scheduler._by_request == {}
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)
+TestSchedulerMachine = SchedulerMachine.TestCase
