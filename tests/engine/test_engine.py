@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from engine_support import finish, new_engine, poison_rows, request, tokens_of
-from lingflash.core.errors import EngineError
+from lingflash.core.errors import ConfigError, EngineError
 from lingflash.core.types import SamplingParams
 from lingflash.engine.request import sequences_of
 from lingflash.engine.sampler import _change_logits
 from lingflash.kernels.sampling import gumbel_noise, noise_key
+from lingflash.models.bailing_hybrid import BailingHybrid
 from models_support import feed, new_cache
 
 PROMPT = [(11 * t) % 500 for t in range(40)]
@@ -45,6 +46,18 @@ def test_prompt_when_computed_in_chunks_then_the_same_answer(chunk):
     loop.add(request("x", PROMPT[:3], max_tokens=30, ignore_eos=True))
     loop.step()
     assert tokens(loop, temperature=0.0) == expected
+
+
+def test_batch_invariant_when_company_changes_a_bit_then_refused(monkeypatch):
+    original = BailingHybrid.forward
+
+    def forward(self, batch, cache, trace=None):
+        return original(self, batch, cache, trace) * (1 + batch.num_tokens * 1e-6)
+
+    new_engine(batch_invariant=True)
+    monkeypatch.setattr(BailingHybrid, "forward", forward)
+    with pytest.raises(ConfigError, match="batch-invariant"):
+        new_engine(batch_invariant=True)
 
 
 def test_seed_when_the_same_then_the_same_tokens_in_any_company():

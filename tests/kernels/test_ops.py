@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lingflash.core.config import ROW_MULTIPLE
 from lingflash.kernels.lightning_attn import (
     ANCHOR,
     anchor_at,
@@ -181,7 +182,7 @@ def test_mla_when_decodes_and_runs_are_mixed_then_matches_the_definition(lengths
     torch.testing.assert_close(out.double(), torch.cat(expected), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("row_multiple", [1, 8])
+@pytest.mark.parametrize("row_multiple", [1, ROW_MULTIPLE])
 @pytest.mark.parametrize("tokens", [1, 2, 13, 40])
 def test_experts_when_tokens_are_routed_unevenly_then_match_one_by_one(tokens, row_multiple):
     x, w1, w2 = rand(tokens, 24), rand(6, 40, 24) * 0.2, rand(6, 24, 20) * 0.2

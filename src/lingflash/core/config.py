@@ -16,6 +16,13 @@ BUNDLED_MODEL = "ling-nano"
 ANCHOR_TOKENS = 16
 """Recurrent states are folded at multiples of this position; see docs/adr/0001."""
 
+ROW_MULTIPLE = 16
+"""For batch invariance the rows of every matrix product are padded to a multiple of this.
+
+MKL has kernels of their own for few rows, and how few differs between processors: 8 rows were
+enough on one, not on another.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lingflash.core.config import EngineConfig
-from lingflash.core.errors import ConfigError
 from lingflash.core.types import TokenLogprob
+from lingflash.engine.batch_invariance import check_batch_invariance
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
@@ -57,7 +57,16 @@ class ModelRunner:
         self.cache = allocate_cache(model, plan)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
         if batch_invariant:
-            check_batch_invariance(model.w_head)
+            check_batch_invariance(
+                model,
+                lambda num_seqs, num_blocks: allocate_cache(
+                    model,
+                    replace(
+                        plan, num_state_slots=num_seqs, num_blocks=num_blocks, num_checkpoints=0
+                    ),
+                ),
+                plan.block_size,
+            )
 
     @classmethod
     def from_config(
@@ -222,24 +231,3 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
         tail_k=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
         tail_v=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
     )
-
-
-def check_batch_invariance(weight: Tensor) -> None:
-    """Make sure that this machine's matrix product gives a row the same bits whatever the other
-    rows.
-
-    Raises:
-        ConfigError: it does not, so --batch-invariant cannot be kept here.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(64, weight.shape[1], generator=generator)
-    whole = torch.nn.functional.linear(x, weight.float())
-    for rows in (8, 16, 24, 40):
-        part = torch.nn.functional.linear(x[:rows], weight.float())
-        if not torch.equal(part, whole[:rows]):
-            raise ConfigError(
-                "--batch-invariant: on this machine torch's matrix product of "
-                f"{rows} rows differs in its last bits from that of 64, so bitwise equality cannot "
-                "be kept; serve without the flag.",
-                param="batch_invariant",
-            )

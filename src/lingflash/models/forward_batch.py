@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.core.config import ROW_MULTIPLE
 from lingflash.kernels.lightning_attn import ANCHOR, LightningPlan, plan_lightning
 from lingflash.kernels.mla import MlaPlan, plan_mla
 
 # Tokens to a chunk of lightning attention where only the anchors' places matter.
 _FAST_CHUNK = 64
-# Rows of every matrix product are padded to a multiple of this for batch invariance.
-ROW_MULTIPLE = 8
 
 
 def lightning_chunk(batch_invariant: bool) -> int:
@@ -82,7 +81,8 @@ class FinalRows:
 class ForwardBatch:
     """One step's tokens, sequence after sequence, any number for each.
 
-    T counts tokens; in batch-invariant mode rows are padded to a multiple of 8, T_pad >= T.
+    T counts tokens; in batch-invariant mode rows are padded to a multiple of ROW_MULTIPLE:
+    T_pad >= T.
 
     Args:
         num_tokens: T.

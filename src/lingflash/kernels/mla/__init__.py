@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.core.config import ROW_MULTIPLE
 from lingflash.kernels.mla.reference import mla_attention_reference
 
 __all__ = ["MlaPlan", "mla_attention", "mla_attention_reference", "plan_mla"]
@@ -237,9 +238,9 @@ def _fixed_blocks(
 ) -> Tensor:
     """Absorbed form in which a row's arithmetic depends on nothing but its own keys (float32, CPU).
 
-    Every product has a multiple of 8 rows and one key block of columns; blocks are summed in
-    order. Keys that a row does not see add an exact 0, so chunk mates that see more blocks change
-    nothing.
+    Every product has a multiple of ROW_MULTIPLE rows and one key block of columns; blocks are
+    summed in order. Keys that a row does not see add an exact 0, so chunk mates that see more
+    blocks change nothing.
     """
     num_tokens, num_heads, nope = q_nope.shape
     block_size, rank = latents.shape[1], w_kvb.shape[-1]
@@ -247,7 +248,7 @@ def _fixed_blocks(
     mixed = q_nope.new_zeros(num_tokens, num_heads, rank)
     for lo, hi, length, blocks in plan.runs:
         m, rows = hi - lo, (hi - lo) * num_heads
-        padded = -(-rows // 8) * 8
+        padded = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
         cached = latents.index_select(0, blocks)  # [B, block, R + P]
         flat = F.pad(query[lo:hi].reshape(rows, -1), (0, 0, 0, padded - rows))
         scores = torch.bmm(

@@ -34,8 +34,9 @@ def expert_mlp(
         w_down: same dtype [E, D, I].
         topk_ids: int64 [T, k].
         topk_weights: float32 [T, k].
-        row_multiple: each expert's rows are padded to a multiple of this. With 8, a row's result
-            does not depend on how many others go to its expert (CPU, float32).
+        row_multiple: each expert's rows are padded to a multiple of this. With
+            core.config.ROW_MULTIPLE, a row's result does not depend on how many others go to its
+            expert (CPU, float32).
 
     Returns:
         float [T, D], dtype of x.
