@@ -36,6 +36,8 @@ def new_engine(
     max_model_len: int = 256,
     batch_invariant: bool = False,
     num_checkpoints: int = 0,
+    num_speculative_tokens: int = 0,
+    stop_token_ids: tuple[int, ...] = (511,),
     model=None,
 ) -> EngineLoop:
     model = model or shared_model()
@@ -63,9 +65,13 @@ def new_engine(
         max_model_len=max_model_len,
         wanted_model_len=max_model_len,
         num_checkpoints=num_checkpoints,
+        num_speculative_tokens=num_speculative_tokens,
     )
-    runner = ModelRunner(model, plan, batch_invariant=batch_invariant, stop_token_ids=[511])
-    return EngineLoop(config, runner)
+    runner = ModelRunner(model, plan, batch_invariant=batch_invariant, stop_token_ids=list(stop_token_ids))
+    loop = EngineLoop(config, runner)
+    if loop.speculation is not None:
+        loop.speculation.is_adaptive = False  # timing must not decide what a test runs
+    return loop
 
 
 @dataclass

@@ -16,6 +16,7 @@ from lingflash.core.config import (
     Device,
     Dtype,
     EngineConfig,
+    parse_num_speculative_tokens,
     parse_rope_scaling,
 )
 from lingflash.core.env import SERVE_VARIABLES as ENV
@@ -83,7 +84,7 @@ def make_engine_config(
     max_num_waiting: int = DEFAULTS.max_num_waiting,
     block_size: int = DEFAULTS.block_size,
     tensor_parallel_size: int = 1,
-    num_speculative_tokens: int = 0,
+    num_speculative_tokens: str = "auto",
     batch_invariant: bool = False,
     prefix_caching: bool = True,
     seed: int | None = None,
@@ -105,7 +106,7 @@ def make_engine_config(
         memory_fraction=memory_fraction,
         block_size=block_size,
         tensor_parallel_size=tensor_parallel_size,
-        num_speculative_tokens=num_speculative_tokens,
+        num_speculative_tokens=parse_num_speculative_tokens(num_speculative_tokens),
         batch_invariant=batch_invariant,
         prefix_caching=prefix_caching,
         seed=seed,

@@ -60,8 +60,9 @@ def serve(
         int, _option("--tensor-parallel-size", "GPUs to split the model over.")
     ] = 1,
     num_speculative_tokens: Annotated[
-        int, _option("--num-speculative-tokens", "Drafts per step from the MTP layer.")
-    ] = 0,
+        str,
+        _option("--num-speculative-tokens", "Drafts per step from the MTP layer: auto, or 0 to 4."),
+    ] = "auto",
     batch_invariant: Annotated[
         bool,
         _option("--batch-invariant", "Bitwise equal logits whatever the batch (CPU, slower)."),

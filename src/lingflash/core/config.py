@@ -23,6 +23,9 @@ MKL has kernels of their own for few rows, and how few differs between processor
 enough on one, not on another.
 """
 
+MAX_SPECULATIVE_TOKENS = 4
+"""Most drafts of a sequence and step: the tail beside a state is made for as many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -43,7 +46,9 @@ class EngineConfig:
         block_size: tokens in a block of the paged cache; prefixes are found again block by block.
         prefix_caching: keep computed prefixes and state checkpoints for later requests.
         tensor_parallel_size: GPUs to split the model over; only 1 is supported so far.
-        num_speculative_tokens: drafts per step from the MTP layer; only 0 is supported so far.
+        num_speculative_tokens: drafts of each sequence and step from the MTP layer, 0 to 4. They
+            are made only while that was measured to be faster. "auto" is 3 on CUDA if the
+            checkpoint has the layer, else 0.
         batch_invariant: bitwise equal logits whatever the batch; CPU and float32 only, slower.
         seed: first number of the per-request seeds, for repeatable runs; None draws one.
 
@@ -63,7 +68,7 @@ class EngineConfig:
     block_size: int = 16
     prefix_caching: bool = True
     tensor_parallel_size: int = 1
-    num_speculative_tokens: int = 0
+    num_speculative_tokens: int | Literal["auto"] = "auto"
     batch_invariant: bool = False
     seed: int | None = None
 
@@ -97,9 +102,10 @@ class EngineConfig:
             "1; splitting over several GPUs is not built yet",
         )
         check(
-            self.num_speculative_tokens == 0,
+            self.num_speculative_tokens == "auto"
+            or self.num_speculative_tokens in range(MAX_SPECULATIVE_TOKENS + 1),
             "num_speculative_tokens",
-            "0; speculative decoding is not built yet",
+            f"auto, or 0 (off) to {MAX_SPECULATIVE_TOKENS}",
         )
         if self.batch_invariant and (self.device == "cuda" or self.dtype == "bfloat16"):
             raise ConfigError(
@@ -107,6 +113,24 @@ class EngineConfig:
                 "or set cpu and float32.",
                 param="batch_invariant",
             )
+
+
+def parse_num_speculative_tokens(text: str) -> int | Literal["auto"]:
+    """Read --num-speculative-tokens.
+
+    Raises:
+        ConfigError: it is neither "auto" nor an integer.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(
+            f"--num-speculative-tokens is {text!r}; allowed: auto, or 0 (off) to "
+            f"{MAX_SPECULATIVE_TOKENS}.",
+            param="num_speculative_tokens",
+        ) from None
 
 
 def parse_rope_scaling(text: str) -> dict[str, Any]:

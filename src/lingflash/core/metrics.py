@@ -119,6 +119,8 @@ class _EngineCollector(Collector):
             ("engine_generation_tokens", "Tokens sampled by the engine", stats.generated_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up", stats.prefix_queried_tokens),
             ("prefix_cache_hits", "Prompt tokens found computed", stats.prefix_hit_tokens),
+            ("spec_decode_draft_tokens", "Drafts that were verified", stats.draft_tokens),
+            ("spec_decode_accepted_tokens", "Drafts accepted", stats.accepted_draft_tokens),
         ]
         for name, what, value in counters:
             yield CounterMetricFamily(f"lingflash_{name}", what, value=value)

@@ -171,6 +171,9 @@ class TokenEvent:
         num_cached_tokens: prompt tokens that were not computed anew; on the first event of a
             choice.
         prompt_logprobs: on the first event of choice 0, if asked for; None for the first token.
+        num_accepted_drafts: tokens that speculation guessed; among token_ids, except for a stop
+            token.
+        num_rejected_drafts: guesses of this step that were wrong or came after the end.
     """
 
     request_id: str
@@ -183,6 +186,8 @@ class TokenEvent:
     error_message: str | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_accepted_drafts: int = 0
+    num_rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +206,7 @@ class EngineInfo:
         device: such as "cpu" or "cuda:0".
         dtype: such as "float32".
         batch_invariant: whether logits are bitwise independent of the company.
+        num_speculative_tokens: most drafts of a sequence and step; 0 if it never speculates.
         memory_plan: label to bytes, as printed at start-up.
     """
 
@@ -215,6 +221,7 @@ class EngineInfo:
     device: str
     dtype: str
     batch_invariant: bool = False
+    num_speculative_tokens: int = 0
     memory_plan: dict[str, int] = field(default_factory=dict)
 
 
@@ -240,3 +247,5 @@ class EngineStats:
     state_checkpoints: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0

@@ -156,34 +156,61 @@ def _pool() -> ThreadPoolExecutor:
     return _mask_pool
 
 
+def fill_mask(mask: Mask, sequence: Sequence, matcher: TokenMatcher, num_more: int = 0) -> bool:
+    """Write the mask of a sequence's next token; whether it allows any.
+
+    Args:
+        mask: uint32 [mask_words(vocab_size)].
+        sequence: whose stop tokens may end it.
+        matcher: its own, or a copy.
+        num_more: tokens that the matcher has taken beyond the sequence's.
+    """
+    too_short = len(sequence.output_token_ids) + num_more < sequence.sampling.min_tokens
+    return matcher.fill(mask, () if too_short else sequence.stop_token_ids)
+
+
 class StepMasks:
     """The masks of one step, under way.
 
     Args:
-        rows: of the logits that follow a grammar, with their sequences.
+        groups: sequences that follow a grammar, each with its first row of logits and its drafts,
+            whose rows follow.
         vocab_size: V.
     """
 
-    def __init__(self, rows: list[tuple[int, Sequence]], vocab_size: int) -> None:
-        self._rows = rows
+    def __init__(self, groups: list[tuple[int, Sequence, Seq[int]]], vocab_size: int) -> None:
+        self._groups = groups
         self._vocab_size = vocab_size
-        self._masks: Mask = np.zeros((len(rows), mask_words(vocab_size)), np.uint32)
-        self._any_allowed: list[bool] = []
-        self._future: Future[list[bool]] = _pool().submit(self._fill)
+        self._rows = [first + i for first, _, drafts in groups for i in range(len(drafts) + 1)]
+        self._masks: Mask = np.zeros((len(self._rows), mask_words(vocab_size)), np.uint32)
+        self._allowed: dict[int, bool] = {}
+        self._future: Future[dict[int, bool]] = _pool().submit(self._fill)
 
     @classmethod
-    def start(cls, sequences: Seq[Sequence], vocab_size: int) -> StepMasks | None:
+    def start(
+        cls, groups: Seq[tuple[int, Sequence, Seq[int]]], vocab_size: int
+    ) -> StepMasks | None:
         """Begin to compute the masks; None if no sequence has a grammar."""
-        rows = [(i, s) for i, s in enumerate(sequences) if s.matcher is not None]
-        return cls(rows, vocab_size) if rows else None
+        constrained = [group for group in groups if group[1].matcher is not None]
+        return cls(constrained, vocab_size) if constrained else None
 
-    def _fill(self) -> list[bool]:
-        found = []
-        for (_, sequence), mask in zip(self._rows, self._masks, strict=True):
-            assert sequence.matcher is not None
-            too_short = len(sequence.output_token_ids) < sequence.sampling.min_tokens
-            stops = () if too_short else sequence.stop_token_ids
-            found.append(sequence.matcher.fill(mask, stops))
+    def _fill(self) -> dict[int, bool]:
+        found: dict[int, bool] = {}
+        masks = iter(self._masks)
+        for first, sequence, drafts in self._groups:
+            matcher = sequence.matcher
+            assert matcher is not None
+            found[first] = fill_mask(next(masks), sequence, matcher)
+            taken = 0
+            for i, token in enumerate(drafts, 1):
+                mask = next(masks)
+                # After a draft that the grammar forbids nothing is accepted: its mask stays empty.
+                if taken == i - 1 and found[first + i - 1] and matcher.consume(token):
+                    taken = i
+                    found[first + i] = fill_mask(mask, sequence, matcher, i)
+                else:
+                    found[first + i] = False
+            matcher.rollback(taken)
         return found
 
     def forbidden(self, device: torch.device) -> dict[int, Tensor]:
@@ -193,29 +220,29 @@ class StepMasks:
             For each row that follows a grammar and is not complete: bool [V], True where no token
             is allowed.
         """
-        self._any_allowed = self._future.result()
+        self._allowed = self._future.result()
         refused = torch.from_numpy(~unpack_mask(self._masks, self._vocab_size)).to(device)
-        return {row: refused[i] for i, (row, _) in enumerate(self._rows) if self._any_allowed[i]}
+        return {row: refused[i] for i, row in enumerate(self._rows) if self._allowed[row]}
 
-    def commit(self, results: Seq[StepResult]) -> list[StepResult]:
-        """Move the matchers on by the sampled tokens; returns results that say what is complete."""
-        changed = list(results)
-        for (row, sequence), any_allowed in zip(self._rows, self._any_allowed, strict=True):
-            matcher, result = sequence.matcher, changed[row]
-            if result.error is not None:
-                continue
-            assert matcher is not None
-            if any_allowed and result.token_id not in sequence.stop_token_ids:
-                assert result.token_id is not None
-                if matcher.consume(result.token_id):
-                    changed[row] = replace(result, is_complete=matcher.is_complete)
-            elif not any_allowed:
-                changed[row] = StepResult(is_complete=True)
-            if matcher.error is not None:
-                changed[row] = StepResult(
-                    error=InvalidRequestError(
-                        "The grammar became too complex while the answer was written; make it "
-                        "simpler."
-                    )
+    def advance(self, row: int, sequence: Sequence, result: StepResult) -> StepResult:
+        """Move a sequence's matcher on by the token sampled in a row.
+
+        Returns:
+            The result, which says now whether the sequence is complete.
+        """
+        matcher = sequence.matcher
+        if result.error is not None or matcher is None:
+            return result
+        if not self._allowed[row]:
+            result = StepResult(is_complete=True)
+        elif result.token_id not in sequence.stop_token_ids:
+            assert result.token_id is not None
+            if matcher.consume(result.token_id):
+                result = replace(result, is_complete=matcher.is_complete)
+        if matcher.error is not None:
+            return StepResult(
+                error=InvalidRequestError(
+                    "The grammar became too complex while the answer was written; make it simpler."
                 )
-        return changed
+            )
+        return result

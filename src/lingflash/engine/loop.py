@@ -13,7 +13,8 @@ from lingflash.core.errors import EngineError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.engine.constrained import load_vocabulary
 from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.scheduler import Scheduler
+from lingflash.engine.scheduler import Scheduler, SchedulerOutput
+from lingflash.engine.speculation_gain import SpeculationGain
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 
@@ -46,6 +47,10 @@ class EngineLoop:
             stop_token_ids=runner.stop_token_ids,
             checkpoint_interval=plan.checkpoint_interval,
         )
+        # None never speculates; is_adaptive=False always does.
+        self.speculation: SpeculationGain | None = None
+        if plan.num_speculative_tokens:
+            self.speculation = SpeculationGain(plan.num_speculative_tokens)
         self.info = EngineInfo(
             model=config.model,
             max_model_len=plan.max_model_len,
@@ -58,6 +63,7 @@ class EngineLoop:
             device=str(runner.model.device),
             dtype=str(runner.model.dtype).removeprefix("torch."),
             batch_invariant=config.batch_invariant,
+            num_speculative_tokens=plan.num_speculative_tokens,
             memory_plan=plan.as_dict(),
         )
         self.grammars = GrammarCompiler(
@@ -113,7 +119,12 @@ class EngineLoop:
         Raises:
             EngineError: several steps failed in a row; the engine is of no more use.
         """
-        events = self.scheduler.expire(time.monotonic())
+        start_s = time.monotonic()
+        events = self.scheduler.expire(start_s)
+        if self.speculation is not None:
+            self.scheduler.num_draft_tokens = self.speculation.num_draft_tokens(
+                self.scheduler.num_running
+            )
         output = self.scheduler.schedule()
         if not output.scheduled:
             return events
@@ -130,4 +141,14 @@ class EngineLoop:
                 ) from error
             return events
         self._failed_steps = 0
-        return events + self.scheduler.commit(output, results)
+        committed = self.scheduler.commit(output, results)
+        if self.speculation is not None:
+            self._measure(output, committed, time.monotonic() - start_s)
+        return events + committed
+
+    def _measure(self, output: SchedulerOutput, events: list[TokenEvent], seconds: float) -> None:
+        """Tell the gain's judge about a step in which all sequences decode."""
+        assert self.speculation is not None
+        if all(item.num_certain == 1 for item in output.scheduled):
+            num_tokens = sum(len(event.token_ids) for event in events)
+            self.speculation.observe(len(output.scheduled), num_tokens, seconds)

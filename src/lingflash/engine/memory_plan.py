@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from lingflash.models.checkpoint import read_checkpoint
 from lingflash.models.config import ModelConfig, load_model_config
 from lingflash.models.hub import resolve_model
 
+log = logging.getLogger(__name__)
+
+# Drafts of "auto" where speculation may pay; it is what the model's authors serve with.
+_AUTO_DRAFTS = 3
 # Activations of one step, logits and allocator slack, per token of --max-num-batched-tokens: the
 # widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
 # float32.
@@ -41,6 +46,7 @@ class MemoryPlan:
         block_size: tokens in a block.
         num_state_slots: sequences that run at once.
         num_checkpoints: further states, kept for prefixes that come back.
+        num_speculative_tokens: most drafts of a sequence and step, 0 for no speculation.
         max_model_len: context limit that was asked for or that fits.
         wanted_model_len: context limit before it was cut to what fits.
     """
@@ -59,6 +65,7 @@ class MemoryPlan:
     max_model_len: int
     wanted_model_len: int
     num_checkpoints: int = 0
+    num_speculative_tokens: int = 0
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -206,9 +213,10 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         )
     entries = read_checkpoint(folder)
     item = dtype.itemsize
-    num_latent_layers = len(model.mla_layers) + any(
-        name.startswith(f"model.layers.{model.num_hidden_layers}.") for name in entries
-    )
+    mtp_prefix = f"model.layers.{model.num_hidden_layers}."
+    has_mtp = any(name.startswith(mtp_prefix) for name in entries)
+    num_latent_layers = len(model.mla_layers) + has_mtp
+    num_drafts = resolve_num_speculative_tokens(config, device, has_mtp, mtp_prefix)
     weights = 0
     for name, entry in entries.items():
         elements = 1
@@ -216,8 +224,10 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
             elements *= n
         weights += elements * (4 if ".mlp.gate." in name else item)
     heads, d = model.num_attention_heads, model.head_dim
-    tail = len(model.lightning_layers) * heads * 2 * ANCHOR * d * 4
+    tail = len(model.lightning_layers) * heads * 2 * (ANCHOR + num_drafts) * d * 4
     state = len(model.lightning_layers) * heads * d * d * 4 + tail
+    if num_drafts:
+        state += 2 * model.hidden_size * item  # CacheTensors.anchor_hidden
     latent = num_latent_layers * model.latent_dim * item
     widest = max(
         model.hidden_size,
@@ -265,9 +275,39 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         block_size=config.block_size,
         num_state_slots=config.max_num_seqs,
         num_checkpoints=num_checkpoints,
+        num_speculative_tokens=num_drafts,
         max_model_len=fitting,
         wanted_model_len=wanted,
     )
+
+
+def resolve_num_speculative_tokens(
+    config: EngineConfig, device: torch.device, has_mtp: bool, mtp_prefix: str
+) -> int:
+    """The number of drafts a config means for a checkpoint.
+
+    Raises:
+        ConfigError: drafts were asked for and the checkpoint has no MTP layer.
+    """
+    wanted = config.num_speculative_tokens
+    if wanted == "auto":
+        if not has_mtp:
+            log.info(
+                "Speculative decoding is unavailable: the checkpoint has no tensors of the MTP "
+                "layer (%s...).",
+                mtp_prefix,
+            )
+            return 0
+        # docs/LOG.md: on a CPU verification costs more than it saves.
+        return _AUTO_DRAFTS if device.type == "cuda" else 0
+    if wanted and not has_mtp:
+        raise ConfigError(
+            f"--num-speculative-tokens is {wanted}, but {config.model} has no tensors of the MTP "
+            f"layer ({mtp_prefix}...), which makes the drafts; use a checkpoint that has them, or "
+            "0.",
+            param="num_speculative_tokens",
+        )
+    return wanted
 
 
 def model_context(model: ModelConfig) -> int:

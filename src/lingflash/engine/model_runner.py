@@ -15,8 +15,10 @@ from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
-from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
+from lingflash.engine.request import DraftedSequence
+from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, Sampled, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.engine.speculation import Speculator, accept_drafts, forget_rejected
 from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
@@ -58,6 +60,9 @@ class ModelRunner:
         if model.device.type == "cpu":
             keep_freed_memory()
         self.cache = allocate_cache(model, plan)
+        self.speculator: Speculator | None = None
+        if plan.num_speculative_tokens:
+            self.speculator = Speculator(model, self.cache, plan.num_blocks)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
         if batch_invariant:
             check_batch_invariance(
@@ -106,6 +111,8 @@ class ModelRunner:
             self.cache.forget_slots(output.new_slots)
         if output.new_blocks:
             self.cache.forget_blocks(output.new_blocks)
+            if self.speculator is not None:
+                self.speculator.forget_blocks(output.new_blocks)
         if output.restores:
             self.cache.copy_states(output.restores)
         # Threads that meet at every small operation cost more than they compute: with two, decoding
@@ -122,8 +129,14 @@ class ModelRunner:
 
     def _run(self, output: SchedulerOutput) -> list[StepResult]:
         batch, wanting = self.build_batch(output)
-        sequences = [output.scheduled[i].sequence for i in wanting]
-        masks = StepMasks.start(sequences, self.model.config.vocab_size)
+        rows: list[Sampled] = []  # of the logits: each wanting sequence, and one per draft
+        groups = []
+        for item in (output.scheduled[i] for i in wanting):
+            groups.append((len(rows), item.sequence, item.draft_tokens))
+            rows.append(item.sequence)
+            for i in range(len(item.draft_tokens)):
+                rows.append(DraftedSequence(item.sequence, [*item.draft_tokens[: i + 1]]))
+        masks = StepMasks.start(groups, self.model.config.vocab_size)
         decoder = self.cpu_decoder
         if decoder is not None and not decoder.can_run(batch):
             decoder = None
@@ -135,19 +148,25 @@ class ModelRunner:
             results = [StepResult() for _ in output.scheduled]
             if wanting:
                 if decoder is None:
-                    rows = hidden
+                    last = hidden
                     if batch.final is None:
-                        rows = hidden.index_select(0, batch.logits_indices)
-                    logits = self.model.logits(rows, batch.row_multiple)
+                        last = hidden.index_select(0, batch.logits_indices)
+                    logits = self.model.logits(last, batch.row_multiple)
                 else:
                     logits = decoder.logits(hidden)
                 if masks is None:
-                    sampled = sample(logits, sequences)
+                    sampled = sample(logits, rows)
                 else:
-                    sampled = sample(logits, sequences, masks.forbidden(logits.device))
-                    sampled = masks.commit(sampled)
-                for i, result in zip(wanting, sampled, strict=True):
-                    results[i] = result
+                    sampled = sample(logits, rows, masks.forbidden(logits.device))
+                if masks is None and len(rows) == len(wanting):
+                    for i, result in zip(wanting, sampled, strict=True):
+                        results[i] = result
+                else:
+                    for i, group in zip(wanting, groups, strict=True):
+                        results[i] = accept_drafts(sampled, group, masks)
+                    forget_rejected(self.cache, output.scheduled, wanting, sampled)
+            if output.num_draft_tokens and self.speculator is not None:
+                self.speculator.advance(output, hidden, results)
             row = 0
             for i, item in enumerate(output.scheduled):
                 if _wants_prompt_logprobs(item) and results[i].error is None:
@@ -164,19 +183,23 @@ class ModelRunner:
             row += item.num_tokens
             if item.wants_token:
                 wanting.append(i)
-                rows.append(row)
+                rows += range(row - len(item.draft_tokens), row + 1)
         # Of a prompt only the last token's hidden state is read, unless all are to be scored.
         only_last = None
         has_prompt = output.num_tokens > len(scheduled)
         if (
             has_prompt
             and not self.batch_invariant
+            and not output.num_draft_tokens
             and not any(map(_wants_prompt_logprobs, scheduled))
         ):
             only_last = wanting
         leases = [item.sequence.lease for item in scheduled]
+        num_certain = None
+        if output.num_draft_tokens and any(item.draft_tokens for item in scheduled):
+            num_certain = [item.num_certain for item in scheduled]
         batch = make_forward_batch(
-            [item.sequence.tokens(item.start, item.num_tokens) for item in scheduled],
+            [item.all_tokens() for item in scheduled],
             [item.start for item in scheduled],
             [lease.blocks for lease in leases if lease is not None],
             [lease.state_slot for lease in leases if lease is not None],
@@ -184,6 +207,8 @@ class ModelRunner:
             block_size=self.plan.block_size,
             device=self.model.device,
             batch_invariant=self.batch_invariant,
+            anchors=[item.sequence.anchor for item in scheduled],
+            num_certain=num_certain,
             only_last=only_last,
         )
         return batch, wanting
@@ -217,6 +242,7 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
     c = model.config
     layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
     slots, device = plan.num_state_slots, model.device
+    all_slots, drafts = slots + plan.num_checkpoints, plan.num_speculative_tokens
 
     def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(*shape, dtype=dtype, device=device)
@@ -230,7 +256,8 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
             dtype=plan.dtype,
         ),
         # Checkpoints are taken at anchors, where the tail is empty: they need a state alone.
-        states=zeros(layers, slots + plan.num_checkpoints, heads, d, d, dtype=torch.float32),
-        tail_k=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
-        tail_v=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
+        states=zeros(layers, all_slots, heads, d, d, dtype=torch.float32),
+        tail_k=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
+        tail_v=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
+        anchor_hidden=zeros(all_slots, 2, c.hidden_size, dtype=plan.dtype) if drafts else None,
     )

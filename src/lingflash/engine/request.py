@@ -32,6 +32,10 @@ class Sequence:
         num_cached_tokens: prompt tokens that were found computed when it was first admitted.
         last_checkpoint: position of its newest state checkpoint, 0 if there is none.
         matcher: what its output must follow; it has taken all output tokens.
+        anchor: position that its state is folded to; drafts are never folded.
+        draft_tokens: guesses at the next tokens, for the next step.
+        mtp_first, mtp_end: positions of the MTP layer's rows that its blocks hold; mtp_end is -1
+            from admission until the first step that speculates.
     """
 
     request_id: str
@@ -51,6 +55,10 @@ class Sequence:
     num_cached_tokens: int = 0
     last_checkpoint: int = 0
     matcher: TokenMatcher | None = None
+    anchor: int = 0
+    draft_tokens: list[int] = field(default_factory=list)
+    mtp_first: int = 0
+    mtp_end: int = -1
 
     @property
     def num_tokens(self) -> int:
@@ -73,6 +81,32 @@ class Sequence:
             return self.output_token_ids[start - prompt_len : start - prompt_len + count]
         head = self.prompt_token_ids[start : start + count]
         return head + self.output_token_ids[: max(start + count - prompt_len, 0)]
+
+
+class DraftedSequence:
+    """A sequence as it will be if its first drafts are accepted: what choosing a token reads.
+
+    Args:
+        sequence: the sequence.
+        more: tokens that follow what it has.
+    """
+
+    __slots__ = (
+        "choice",
+        "num_tokens",
+        "output_token_ids",
+        "prompt_token_ids",
+        "request_id",
+        "sampling",
+        "stop_token_ids",
+    )
+
+    def __init__(self, sequence: Sequence, more: list[int]) -> None:
+        self.request_id, self.choice = sequence.request_id, sequence.choice
+        self.prompt_token_ids = sequence.prompt_token_ids
+        self.sampling, self.stop_token_ids = sequence.sampling, sequence.stop_token_ids
+        self.output_token_ids = sequence.output_token_ids + more
+        self.num_tokens = sequence.num_tokens + len(more)
 
 
 def sequences_of(

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lingflash.core.errors import NonFiniteLogitsError
 from lingflash.core.types import SamplingParams, TokenLogprob
-from lingflash.engine.request import Sequence
+from lingflash.engine.request import DraftedSequence, Sequence
 from lingflash.engine.scheduler import StepResult
 from lingflash.kernels.sampling import noise_key, sample_tokens, truncate_logits
+
+Sampled = Sequence | DraftedSequence
 
 # Rows of prompt logits that exist at once.
 PROMPT_LOGPROB_ROWS = 128
@@ -20,25 +22,20 @@ PROMPT_LOGPROB_ROWS = 128
 
 def sample(
     logits: Tensor,
-    sequences: Seq[Sequence],
+    sequences: Seq[Sampled],
     forbidden: Mapping[int, Tensor] | None = None,
 ) -> list[StepResult]:
-    """Choose one token per sequence.
+    """Choose one token per row.
 
     A row with NaN or infinite logits gives an error for its sequence alone.
 
     Args:
-        logits: float32 [R, V], one row per sequence.
+        logits: float32 [R, V].
         sequences: whose rows they are.
         forbidden: bool [V] for some rows, True where a grammar allows no token.
     """
     finite = torch.isfinite(logits.sum(-1)).tolist()
-    changes = any(_changes_logits(s) for s in sequences)
-    if not changes and not forbidden and all(s.sampling.temperature == 0.0 for s in sequences):
-        token_ids = logits.argmax(-1)
-    else:
-        token_ids = _sample_mixed(logits, sequences, forbidden or {})
-    chosen = token_ids.tolist()
+    chosen = choose_tokens(logits, sequences, forbidden)
     results = [StepResult(token_id=token) for token in chosen]
     wanting = [i for i, s in enumerate(sequences) if s.sampling.logprobs is not None and finite[i]]
     if wanting:
@@ -60,7 +57,17 @@ def sample(
     return results
 
 
-def _changes_logits(sequence: Sequence) -> bool:
+def choose_tokens(
+    logits: Tensor, sequences: Seq[Sampled], forbidden: Mapping[int, Tensor] | None = None
+) -> list[int]:
+    """The token of each row by its sequence's rules and noise; see sample()."""
+    changes = any(_changes_logits(s) for s in sequences)
+    if not changes and not forbidden and all(s.sampling.temperature == 0.0 for s in sequences):
+        return logits.argmax(-1).tolist()
+    return _sample_mixed(logits, sequences, forbidden or {}).tolist()
+
+
+def _changes_logits(sequence: Sampled) -> bool:
     """Whether penalties, biases or a minimum length alter the raw logits."""
     p = sequence.sampling
     return bool(
@@ -73,7 +80,7 @@ def _changes_logits(sequence: Sequence) -> bool:
 
 
 def _sample_mixed(
-    logits: Tensor, sequences: Seq[Sequence], forbidden: Mapping[int, Tensor]
+    logits: Tensor, sequences: Seq[Sampled], forbidden: Mapping[int, Tensor]
 ) -> Tensor:
     """Rows with different rules: change what each asks for, truncate, draw."""
     vocab_size, device = logits.shape[-1], logits.device
@@ -106,7 +113,7 @@ def _truncates(p: SamplingParams) -> bool:
     return p.temperature > 0 and (p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0)
 
 
-def _change_logits(row: Tensor, sequence: Sequence) -> None:
+def _change_logits(row: Tensor, sequence: Sampled) -> None:
     """Apply penalties, biases and min_tokens to one row, in place."""
     p = sequence.sampling
     if p.repetition_penalty != 1.0:

@@ -46,14 +46,26 @@ class ScheduledSequence:
     Args:
         sequence: whose.
         start: position of the first.
-        num_tokens: how many.
+        num_tokens: how many, drafts included.
         wants_token: whether the last one's logits give the next token.
+        draft_tokens: guesses at the next tokens, to be verified; the last of num_tokens.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
     wants_token: bool
+    draft_tokens: Seq[int] = ()
+
+    @property
+    def num_certain(self) -> int:
+        """Tokens that are no drafts."""
+        return self.num_tokens - len(self.draft_tokens)
+
+    def all_tokens(self) -> list[int]:
+        """The token ids, drafts last."""
+        tokens = self.sequence.tokens(self.start, self.num_certain)
+        return [*tokens, *self.draft_tokens] if self.draft_tokens else tokens
 
 
 @dataclass(slots=True)
@@ -67,6 +79,7 @@ class SchedulerOutput:
         new_slots: state slots that changed owner and must be zeroed then.
         new_blocks: blocks that changed owner, likewise.
         restores: (checkpoint slot, state slot), states to copy after that.
+        num_draft_tokens: drafts to make for the next step; 0 does not speculate.
     """
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
@@ -74,6 +87,7 @@ class SchedulerOutput:
     new_slots: list[int] = field(default_factory=list)
     new_blocks: list[int] = field(default_factory=list)
     restores: list[tuple[int, int]] = field(default_factory=list)
+    num_draft_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -91,6 +105,7 @@ class StepResult:
         prompt_logprobs: of the prompt tokens that this step's logits predict, if asked for.
         error: ends this sequence alone.
         is_complete: its grammar allows nothing after this token, or not even a token.
+        following: what it said after each accepted draft, as if in steps of their own.
     """
 
     token_id: int | None = None
@@ -98,6 +113,7 @@ class StepResult:
     prompt_logprobs: Seq[TokenLogprob] = ()
     error: LingflashError | None = None
     is_complete: bool = False
+    following: Seq[StepResult] = ()
 
 
 class Scheduler:
@@ -136,14 +152,21 @@ class Scheduler:
         self.vocab_size = vocab_size
         self.stop_token_ids = frozenset(stop_token_ids)
         self.checkpoint_interval = checkpoint_interval
+        self.num_draft_tokens = 0  # of each sequence and step; may change at any time
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order of admission, oldest first
         self._by_request: dict[str, list[Sequence]] = {}
         self._num_steps = self._num_preemptions = 0
         self._prompt_tokens = self._generated_tokens = 0
         self._prefix_queried = self._prefix_hit = 0
+        self._num_drafted = self._num_accepted = 0
         self._saves: list[tuple[int, int]] = []  # of the next step
         self._has_deadlines = False
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold memory."""
+        return len(self._running)
 
     @property
     def has_work(self) -> bool:
@@ -167,6 +190,8 @@ class Scheduler:
             state_checkpoints=self.cache.num_checkpoints,
             prefix_queried_tokens=self._prefix_queried,
             prefix_hit_tokens=self._prefix_hit,
+            draft_tokens=self._num_drafted,
+            accepted_draft_tokens=self._num_accepted,
         )
 
     def validate(self, request: EngineRequest) -> None:
@@ -259,7 +284,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Choose the next step's tokens and lease memory for them."""
-        output = SchedulerOutput()
+        output = SchedulerOutput(num_draft_tokens=self.num_draft_tokens)
         chosen: dict[Sequence, int] = {}
         budget = self.max_num_batched_tokens
         preempted = False
@@ -284,6 +309,8 @@ class Scheduler:
             output.new_blocks += added or ()
             chosen[sequence] = 1
             budget -= 1
+        if self.num_draft_tokens:
+            budget = self._add_drafts(chosen, budget, output)
         for sequence in self._running:
             if sequence in chosen or budget <= 0:
                 continue
@@ -311,9 +338,40 @@ class Scheduler:
             output.saves, self._saves = self._saves, []
         for sequence, count in chosen.items():
             start, num_tokens = sequence.num_computed, sequence.num_tokens
-            wants_token = start + count == num_tokens < sequence.max_total_tokens
-            output.scheduled.append(ScheduledSequence(sequence, start, count, wants_token))
+            wants_token = start + count >= num_tokens < sequence.max_total_tokens
+            item = ScheduledSequence(sequence, start, count, wants_token)
+            if self.num_draft_tokens:
+                item.draft_tokens = sequence.draft_tokens[: max(start + count - num_tokens, 0)]
+                sequence.draft_tokens = []
+                if wants_token and not item.draft_tokens:
+                    self._look_ahead(sequence, output)
+            output.scheduled.append(item)
         return output
+
+    def _add_drafts(self, chosen: dict[Sequence, int], budget: int, output: SchedulerOutput) -> int:
+        """Let decoding sequences bring their drafts, as far as there is room; the budget left."""
+        for sequence in chosen:
+            drafts = len(sequence.draft_tokens)
+            if drafts:
+                # The step may give one token more than there are drafts.
+                limit = sequence.max_total_tokens - sequence.num_tokens - 1
+                room = self._look_ahead(sequence, output) - sequence.num_tokens
+                drafts = max(min(drafts, budget, limit, room), 0)
+                chosen[sequence] += drafts
+                budget -= drafts
+        return budget
+
+    def _look_ahead(self, sequence: Sequence, output: SchedulerOutput) -> int:
+        """Lease blocks for drafts if any are free; how many tokens the lease holds.
+
+        A step verifies drafts and then makes new ones, each in a row of the MTP layer's cache.
+        """
+        lease = sequence.lease
+        assert lease is not None
+        wanted = sequence.num_tokens + 2 * self.num_draft_tokens
+        added = self.cache.grow(lease, min(wanted, sequence.max_total_tokens))
+        output.new_blocks += added or ()
+        return len(lease.blocks) * self.cache.block_size
 
     def _admit(self, sequence: Sequence) -> Lease | None:
         """Lease memory for a waiting sequence, with what is known of its beginning."""
@@ -326,6 +384,7 @@ class Scheduler:
             return None
         sequence.lease = lease
         sequence.num_computed = sequence.last_checkpoint = lease.num_hit_tokens
+        sequence.anchor, sequence.mtp_end, sequence.draft_tokens = lease.num_hit_tokens, -1, []
         if not sequence.num_preemptions:
             hit = min(lease.num_hit_tokens, len(sequence.prompt_token_ids))
             sequence.num_cached_tokens = hit
@@ -373,7 +432,7 @@ class Scheduler:
         if num_full > len(lease.nodes):
             self.cache.publish(lease, sequence.keys_to(num_full * size, size))
         # The state has been folded up to here; it can be kept if this is a block's end too.
-        place = sequence.num_computed // ANCHOR_TOKENS * ANCHOR_TOKENS
+        place = sequence.anchor
         distance = place - sequence.last_checkpoint
         if place % size == 0 and distance >= (1 if checkpoint else self.checkpoint_interval):
             slot = self.cache.checkpoint(lease, place)
@@ -399,40 +458,79 @@ class Scheduler:
     def _commit_one(self, item: ScheduledSequence, result: StepResult) -> TokenEvent | None:
         sequence = item.sequence
         prompt_len = len(sequence.prompt_token_ids)
-        end = item.start + item.num_tokens
+        num_certain = item.num_certain
+        end = item.start + num_certain
         self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
         if result.error is not None:
             return self._finish(sequence, "error", error=result.error)
         sequence.num_computed = end
+        sequence.anchor = end // ANCHOR_TOKENS * ANCHOR_TOKENS
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
-        ends_prompt = item.num_tokens > 1 and end == sequence.num_tokens
+        ends_prompt = num_certain > 1 and end == sequence.num_tokens
         self._keep(sequence, checkpoint=ends_prompt or end in self._cuts(sequence))
         if end < sequence.num_tokens:
             return None
         if not item.wants_token:
             return self._finish(sequence, "length")
+        tokens: list[int] = []
+        logprobs: list[TokenLogprob] | None = None if result.logprob is None else []
+        event = self._take_token(sequence, result, tokens, logprobs)
+        num_accepted = 0
+        for following in result.following:
+            if event is not None:
+                break
+            num_accepted += 1
+            sequence.num_computed += 1  # an accepted draft is a token that was computed
+            event = self._take_token(sequence, following, tokens, logprobs)
+        if event is None:
+            if num_accepted:
+                self._keep(sequence, checkpoint=False)
+            event = TokenEvent(
+                request_id=sequence.request_id,
+                choice=sequence.choice,
+                token_ids=tokens,
+                logprobs=logprobs,
+                num_cached_tokens=sequence.num_cached_tokens,
+                prompt_logprobs=self._first_prompt_logprobs(sequence),
+            )
+        if item.draft_tokens:
+            event.num_accepted_drafts = num_accepted
+            event.num_rejected_drafts = len(item.draft_tokens) - num_accepted
+            self._num_drafted += len(item.draft_tokens)
+            self._num_accepted += num_accepted
+        return event
+
+    def _take_token(
+        self,
+        sequence: Sequence,
+        result: StepResult,
+        tokens: list[int],
+        logprobs: list[TokenLogprob] | None,
+    ) -> TokenEvent | None:
+        """Append one sampled token; the last event if the sequence ends with it."""
         token = result.token_id
+        if result.error is not None:  # after an accepted draft
+            return self._finish(
+                sequence, "error", token_ids=tokens, logprobs=logprobs, error=result.error
+            )
         if token is None:
             assert result.is_complete
-            return self._finish(sequence, "stop")
+            return self._finish(sequence, "stop", token_ids=tokens, logprobs=logprobs)
         self._generated_tokens += 1
         sequence.output_token_ids.append(token)
-        logprobs = None if result.logprob is None else [result.logprob]
         if token in sequence.stop_token_ids:
-            return self._finish(sequence, "stop", stop_token_id=token)
+            return self._finish(
+                sequence, "stop", token_ids=tokens, logprobs=logprobs, stop_token_id=token
+            )
+        tokens.append(token)
+        if logprobs is not None and result.logprob is not None:
+            logprobs.append(result.logprob)
         if result.is_complete:
-            return self._finish(sequence, "stop", token_ids=[token], logprobs=logprobs)
+            return self._finish(sequence, "stop", token_ids=tokens, logprobs=logprobs)
         if sequence.num_tokens >= sequence.max_total_tokens:
-            return self._finish(sequence, "length", token_ids=[token], logprobs=logprobs)
-        return TokenEvent(
-            request_id=sequence.request_id,
-            choice=sequence.choice,
-            token_ids=[token],
-            logprobs=logprobs,
-            num_cached_tokens=sequence.num_cached_tokens,
-            prompt_logprobs=self._first_prompt_logprobs(sequence),
-        )
+            return self._finish(sequence, "length", token_ids=tokens, logprobs=logprobs)
+        return None
 
     @staticmethod
     def _first_prompt_logprobs(sequence: Sequence) -> list[TokenLogprob | None] | None:
@@ -468,7 +566,7 @@ class Scheduler:
             request_id=sequence.request_id,
             choice=sequence.choice,
             token_ids=token_ids or [],
-            logprobs=logprobs,
+            logprobs=logprobs or None,
             finish_reason=reason,
             stop_token_id=stop_token_id,
             num_cached_tokens=sequence.num_cached_tokens,

@@ -226,7 +226,7 @@ class BailingHybrid:
             batch: positions and blocks of the rows.
 
         Returns:
-            [T_pad, D], to be given to logits().
+            [T_pad, D], to be given to logits(); [R, D] of batch.final's rows if it is set.
 
         Raises:
             ValueError: the checkpoint has no MTP layer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,19 +34,25 @@ class CacheTensors:
         states: float32 [num_lightning_layers, slots + checkpoints, H, K, V], folded to each
             sequence's anchor.
         tail_k, tail_v: float32 [num_lightning_layers, slots, H, tail, K or V], (k, v) past the
-            anchor.
+            anchor; tail is ANCHOR and as many more as there are drafts.
+        anchor_hidden: [slots + checkpoints, 2, D], model dtype, only for speculation: hidden states
+            of the tokens before the last two anchors, that before position 16 n at place n % 2; the
+            MTP layer goes on from them after a checkpoint.
     """
 
     latents: Tensor
     states: Tensor
     tail_k: Tensor
     tail_v: Tensor
+    anchor_hidden: Tensor | None = None
 
     def forget_slots(self, slots: Sequence[int]) -> None:
         """Zero the states and tails of slots that a new sequence takes over."""
         index = torch.tensor(slots, device=self.states.device)
         for pool in (self.states, self.tail_k, self.tail_v):
             pool.index_fill_(1, index, 0.0)
+        if self.anchor_hidden is not None:
+            self.anchor_hidden.index_fill_(0, index, 0.0)
 
     def copy_states(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the states of all layers from one slot to another, for each (source, target).
@@ -57,6 +64,8 @@ class CacheTensors:
         sources = torch.tensor(list(by_target.values()), device=self.states.device)
         targets = torch.tensor(list(by_target), device=self.states.device)
         self.states.index_copy_(1, targets, self.states.index_select(1, sources))
+        if self.anchor_hidden is not None:
+            self.anchor_hidden.index_copy_(0, targets, self.anchor_hidden.index_select(0, sources))
 
     def forget_blocks(self, blocks: Sequence[int]) -> None:
         """Zero blocks that change owner: a NaN in a masked key would spoil the sum over keys."""
@@ -150,23 +159,7 @@ def make_forward_batch(
     lens = [len(ids) for ids in token_ids]
     num_tokens = sum(lens)
     padded = -(-num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE if batch_invariant else num_tokens
-    flat = np.zeros(padded, dtype=np.int64)
-    positions = np.zeros(padded, dtype=np.int64)
-    slots = np.empty(num_tokens, dtype=np.int64)
-    row = 0
-    for ids, start, length, table in zip(token_ids, starts, lens, block_tables, strict=True):
-        flat[row : row + length] = ids
-        if length == 1:  # decoding is the common case and numpy's calls are not free
-            positions[row] = start
-            slots[row] = table[start // block_size] * block_size + start % block_size
-        else:
-            where = np.arange(start, start + length)
-            positions[row : row + length] = where
-            blocks = np.asarray(table, dtype=np.int64)
-            slots[row : row + length] = (
-                blocks[where // block_size] * block_size + where % block_size
-            )
-        row += length
+    flat, positions, slots = _flatten(token_ids, starts, block_tables, block_size, padded)
     if anchors is None:
         anchors = [start // ANCHOR * ANCHOR for start in starts]
 
@@ -216,6 +209,95 @@ def make_forward_batch(
         mla_length=starts[0] + 1 if lens == [1] else 0,
         final=final,
     )
+
+
+def _flatten(
+    token_ids: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    block_tables: Sequence[Sequence[int]] | Sequence[np.ndarray],
+    block_size: int,
+    padded: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Token ids and positions [padded] and slots [T] of all sequences' tokens, in order."""
+    flat = np.zeros(padded, dtype=np.int64)
+    positions = np.zeros(padded, dtype=np.int64)
+    slots = np.empty(sum(map(len, token_ids)), dtype=np.int64)
+    row = 0
+    for ids, start, table in zip(token_ids, starts, block_tables, strict=True):
+        length = len(ids)
+        flat[row : row + length] = ids
+        if length == 1:  # decoding is the common case and numpy's calls are not free
+            positions[row] = start
+            slots[row] = table[start // block_size] * block_size + start % block_size
+        else:
+            where = np.arange(start, start + length)
+            positions[row : row + length] = where
+            blocks = np.asarray(table, dtype=np.int64)
+            slots[row : row + length] = (
+                blocks[where // block_size] * block_size + where % block_size
+            )
+        row += length
+    return flat, positions, slots
+
+
+def make_mtp_batch(
+    token_ids: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    first_rows: Sequence[int],
+    block_tables: Sequence[Sequence[int]],
+    asked: Sequence[int],
+    *,
+    block_size: int,
+    device: torch.device,
+) -> ForwardBatch:
+    """Build the MTP layer's input, where row p is made of token p and the hidden state before it.
+
+    All rows' latents are written; the layer's output is computed for some sequences' last rows.
+
+    Args:
+        token_ids: tokens of each sequence's rows, at least one.
+        starts: position of each first row.
+        first_rows: position of the first row of each sequence that has a latent; it and those
+            after it are attended to.
+        block_tables: each sequence's blocks, enough for all its rows.
+        asked: sequences whose last row's output is wanted.
+        block_size: tokens in a block.
+        device: where tensors go.
+    """
+    lens = [len(ids) for ids in token_ids]
+    num_rows = sum(lens)
+    flat, positions, slots = _flatten(token_ids, starts, block_tables, block_size, num_rows)
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    rows = (np.cumsum(lens) - 1)[list(asked)].astype(np.int64)
+    mla = plan_mla(
+        [starts[i] + lens[i] - 1 for i in asked],
+        [1] * len(asked),
+        [np.asarray(block_tables[i]) for i in asked],
+        block_size=block_size,
+        device=device,
+        fixed_blocks=False,
+        first_keys=[first_rows[i] for i in asked],
+    )
+    is_all = len(rows) == num_rows
+    return ForwardBatch(
+        num_tokens=num_rows,
+        token_ids=put(flat),
+        positions=put(positions),
+        slot_mapping=put(slots),
+        logits_indices=put(rows),
+        lightning=_no_lightning(device),
+        mla=mla,
+        batch_invariant=False,
+        final=None if is_all else FinalRows(put(rows), mla),
+    )
+
+
+@cache
+def _no_lightning(device: torch.device) -> LightningPlan:
+    return plan_lightning([], [], [], [], chunk=ANCHOR, device=device, allow_decode=False)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lingflash.kernels.rmsnorm import rms_norm
 from lingflash.models.config import ModelConfig
-from lingflash.models.forward_batch import CacheTensors, ForwardBatch, Trace
+from lingflash.models.forward_batch import CacheTensors, FinalRows, ForwardBatch, Trace
 from lingflash.models.layers.weights import WeightSlots
 
 Rotary = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -24,6 +24,7 @@ class _Block(Protocol):
         batch: ForwardBatch,
         cache: CacheTensors,
         trace: Trace | None,
+        final: FinalRows | None = None,
     ) -> Tensor: ...
 
 
@@ -49,7 +50,10 @@ class MtpLayer:
         cache: CacheTensors,
         trace: Trace | None,
     ) -> Tensor:
-        """Embedding of token j+1 and hidden state of token j, both [T_pad, D], to [T_pad, D]."""
+        """Embedding of token j+1 and hidden state of token j, both [T_pad, D], to [T_pad, D].
+
+        With batch.final only its rows are computed past their latents: [R, D].
+        """
         both = [
             rms_norm(embedded, self.w_enorm, self.eps),
             rms_norm(hidden_states, self.w_hnorm, self.eps),
@@ -57,5 +61,5 @@ class MtpLayer:
         x = F.linear(torch.cat(both, -1), self.w_eh)
         if trace is not None:
             trace.record("mtp.eh", x)
-        x = self.block.forward(x, rotary, batch, cache, trace)
+        x = self.block.forward(x, rotary, batch, cache, trace, batch.final)
         return rms_norm(x, self.w_final_norm, self.eps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lingflash.core.config import BUNDLED_MODEL, Device, Dtype, EngineConfig
 from lingflash.core.errors import InvalidRequestError
@@ -95,7 +95,7 @@ class LLM:
         block_size: int = 16,
         prefix_caching: bool = True,
         tensor_parallel_size: int = 1,
-        num_speculative_tokens: int = 0,
+        num_speculative_tokens: int | Literal["auto"] = "auto",
         batch_invariant: bool = False,
         seed: int | None = None,
     ) -> None:

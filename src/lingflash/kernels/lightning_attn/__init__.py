@@ -234,7 +234,9 @@ def _chunked(
             if c in owner:
                 state = states[owner[c]]
             before[c - lo].copy_(state)
-            if folds[c - lo]:
+            if folds[c - lo] and c in plan.passing:
+                state = (state * tables.carry[folds[c - lo]]).add_(updates[c - lo])
+            elif folds[c - lo]:
                 # Two operations on purpose: a fused multiply-add rounds differently in vector
                 # tails.
                 state.mul_(tables.carry[folds[c - lo]]).add_(updates[c - lo])

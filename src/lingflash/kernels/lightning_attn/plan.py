@@ -46,6 +46,8 @@ class LightningPlan:
         keep_slots, keep_offsets, keep_rows: the same for the tail after this step.
         fold_anchors: int64 [num_chunks], anchor distances that each chunk folds into the state.
         fold_anchors_host: the same on the host.
+        passing: chunks that end in drafts and are followed by more of them: their fold is what the
+            next chunk starts from, but is not written to the state.
         sequence_chunks: per sequence its state slot, first chunk and chunk after its last.
         decode_slots, decode_offsets: int64 [N], set when every sequence has one query token: its
             state slot and its place in the tail.
@@ -67,6 +69,7 @@ class LightningPlan:
     fold_anchors: Tensor
     fold_anchors_host: list[int]
     sequence_chunks: list[tuple[int, int, int]]
+    passing: frozenset[int] = frozenset()
     decode_slots: Tensor | None = None
     decode_offsets: Tensor | None = None
     decode_folds: Tensor | None = None
@@ -97,7 +100,8 @@ def plan_lightning(
         num_certain: query tokens of each that may be folded, the rest being drafts; all by default.
 
     Raises:
-        ValueError: chunk is no multiple of ANCHOR, or the lengths differ.
+        ValueError: chunk is no multiple of ANCHOR, the lengths differ, or a chunk would be folded
+            in part and go on in drafts.
     """
     if chunk % ANCHOR or chunk <= 0:
         raise ValueError(f"chunk is {chunk}; a positive multiple of {ANCHOR} is needed.")
@@ -117,13 +121,14 @@ def plan_lightning(
         if max(offsets, default=0) < ANCHOR:
             return LightningPlan(
                 chunk, num_seqs, 0, None, empty, empty, empty, empty, empty, empty, empty, [], [],
-                put(state_slots), put(offsets), put(folds) if folds else None,
+                frozenset(), put(state_slots), put(offsets), put(folds) if folds else None,
                 (state_slots[0], offsets[0]) if num_seqs == 1 else None,
             )  # fmt: skip
     token_rows: list[np.ndarray] = []
     tails: list[tuple[int, int, int]] = []  # slot, length, first grid row
     keeps: list[tuple[int, int, int]] = []
     folds_host: list[int] = []
+    passing: list[int] = []
     ranges: list[tuple[int, int, int]] = []
     first_chunk = 0
     for start, anchor, length, sure, slot in zip(
@@ -139,7 +144,13 @@ def plan_lightning(
             tails.append((slot, tail_len, row))
         if window > fold:
             keeps.append((slot, window - fold, row + fold))
-        folds_host += [min(max(fold - c * chunk, 0), chunk) // ANCHOR for c in range(chunks)]
+        folds = [min(max(fold - c * chunk, 0), chunk) // ANCHOR for c in range(chunks)]
+        for c in range(fold // chunk, chunks - 1):
+            if folds[c]:
+                raise ValueError(f"drafts follow a chunk of {chunk} that is certain only in part.")
+            folds[c] = chunk // ANCHOR
+            passing.append(first_chunk + c)
+        folds_host += folds
         ranges.append((slot, first_chunk, first_chunk + chunks))
         first_chunk += chunks
 
@@ -164,4 +175,5 @@ def plan_lightning(
         put(folds_host),
         folds_host,
         ranges,
+        frozenset(passing),
     )

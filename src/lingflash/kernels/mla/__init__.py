@@ -56,6 +56,7 @@ def plan_mla(
     block_size: int,
     device: torch.device,
     fixed_blocks: bool,
+    first_keys: Sequence[int] | None = None,
 ) -> MlaPlan:
     """Sort a batch into single-token sequences, which are computed together, and longer runs.
 
@@ -66,7 +67,14 @@ def plan_mla(
         block_size: tokens in a block.
         device: where the index tensors go.
         fixed_blocks: see MlaPlan; for bitwise batch invariance.
+        first_keys: position of each sequence's first key; 0 by default. Only for one query token
+            each, without fixed_blocks.
+
+    Raises:
+        ValueError: first_keys does not go with the rest.
     """
+    if first_keys is not None and (fixed_blocks or max(query_lens, default=1) > 1):
+        raise ValueError("first_keys is for single query tokens without fixed_blocks.")
     decode: list[tuple[int, int, np.ndarray]] = []  # row, length, blocks
     runs = []
     row = 0
@@ -78,12 +86,20 @@ def plan_mla(
         else:
             runs.append((row, row + length, total, torch.from_numpy(blocks).to(device)))
         row += length
+    firsts = [0] * len(decode)
+    if first_keys is not None:
+        # Whole blocks before the first key are not even read.
+        firsts = [first % block_size for first in first_keys]
+        decode = [
+            (row, total - first + rest, blocks[first // block_size :])
+            for (row, total, blocks), first, rest in zip(decode, first_keys, firsts, strict=True)
+        ]
     if not decode:
         return MlaPlan(None, None, None, runs, fixed_blocks)
     if len(decode) == 1 and not runs:
         _, total, blocks = decode[0]
         if len(blocks) == 1 or (np.diff(blocks) == 1).all():
-            span = int(blocks[0]) * block_size, total
+            span = int(blocks[0]) * block_size + firsts[0], total - firsts[0]
             return MlaPlan(None, None, None, runs, fixed_blocks, span)
     width = max(len(blocks) for _, _, blocks in decode)
     tables = np.zeros((len(decode), width), dtype=np.int64)
@@ -91,6 +107,8 @@ def plan_mla(
         tables[i, : len(blocks)] = blocks
     lengths = np.array([total for _, total, _ in decode])
     mask = np.arange(width * block_size)[None] >= lengths[:, None]
+    if any(firsts):
+        mask |= np.arange(width * block_size)[None] < np.array(firsts)[:, None]
     rows = None
     if runs:
         rows = torch.tensor([r for r, _, _ in decode], device=device)
