@@ -67,7 +67,9 @@ def new_engine(
         num_checkpoints=num_checkpoints,
         num_speculative_tokens=num_speculative_tokens,
     )
-    runner = ModelRunner(model, plan, batch_invariant=batch_invariant, stop_token_ids=list(stop_token_ids))
+    runner = ModelRunner(
+        model, plan, batch_invariant=batch_invariant, stop_token_ids=list(stop_token_ids)
+    )
     loop = EngineLoop(config, runner)
     if loop.speculation is not None:
         loop.speculation.is_adaptive = False  # timing must not decide what a test runs

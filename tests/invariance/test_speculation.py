@@ -21,7 +21,9 @@ from models_support import load
 from oracle import write_checkpoint
 
 STOP, VOCAB = 127, 128
-TOKENS = [bytes([i]) for i in range(120)] + [b"ab", b"ba", b"abc", b"12", b"", b""] + [b"<t>", b"<s>"]
+TOKENS = (
+    [bytes([i]) for i in range(120)] + [b"ab", b"ba", b"abc", b"12", b"", b""] + [b"<t>", b"<s>"]
+)
 GRAMMARS = {
     "choice": GrammarSpec("choice", '["abba", "abc12", "x"]'),
     "letters": GrammarSpec("regex", "[abc]{3,12}"),

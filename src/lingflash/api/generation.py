@@ -82,6 +82,7 @@ class Generation:
         ]
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(prompts)
         self._num_cached = [0] * len(prompts)
+        self._num_accepted_drafts = self._num_rejected_drafts = 0
         self._open = len(self.outputs)
         self._started = self._last_event = time.perf_counter()
         self._first_token_s: float | None = None
@@ -165,6 +166,8 @@ class Generation:
             raise error_from_event(event)
         if event.choice == 0 and event.num_cached_tokens:
             self._num_cached[prompt] = event.num_cached_tokens
+        self._num_accepted_drafts += event.num_accepted_drafts
+        self._num_rejected_drafts += event.num_rejected_drafts
         if event.prompt_logprobs is not None:
             self.prompt_logprobs[prompt] = event.prompt_logprobs
         self._time(len(event.token_ids))
@@ -204,12 +207,18 @@ class Generation:
         """Token counts so far, in OpenAI's form."""
         prompt = sum(map(len, self.prompts))
         completion = sum(output.num_generated_tokens for output in self.outputs)
-        return {
+        counts: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(self._num_cached)},
         }
+        if self._state.engine.info.num_speculative_tokens:
+            counts["completion_tokens_details"] = {
+                "accepted_prediction_tokens": self._num_accepted_drafts,
+                "rejected_prediction_tokens": self._num_rejected_drafts,
+            }
+        return counts
 
     async def close(self, error: BaseException | None = None) -> None:
         """Release everything, abort what runs, log and count the end; may be called twice.

@@ -18,7 +18,7 @@ from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.request import DraftedSequence
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, Sampled, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
-from lingflash.engine.speculation import Speculator, accept_drafts, forget_rejected
+from lingflash.engine.speculation import Speculator, accept_drafts
 from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
@@ -164,7 +164,6 @@ class ModelRunner:
                 else:
                     for i, group in zip(wanting, groups, strict=True):
                         results[i] = accept_drafts(sampled, group, masks)
-                    forget_rejected(self.cache, output.scheduled, wanting, sampled)
             if output.num_draft_tokens and self.speculator is not None:
                 self.speculator.advance(output, hidden, results)
             row = 0

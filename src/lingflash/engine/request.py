@@ -34,6 +34,7 @@ class Sequence:
         matcher: what its output must follow; it has taken all output tokens.
         anchor: position that its state is folded to; drafts are never folded.
         draft_tokens: guesses at the next tokens, for the next step.
+        may_draft: False once a step with drafts gave logits that were not finite.
         mtp_first, mtp_end: positions of the MTP layer's rows that its blocks hold; mtp_end is -1
             from admission until the first step that speculates.
     """
@@ -57,6 +58,7 @@ class Sequence:
     matcher: TokenMatcher | None = None
     anchor: int = 0
     draft_tokens: list[int] = field(default_factory=list)
+    may_draft: bool = True
     mtp_first: int = 0
     mtp_end: int = -1
 

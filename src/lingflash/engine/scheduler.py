@@ -25,6 +25,7 @@ from lingflash.core.errors import (
     DeadlineExceededError,
     InvalidRequestError,
     LingflashError,
+    NonFiniteLogitsError,
     QueueFullError,
 )
 from lingflash.core.types import (
@@ -461,6 +462,11 @@ class Scheduler:
         num_certain = item.num_certain
         end = item.start + num_certain
         self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
+        if isinstance(result.error, NonFiniteLogitsError) and item.draft_tokens:
+            # A draft's fault, perhaps: compute it again from the start, without any.
+            sequence.may_draft = False
+            self._preempt(sequence)
+            return None
         if result.error is not None:
             return self._finish(sequence, "error", error=result.error)
         sequence.num_computed = end

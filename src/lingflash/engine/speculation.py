@@ -46,6 +46,9 @@ def accept_drafts(
 ) -> StepResult:
     """Join a sequence's rows of results up to the first draft that was not sampled.
 
+    Logits that are not finite in any row make the whole an error: 0 times NaN is NaN, so a draft's
+    may have reached the rows before it.
+
     Args:
         sampled: results of all rows of logits.
         group: the sequence's first row; the sequence, whose matcher takes the tokens; its drafts,
@@ -53,6 +56,9 @@ def accept_drafts(
         masks: of this step, if any sequence follows a grammar.
     """
     first_row, sequence, drafts = group
+    for result in sampled[first_row : first_row + len(drafts) + 1]:
+        if result.error is not None:
+            return result
     accepted = []
     for i in range(len(drafts) + 1):
         result = sampled[first_row + i]
@@ -70,38 +76,6 @@ def accept_drafts(
     if len(accepted) == 1:
         return accepted[0]
     return replace(accepted[0], following=accepted[1:])
-
-
-def forget_rejected(
-    cache: CacheTensors,
-    scheduled: Seq[ScheduledSequence],
-    wanting: Seq[int],
-    sampled: Seq[StepResult],
-) -> None:
-    """Zero what drafts left behind whose logits were not finite.
-
-    Places that are not yet in use count with weight 0 in sums, and 0 times NaN is NaN.
-
-    Args:
-        cache: of all sequences.
-        scheduled: of this step.
-        wanting: places among them that have rows of logits.
-        sampled: results of those rows.
-    """
-    row = 0
-    for item in (scheduled[i] for i in wanting):
-        rows = sampled[row : row + len(item.draft_tokens) + 1]
-        row += len(rows)
-        lease = item.sequence.lease
-        if lease is None or rows[0].error is not None or all(r.error is None for r in rows):
-            continue
-        end, last = item.start + item.num_certain, item.start + item.num_tokens
-        size = cache.latents.shape[2]
-        for position in range(end, last):
-            cache.latents[:, lease.blocks[position // size], position % size] = 0.0
-        anchor = end // ANCHOR * ANCHOR  # the tail begins there by now
-        for tail in (cache.tail_k, cache.tail_v):
-            tail[:, lease.state_slot, :, end - anchor : last - anchor] = 0.0
 
 
 class Speculator:
@@ -175,7 +149,8 @@ class Speculator:
         may_go_on = not last.is_complete and bool(new) and new[-1] not in sequence.stop_token_ids
         if hi == known and may_go_on:
             # A draft can bring one token more, and all but the last draft need a row.
-            count = min(num_drafts, sequence.max_total_tokens - known - 1, room - known + 1)
+            count = num_drafts if sequence.may_draft else 0
+            count = min(count, sequence.max_total_tokens - known - 1, room - known + 1)
             if count > 0:
                 draft = _Draft(sequence, new, count)
         tokens = (sequence.tokens(lo, hi - lo) + new)[: hi - lo]
