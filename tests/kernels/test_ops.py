@@ -182,6 +182,71 @@ def test_mla_when_decodes_and_runs_are_mixed_then_matches_the_definition(lengths
     torch.testing.assert_close(out.double(), torch.cat(expected), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("firsts", [[5], [0, 16, 33], [47, 1, 20]])
+@pytest.mark.parametrize("scatter", [False, True])
+def test_mla_when_the_first_keys_are_left_out_then_as_if_they_were_not_there(firsts, scatter):
+    heads, nope, rope, rank, value, block = 2, 8, 4, 16, 6, 16
+    w_kvb = rand(heads, nope + value, rank)
+    starts = [48 + 3 * i for i in range(len(firsts))]
+    blocks = list(range(5 * len(firsts)))
+    tables = [blocks[i * 5 : i * 5 + 5] for i in range(len(firsts))]
+    if scatter:
+        tables = [table[::-1] for table in tables]
+    pool = rand(len(blocks), block, rank + rope)
+    q_nope, q_rope = rand(len(firsts), heads, nope), rand(len(firsts), heads, rope, seed=5)
+    expected = [
+        mla_attention_reference(
+            q_nope[i : i + 1].double(),
+            q_rope[i : i + 1].double(),
+            pool[table].flatten(0, 1)[first : start + 1],
+            w_kvb,
+            0.3,
+        )
+        for i, (start, first, table) in enumerate(zip(starts, firsts, tables, strict=True))
+    ]
+    ones = [1] * len(firsts)
+    common = {"block_size": block, "device": CPU}
+    plan = plan_mla(starts, ones, tables, fixed_blocks=False, first_keys=firsts, **common)
+    out = mla_attention(q_nope, q_rope, pool, w_kvb, 0.3, plan)
+    torch.testing.assert_close(out.double(), torch.cat(expected), atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="single query tokens"):
+        plan_mla([1], [2], tables[:1], fixed_blocks=False, first_keys=[0], **common)
+
+
+@pytest.mark.parametrize("chunk", [16, 64])
+@pytest.mark.parametrize("accepted", [0, 1, 3, 4])
+def test_lightning_when_drafts_cross_an_anchor_then_as_one_by_one(chunk, accepted):
+    """Drafts in a chunk of their own read a state that nobody has written."""
+    heads, width, slots = 3, 8, 2
+    rate = torch.tensor([0.5, 0.1, 0.01], dtype=torch.float64)
+    tables = decay_tables(rate, chunk, width, CPU)
+    q, k, v = (rand(80, heads, width, seed=i) for i in range(3))
+    pools = [torch.zeros(slots, heads, width, width)]
+    pools += [torch.zeros(slots, heads, ANCHOR + 4, width) for _ in range(2)]
+
+    def run(lo, hi, anchor, certain):
+        plan = plan_lightning(
+            [lo], [anchor], [hi - lo], [1], chunk=chunk, device=CPU, allow_decode=False,
+            num_certain=[certain],
+        )  # fmt: skip
+        return lightning_attention(q[lo:hi], k[lo:hi], v[lo:hi], tables, *pools, plan)
+
+    whole, _ = lightning_attention_reference(q.double(), k.double(), v.double(), rate)
+    run(0, 28, 0, 28)
+    out = run(28, 33, 16, 1)  # 29 .. 32 are drafts
+    torch.testing.assert_close(out.double(), whole[28:33], atol=2e-5, rtol=1e-4)
+    start = 29 + accepted
+    out = run(start, start + 5, 16, 1)
+    torch.testing.assert_close(out.double(), whole[start : start + 5], atol=2e-5, rtol=1e-4)
+    anchor = (start + 1) // ANCHOR * ANCHOR
+    out = run(start + 1, 80, anchor, 79 - start)
+    torch.testing.assert_close(out.double(), whole[start + 1 :], atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="certain only in part"):
+        plan_lightning(
+            [0], [0], [150], [1], chunk=64, device=CPU, allow_decode=False, num_certain=[20]
+        )
+
+
 @pytest.mark.parametrize("row_multiple", [1, ROW_MULTIPLE])
 @pytest.mark.parametrize("tokens", [1, 2, 13, 40])
 def test_experts_when_tokens_are_routed_unevenly_then_match_one_by_one(tokens, row_multiple):
