@@ -38,8 +38,8 @@ FlagsOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="Of lengths, prompts and choices.")]
 
 
-def _quiet_threads() -> None:
-    # As the server sets it for its engine: idle OpenMP threads that spin hold up the others.
+def quiet_threads() -> None:
+    """Let idle OpenMP threads sleep, as the server does: spinning, they hold up the others."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -66,7 +66,7 @@ def throughput(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Prefill and decode tokens/s on the CPU in float32, beside mlx-lm in the same run."""
-    _quiet_threads()
+    quiet_threads()
     from lingflash.bench.throughput import run_throughput
 
     run_throughput(
@@ -98,7 +98,7 @@ def agent(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Conversations of an agent: time to first token by turn, prefix cache on, off and starved."""
-    _quiet_threads()
+    quiet_threads()
     from lingflash.bench.agent import run_agent
 
     run_agent(
@@ -124,7 +124,7 @@ def host(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Time of one engine step outside the model, part by part."""
-    _quiet_threads()
+    quiet_threads()
     from lingflash.bench.host import run_host
 
     run_host(
@@ -148,7 +148,7 @@ def lightning(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Time of the lightning attention operator; it must grow with the length, no faster."""
-    _quiet_threads()
+    quiet_threads()
     from lingflash.bench.lightning import run_lightning
 
     run_lightning(
@@ -191,7 +191,7 @@ def load(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Peak anonymous memory of loading a large dummy checkpoint in a fresh process."""
-    _quiet_threads()
+    quiet_threads()
     from lingflash.bench.load import run_load
 
     run_load(

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS = "RESULTS.md"
-_ORDER = ("throughput", "agent", "host", "lightning", "load", "serve", "stream", "soak")
+_ORDER = (
+    "throughput", "agent", "speculation", "host", "lightning", "load", "serve", "stream", "soak",
+)  # fmt: skip
 _TITLES = {
     "throughput": "Tokens per second on the CPU",
     "agent": "Conversations of an agent, with and without the prefix cache",
+    "speculation": "Drafts of the MTP layer on held-out tool calls",
     "host": "Host time of one step, without the model",
     "lightning": "Lightning attention over long prompts",
     "load": "Memory while loading",

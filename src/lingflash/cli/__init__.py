@@ -11,6 +11,7 @@ import typer
 
 from lingflash import __version__
 from lingflash.bench.command import app as bench_app
+from lingflash.cli.bench_speculation import speculation
 from lingflash.cli.chat import chat
 from lingflash.cli.doctor import doctor
 from lingflash.cli.serve import serve
@@ -49,6 +50,7 @@ app.command()(serve)
 app.command()(chat)
 app.command()(doctor)
 app.command("train")(train_command)
+bench_app.command()(speculation)
 app.add_typer(bench_app, name="bench")
 
 
