@@ -156,7 +156,7 @@ def run_speculation(
     record = Record("speculation", out, allow_dirty)
     kinds = {"off": (0, False)}
     kinds |= {_drafts(n): (n, False) for n in range(1, MAX_SPECULATIVE_TOKENS + 1)}
-    kinds["adaptive, 3 drafts at most"] = (3, True)
+    kinds["adaptive, 2 drafts at most"] = (2, True)
     loops = {
         name: make_loop(model, cast(Device, device), n, num_seqs, is_adaptive=is_adaptive)
         for name, (n, is_adaptive) in kinds.items()
@@ -173,7 +173,7 @@ def run_speculation(
     outcomes: dict[str, list[Outcome]] = {name: [] for name in loops}
     for name, loop in loops.items():  # not counted: first calls, and the adaptive one decides
         play(loop, prompts[: max(len(prompts) // 4, 4 * num_seqs)], num_seqs, max_tokens)
-        if name.startswith("adaptive"):
+        for _ in range(2 * name.startswith("adaptive")):
             play(loop, prompts, num_seqs, max_tokens)
     for _ in range(repeats):
         record.ceilings.sample()

@@ -47,8 +47,8 @@ class EngineConfig:
         prefix_caching: keep computed prefixes and state checkpoints for later requests.
         tensor_parallel_size: GPUs to split the model over; only 1 is supported so far.
         num_speculative_tokens: drafts of each sequence and step from the MTP layer, 0 to 4. They
-            are made only while that was measured to be faster. "auto" is 3 on CUDA if the
-            checkpoint has the layer, else 0.
+            are made only while that is measured to be faster. "auto" is 0 so far: on a CPU they do
+            not pay, on CUDA it was not measured.
         batch_invariant: bitwise equal logits whatever the batch; CPU and float32 only, slower.
         seed: first number of the per-request seeds, for repeatable runs; None draws one.
 

@@ -17,8 +17,9 @@ from lingflash.models.hub import resolve_model
 
 log = logging.getLogger(__name__)
 
-# Drafts of "auto" where speculation may pay; it is what the model's authors serve with.
-_AUTO_DRAFTS = 3
+# Drafts of "auto": some only where speculation was measured to be faster. On a CPU it is slower
+# (docs/LOG.md), on a GPU it has not been measured yet.
+_AUTO_DRAFTS = {"cpu": 0, "cuda": 0}
 # Activations of one step, logits and allocator slack, per token of --max-num-batched-tokens: the
 # widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
 # float32.
@@ -298,8 +299,7 @@ def resolve_num_speculative_tokens(
                 mtp_prefix,
             )
             return 0
-        # docs/LOG.md: on a CPU verification costs more than it saves.
-        return _AUTO_DRAFTS if device.type == "cuda" else 0
+        return _AUTO_DRAFTS[device.type]
     if wanted and not has_mtp:
         raise ConfigError(
             f"--num-speculative-tokens is {wanted}, but {config.model} has no tensors of the MTP "

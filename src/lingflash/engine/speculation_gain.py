@@ -1,50 +1,39 @@
 """Whether speculation pays, found out by doing both: tokens per second with and without.
 
-Judged per batch size, in powers of two: drafts that are nearly free for one sequence cost a large
-batch its full price. Both ways are tried for a few steps; the faster one is kept, and the other
-tried again only when what the last trial cost is a hundredth of the time since.
+Judged per batch size, between powers of two: drafts that are nearly free for one sequence cost a
+large batch their full price. Both ways take turns of a few steps; the faster one is kept, and they
+are compared again only when what the comparison cost is a hundredth of the time since.
 
-    trial of on -> trial of off -> the faster ........ -> trial of the other -> the faster ....
+    on, off, on, off -> the faster ................. -> the other, the faster, ... -> the faster
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Steps of a trial, after a few that pay for the change (first drafts, rows to catch up).
-_TRIAL_STEPS = 24
-_SETTLE_STEPS = 3
+# Turns of on, off, on, off in a comparison, so that a passing load hits both; steps of each, after
+# a few that pay for the change (first drafts, rows to catch up).
+_TRIALS = 4
+_TRIAL_STEPS = 8
+_SETTLE_STEPS = 2
 # On must be this much faster to be kept: near a tie the simpler way wins.
 _MARGIN = 1.02
-# A trial may cost this part of the time until the next.
+# A comparison may cost this part of the time until the next, and comes no sooner than after this
+# many steps: on is doubted sooner, since a wrong on may cost much and a wrong off only the gain.
 _TRIAL_COST = 0.01
-_MIN_STEPS_BETWEEN = 1000
-# Sums are halved after this many steps, so that what was measured long ago fades.
-_MEMORY_STEPS = 512
+_STEPS_BETWEEN = {True: 256, False: 1000}
 
 
 @dataclass(slots=True)
 class _Rate:
-    """Tokens and seconds of one way to decode."""
+    """Tokens and seconds of one way to decode, in one comparison."""
 
-    steps: int = 0
     tokens: float = 0.0
     seconds: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / max(self.seconds, 1e-9)
-
-    def add(self, tokens: int, seconds: float) -> None:
-        if self.steps >= _MEMORY_STEPS:
-            self.steps, self.tokens, self.seconds = (
-                self.steps // 2,
-                self.tokens / 2,
-                self.seconds / 2,
-            )
-        self.steps += 1
-        self.tokens += tokens
-        self.seconds += seconds
 
 
 @dataclass(slots=True)
@@ -53,53 +42,53 @@ class _BatchSize:
 
     Args:
         is_on: how it decodes now.
-        trials_left: ways that must still be tried before one is kept.
+        trials_left: turns of a few steps until one way is kept; none between comparisons.
         settling: steps that do not count yet.
-        wait_s: seconds until the other way is tried again, and steps likewise.
+        steps_left: of this turn, or until the next comparison may begin.
+        wait_s: seconds until then, likewise.
     """
 
     is_on: bool = True
-    trials_left: int = 2
+    trials_left: int = _TRIALS
     settling: int = _SETTLE_STEPS
+    steps_left: int = _TRIAL_STEPS
     wait_s: float = 0.0
-    wait_steps: int = 0
     rates: dict[bool, _Rate] = field(default_factory=lambda: {True: _Rate(), False: _Rate()})
 
     def observe(self, tokens: int, seconds: float) -> None:
         self.wait_s -= seconds
-        self.wait_steps -= 1
         if self.settling:
             self.settling -= 1
             return
-        rate = self.rates[self.is_on]
-        rate.add(tokens, seconds)
+        self.steps_left -= 1
         if self.trials_left:
-            if rate.steps >= _TRIAL_STEPS:
-                self._end_trial(rate)
-        elif self.wait_s <= 0.0 and self.wait_steps <= 0:
-            self.trials_left = 1
-            self._change()
+            rate = self.rates[self.is_on]
+            rate.tokens += tokens
+            rate.seconds += seconds
+            if self.steps_left <= 0:
+                self.trials_left -= 1
+                if self.trials_left:
+                    self._turn(not self.is_on)
+                else:
+                    self._judge()
+        elif self.steps_left <= 0 and self.wait_s <= 0.0:
+            self.trials_left = _TRIALS
+            self.rates = {True: _Rate(), False: _Rate()}
+            self._turn(not self.is_on)
 
-    def _change(self) -> None:
-        self.is_on = not self.is_on
-        self.settling = _SETTLE_STEPS
-        self.rates[self.is_on] = _Rate()
+    def _turn(self, is_on: bool) -> None:
+        self.is_on, self.settling, self.steps_left = is_on, _SETTLE_STEPS, _TRIAL_STEPS
 
-    def _end_trial(self, tried: _Rate) -> None:
-        self.trials_left -= 1
-        if self.trials_left:
-            self._change()
-            return
+    def _judge(self) -> None:
         on, off = self.rates[True].tokens_per_s, self.rates[False].tokens_per_s
-        best = on > off * _MARGIN
-        # What the tokens of the slower way's trial would have taken the other way.
-        slower = self.rates[not best]
-        lost_s = max(slower.seconds - slower.tokens / max(on, off, 1e-9), 0.0)
-        self.wait_s = lost_s / _TRIAL_COST
-        self.wait_steps = _MIN_STEPS_BETWEEN
-        if best != self.is_on:
-            self.is_on = best
-            self.settling = _SETTLE_STEPS
+        is_on = on > off * _MARGIN
+        # What the slower way's turns took beyond what their tokens would have taken the other way.
+        slower = self.rates[not is_on]
+        lost_s = slower.seconds - slower.tokens / max(on, off, 1e-9)
+        self.wait_s = max(lost_s, 0.0) / _TRIAL_COST
+        if is_on != self.is_on:
+            self._turn(is_on)
+        self.steps_left = _STEPS_BETWEEN[is_on]
 
 
 class SpeculationGain:
@@ -133,4 +122,11 @@ class SpeculationGain:
             self._of(num_seqs).observe(num_tokens, seconds)
 
     def _of(self, num_seqs: int) -> _BatchSize:
-        return self._sizes.setdefault(max(num_seqs - 1, 0).bit_length(), _BatchSize())
+        size = max(num_seqs - 1, 0).bit_length()
+        if size not in self._sizes:
+            # Until it is judged itself, a size does as its nearest neighbour that was.
+            judged = [s for s, known in self._sizes.items() if not known.trials_left]
+            nearest = min(judged, key=lambda s: abs(s - size), default=None)
+            is_on = nearest is None or self._sizes[nearest].is_on
+            self._sizes[size] = _BatchSize(is_on=is_on)
+        return self._sizes[size]

@@ -131,7 +131,7 @@ class CpuDecoder:
     def _lightning(self, layer: DecoderLayer, a: LightningLayer) -> LightningStruct:
         c, cache, i = self._model.config, self._cache, a.state_index
         inner = c.num_attention_heads * c.head_dim
-        tables = a.tables(False, torch.device("cpu"))
+        tables = a.tables(lightning_chunk(False), torch.device("cpu"))
         return LightningStruct(
             hidden=c.hidden_size,
             heads=c.num_attention_heads,

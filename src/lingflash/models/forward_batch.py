@@ -160,6 +160,9 @@ def make_forward_batch(
     num_tokens = sum(lens)
     padded = -(-num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE if batch_invariant else num_tokens
     flat, positions, slots = _flatten(token_ids, starts, block_tables, block_size, padded)
+    chunk = lightning_chunk(batch_invariant)
+    if num_certain is not None and max(lens) <= ANCHOR:
+        chunk = ANCHOR  # a few drafts each: the smallest chunks leave the least empty
     if anchors is None:
         anchors = [start // ANCHOR * ANCHOR for start in starts]
 
@@ -191,7 +194,7 @@ def make_forward_batch(
             anchors,
             lens,
             state_slots,
-            chunk=lightning_chunk(batch_invariant),
+            chunk=chunk,
             device=device,
             allow_decode=not batch_invariant,
             num_certain=num_certain,

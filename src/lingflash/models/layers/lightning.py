@@ -12,7 +12,7 @@ from lingflash.kernels.lightning_attn import DecayTables, decay_tables, lightnin
 from lingflash.kernels.rmsnorm import group_rms_norm, rms_norm
 from lingflash.kernels.rope import apply_rope_half_split
 from lingflash.models.config import ModelConfig
-from lingflash.models.forward_batch import CacheTensors, ForwardBatch, lightning_chunk, pad_rows
+from lingflash.models.forward_batch import CacheTensors, ForwardBatch, pad_rows
 from lingflash.models.layers.weights import WeightSlots
 
 
@@ -62,9 +62,8 @@ class LightningLayer:
         self._decay_rate = layer_decay_rate(config, layer_idx)
         self._tables: dict[int, DecayTables] = {}
 
-    def tables(self, batch_invariant: bool, device: torch.device) -> DecayTables:
-        """Decay tables for the chunk size of a mode, made once."""
-        chunk = lightning_chunk(batch_invariant)
+    def tables(self, chunk: int, device: torch.device) -> DecayTables:
+        """Decay tables for a chunk size, made once."""
         if chunk not in self._tables:
             self._tables[chunk] = decay_tables(
                 self._decay_rate, chunk, self.config.head_dim, device
@@ -93,7 +92,7 @@ class LightningLayer:
             qk[:live, :heads],
             qk[:live, heads:],
             v[:live],
-            self.tables(batch.batch_invariant, u.device),
+            self.tables(batch.lightning.chunk, u.device),
             cache.states[i],
             cache.tail_k[i],
             cache.tail_v[i],
