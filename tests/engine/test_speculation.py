@@ -7,6 +7,7 @@ import torch
 from test_constrained import CHOICE, STOP, vocabulary
 
 from engine_support import finish, new_engine, request, tokens_of
+from lingflash import LLM
 from lingflash.core.config import EngineConfig, parse_num_speculative_tokens
 from lingflash.core.errors import ConfigError
 from lingflash.core.types import EngineRequest, GrammarSpec, SamplingParams
@@ -267,3 +268,57 @@ def test_config_when_the_number_is_wrong_or_no_layer_is_there_then_says_so(tmp_p
     plan = plan_memory(EngineConfig(num_speculative_tokens=4, device="cpu"))
     assert plan.num_speculative_tokens == 4
     assert plan_memory(EngineConfig(device="cpu")).num_speculative_tokens == 0
+
+
+MESSAGES = [{"role": "user", "content": "What will the weather be like in Lisbon tomorrow?"}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather forecast for a city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "name of the city"},
+                "day": {"type": "string", "enum": ["today", "tomorrow"]},
+            },
+            "required": ["city"],
+        },
+    },
+}
+
+
+def test_ling_nano_when_speculating_then_the_same_answers_in_fewer_steps():
+    """The bundled model's own layer, several tokens an event, stop strings and tool grammars."""
+    greedy = SamplingParams(temperature=0.0, max_tokens=60, logprobs=2)
+    params = [
+        greedy,
+        SamplingParams(temperature=1.2, seed=3, max_tokens=60, n=2, logprobs=1),
+        SamplingParams(temperature=0.0, max_tokens=60, stop=("tomorrow", "bon"), min_tokens=3),
+        SamplingParams(temperature=0.7, seed=5, max_tokens=30, frequency_penalty=0.4, top_p=0.9),
+    ]
+
+    def run(num_drafts):
+        llm = LLM(
+            batch_invariant=True,
+            num_speculative_tokens=num_drafts,
+            max_num_seqs=4,
+            max_model_len=512,
+        )
+        loop = llm._loop
+        if num_drafts:
+            loop.speculation.is_adaptive = False
+        asked = {"tools": [TOOL]}
+        free = llm.chat([MESSAGES] * len(params), params, **asked)
+        bound = llm.chat(MESSAGES, greedy, tool_choice="required", **asked)
+        outputs = [o for answer in [*free, *bound] for o in answer.outputs]
+        found = [(o.text, o.token_ids, o.logprobs, o.finish_reason, o.stop_reason) for o in outputs]
+        return found, loop.stats()
+
+    expected, plain = run(0)
+    assert "get_weather" in expected[0][0]
+    for num_drafts in (1, 3):
+        found, stats = run(num_drafts)
+        assert found == expected
+        assert stats.accepted_draft_tokens > 0.3 * stats.draft_tokens
+        assert stats.num_steps < 0.8 * plain.num_steps
