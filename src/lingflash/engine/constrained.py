@@ -200,16 +200,19 @@ class StepMasks:
         for first, sequence, drafts in self._groups:
             matcher = sequence.matcher
             assert matcher is not None
-            found[first] = fill_mask(next(masks), sequence, matcher)
+            mask = next(masks)
+            found[first] = fill_mask(mask, sequence, matcher)
             taken = 0
             for i, token in enumerate(drafts, 1):
+                # After a draft that is not allowed nothing is accepted: the masks stay empty. The
+                # bit is asked first, since a matcher that refuses a token is of no more use.
+                allowed = bool(mask[token >> 5] >> np.uint32(token & 31) & 1)
+                allowed &= token not in sequence.stop_token_ids
                 mask = next(masks)
-                # After a draft that the grammar forbids nothing is accepted: its mask stays empty.
-                if taken == i - 1 and found[first + i - 1] and matcher.consume(token):
+                found[first + i] = False
+                if allowed and taken == i - 1 and matcher.consume(token):
                     taken = i
                     found[first + i] = fill_mask(mask, sequence, matcher, i)
-                else:
-                    found[first + i] = False
             matcher.rollback(taken)
         return found
 

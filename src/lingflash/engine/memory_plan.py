@@ -228,7 +228,7 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
     tail = len(model.lightning_layers) * heads * 2 * (ANCHOR + num_drafts) * d * 4
     state = len(model.lightning_layers) * heads * d * d * 4 + tail
     if num_drafts:
-        state += 2 * model.hidden_size * item  # CacheTensors.anchor_hidden
+        state += 2 * model.hidden_size * 4  # CacheTensors.anchor_hidden
     latent = num_latent_layers * model.latent_dim * item
     widest = max(
         model.hidden_size,

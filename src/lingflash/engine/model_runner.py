@@ -258,5 +258,5 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
         states=zeros(layers, all_slots, heads, d, d, dtype=torch.float32),
         tail_k=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
         tail_v=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
-        anchor_hidden=zeros(all_slots, 2, c.hidden_size, dtype=plan.dtype) if drafts else None,
+        anchor_hidden=zeros(2, all_slots, c.hidden_size, dtype=torch.float32) if drafts else None,
     )

@@ -341,11 +341,11 @@ class Scheduler:
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count >= num_tokens < sequence.max_total_tokens
             item = ScheduledSequence(sequence, start, count, wants_token)
-            if self.num_draft_tokens:
+            if sequence.draft_tokens:
                 item.draft_tokens = sequence.draft_tokens[: max(start + count - num_tokens, 0)]
                 sequence.draft_tokens = []
-                if wants_token and not item.draft_tokens:
-                    self._look_ahead(sequence, output)
+            if self.num_draft_tokens and wants_token and not item.draft_tokens:
+                self._look_ahead(sequence, output)
             output.scheduled.append(item)
         return output
 

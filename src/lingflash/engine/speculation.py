@@ -184,7 +184,8 @@ class Speculator:
             assert self._cache.anchor_hidden is not None
             where, slots, positions = zip(*writes.kept, strict=True)
             places = [position // ANCHOR % 2 for position in positions]
-            source[list(where)] = self._cache.anchor_hidden[list(slots), places]
+            kept = self._cache.anchor_hidden[places, list(slots)]
+            source[list(where)] = kept.to(source.dtype)
         return source
 
     def _keep_anchors(self, writes: _Writes, hidden: Tensor) -> None:
@@ -192,7 +193,7 @@ class Speculator:
         if writes.anchor_rows:
             assert self._cache.anchor_hidden is not None
             slots, places, rows = zip(*writes.anchor_rows, strict=True)
-            self._cache.anchor_hidden[list(slots), list(places)] = hidden[list(rows)]
+            self._cache.anchor_hidden[list(places), list(slots)] = hidden[list(rows)].float()
 
     def _forward(self, writes: _Writes, asked: Seq[int], source: Tensor) -> Tensor:
         """Write all rows; the layer's output in the last rows of those asked, [len(asked), D]."""

@@ -35,8 +35,8 @@ class CacheTensors:
             sequence's anchor.
         tail_k, tail_v: float32 [num_lightning_layers, slots, H, tail, K or V], (k, v) past the
             anchor; tail is ANCHOR and as many more as there are drafts.
-        anchor_hidden: [slots + checkpoints, 2, D], model dtype, only for speculation: hidden states
-            of the tokens before the last two anchors, that before position 16 n at place n % 2; the
+        anchor_hidden: float32 [2, slots + checkpoints, D], only for speculation: hidden states of
+            the tokens before the last two anchors, that before position 16 n at place n % 2; the
             MTP layer goes on from them after a checkpoint.
     """
 
@@ -52,7 +52,7 @@ class CacheTensors:
         for pool in (self.states, self.tail_k, self.tail_v):
             pool.index_fill_(1, index, 0.0)
         if self.anchor_hidden is not None:
-            self.anchor_hidden.index_fill_(0, index, 0.0)
+            self.anchor_hidden.index_fill_(1, index, 0.0)
 
     def copy_states(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the states of all layers from one slot to another, for each (source, target).
@@ -65,7 +65,8 @@ class CacheTensors:
         targets = torch.tensor(list(by_target), device=self.states.device)
         self.states.index_copy_(1, targets, self.states.index_select(1, sources))
         if self.anchor_hidden is not None:
-            self.anchor_hidden.index_copy_(0, targets, self.anchor_hidden.index_select(0, sources))
+            kept = self.anchor_hidden.index_select(1, sources)
+            self.anchor_hidden.index_copy_(1, targets, kept)
 
     def forget_blocks(self, blocks: Sequence[int]) -> None:
         """Zero blocks that change owner: a NaN in a masked key would spoil the sum over keys."""

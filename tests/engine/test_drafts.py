@@ -176,6 +176,25 @@ def test_drafts_when_the_grammar_forbids_them_then_cut_before_verification(monke
     assert loop.stats().draft_tokens == 0
 
 
+def test_drafts_when_the_grammar_forbids_them_at_verification_then_the_matcher_lives_on():
+    def run(drafts):
+        loop = new_engine(num_speculative_tokens=2 if drafts else 0, batch_invariant=True)
+        loop.grammars.__init__(vocabulary)
+        sampling = SamplingParams(seed=1, max_tokens=40)
+        grammar = GrammarSpec("regex", "abcabc[abc]{2,9}")
+        loop.add(
+            EngineRequest(request_id="r", prompt_token_ids=[1], sampling=sampling, grammar=grammar)
+        )
+        events = loop.step()
+        while loop.has_work:
+            for sequence in loop.scheduler._running:
+                sequence.draft_tokens = list(drafts)
+            events += loop.step()
+        return tokens_of(events)
+
+    assert run([200, 97]) == run([97, 200]) == run([STOP, STOP]) == run([])
+
+
 def test_drafts_when_one_gives_nan_then_the_sequence_is_computed_again_without(model, monkeypatch):
     prompt = PROMPT[:30]
     plain = new_engine(model=model, batch_invariant=True)
