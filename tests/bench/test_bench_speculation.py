@@ -12,8 +12,7 @@ def event(accepted, rejected):
     return TokenEvent(
         request_id="r",
         token_ids=[1] * (accepted + 1),
-        num_accepted_drafts=accepted,
-        num_rejected_drafts=rejected,
+        drafts=(accepted, rejected) if accepted or rejected else None,
     )
 
 

@@ -224,8 +224,7 @@ def test_events_when_drafts_are_accepted_then_count_them(model):
     loop.add(request("r", [1, 2, 3], temperature=0.0, max_tokens=30, ignore_eos=True))
     events = finish(loop)
     stats = loop.stats()
-    accepted = sum(e.num_accepted_drafts for e in events)
-    rejected = sum(e.num_rejected_drafts for e in events)
+    accepted, rejected = (sum(e.drafts[i] for e in events if e.drafts) for i in (0, 1))
     assert stats.accepted_draft_tokens == accepted
     assert stats.draft_tokens == accepted + rejected > 0
     assert sum(len(e.token_ids) for e in events) == 30

@@ -82,7 +82,7 @@ class Generation:
         ]
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(prompts)
         self._num_cached = [0] * len(prompts)
-        self._num_accepted_drafts = self._num_rejected_drafts = 0
+        self._drafts = [0, 0]  # accepted, rejected
         self._open = len(self.outputs)
         self._started = self._last_event = time.perf_counter()
         self._first_token_s: float | None = None
@@ -166,8 +166,9 @@ class Generation:
             raise error_from_event(event)
         if event.choice == 0 and event.num_cached_tokens:
             self._num_cached[prompt] = event.num_cached_tokens
-        self._num_accepted_drafts += event.num_accepted_drafts
-        self._num_rejected_drafts += event.num_rejected_drafts
+        if event.drafts is not None:
+            self._drafts[0] += event.drafts[0]
+            self._drafts[1] += event.drafts[1]
         if event.prompt_logprobs is not None:
             self.prompt_logprobs[prompt] = event.prompt_logprobs
         self._time(len(event.token_ids))
@@ -215,8 +216,8 @@ class Generation:
         }
         if self._state.engine.info.num_speculative_tokens:
             counts["completion_tokens_details"] = {
-                "accepted_prediction_tokens": self._num_accepted_drafts,
-                "rejected_prediction_tokens": self._num_rejected_drafts,
+                "accepted_prediction_tokens": self._drafts[0],
+                "rejected_prediction_tokens": self._drafts[1],
             }
         return counts
 

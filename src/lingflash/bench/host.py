@@ -62,8 +62,9 @@ class IdleModel(BailingHybrid):
     def forward(
         self, batch: ForwardBatch, cache: CacheTensors, trace: Trace | None = None
     ) -> Tensor:
-        """Zeros [T_pad, D], a view."""
-        return self._hidden.expand(batch.token_ids.shape[0], -1)
+        """Zeros [T_pad, D], or [R, D] of batch.final's rows, a view."""
+        rows = batch.token_ids if batch.final is None else batch.final.rows
+        return self._hidden.expand(rows.shape[0], -1)
 
     def logits(self, hidden_states: Tensor, row_multiple: int = 1) -> Tensor:
         """The same random rows each time, float32 [R, V]."""

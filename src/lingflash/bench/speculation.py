@@ -61,10 +61,10 @@ class Outcome:
 
     def count(self, event: TokenEvent) -> None:
         """Take in one event."""
-        drafted = event.num_accepted_drafts + event.num_rejected_drafts
-        for i in range(min(event.num_accepted_drafts + 1, drafted)):
+        accepted, rejected = event.drafts or (0, 0)
+        for i in range(min(accepted + 1, accepted + rejected)):
             self.reached[i] += 1
-            self.accepted[i] += i < event.num_accepted_drafts
+            self.accepted[i] += i < accepted
         self.answers.setdefault(event.request_id, []).extend(event.token_ids)
 
 

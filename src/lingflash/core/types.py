@@ -171,9 +171,8 @@ class TokenEvent:
         num_cached_tokens: prompt tokens that were not computed anew; on the first event of a
             choice.
         prompt_logprobs: on the first event of choice 0, if asked for; None for the first token.
-        num_accepted_drafts: tokens that speculation guessed; among token_ids, except for a stop
-            token.
-        num_rejected_drafts: guesses of this step that were wrong or came after the end.
+        drafts: guesses that this step accepted, and those that were wrong or came after the end;
+            None if there were none.
     """
 
     request_id: str
@@ -186,8 +185,7 @@ class TokenEvent:
     error_message: str | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    num_accepted_drafts: int = 0
-    num_rejected_drafts: int = 0
+    drafts: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

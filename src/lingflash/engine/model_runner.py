@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
-from lingflash.engine.request import DraftedSequence
+from lingflash.engine.request import DraftedSequence, Sequence
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, Sampled, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.engine.speculation import Speculator, accept_drafts
@@ -129,13 +130,7 @@ class ModelRunner:
 
     def _run(self, output: SchedulerOutput) -> list[StepResult]:
         batch, wanting = self.build_batch(output)
-        rows: list[Sampled] = []  # of the logits: each wanting sequence, and one per draft
-        groups = []
-        for item in (output.scheduled[i] for i in wanting):
-            groups.append((len(rows), item.sequence, item.draft_tokens))
-            rows.append(item.sequence)
-            for i in range(len(item.draft_tokens)):
-                rows.append(DraftedSequence(item.sequence, [*item.draft_tokens[: i + 1]]))
+        rows, groups = logit_rows([output.scheduled[i] for i in wanting], output.has_drafts)
         masks = StepMasks.start(groups, self.model.config.vocab_size)
         decoder = self.cpu_decoder
         if decoder is not None and not decoder.can_run(batch):
@@ -158,7 +153,7 @@ class ModelRunner:
                     sampled = sample(logits, rows)
                 else:
                     sampled = sample(logits, rows, masks.forbidden(logits.device))
-                if masks is None and len(rows) == len(wanting):
+                if masks is None and not output.has_drafts:
                     for i, result in zip(wanting, sampled, strict=True):
                         results[i] = result
                 else:
@@ -182,7 +177,9 @@ class ModelRunner:
             row += item.num_tokens
             if item.wants_token:
                 wanting.append(i)
-                rows += range(row - len(item.draft_tokens), row + 1)
+                if item.draft_tokens:
+                    rows += range(row - len(item.draft_tokens), row)
+                rows.append(row)
         # Of a prompt only the last token's hidden state is read, unless all are to be scored.
         only_last = None
         has_prompt = output.num_tokens > len(scheduled)
@@ -194,11 +191,16 @@ class ModelRunner:
         ):
             only_last = wanting
         leases = [item.sequence.lease for item in scheduled]
-        num_certain = None
-        if output.num_draft_tokens and any(item.draft_tokens for item in scheduled):
+        num_certain = anchors = None
+        token_ids = [item.sequence.tokens(item.start, item.num_tokens) for item in scheduled]
+        if self.speculator is not None:
+            anchors = [item.sequence.anchor for item in scheduled]
+        if output.has_drafts:
             num_certain = [item.num_certain for item in scheduled]
+            for tokens, item in zip(token_ids, scheduled, strict=True):
+                tokens += item.draft_tokens
         batch = make_forward_batch(
-            [item.all_tokens() for item in scheduled],
+            token_ids,
             [item.start for item in scheduled],
             [lease.blocks for lease in leases if lease is not None],
             [lease.state_slot for lease in leases if lease is not None],
@@ -206,7 +208,7 @@ class ModelRunner:
             block_size=self.plan.block_size,
             device=self.model.device,
             batch_invariant=self.batch_invariant,
-            anchors=[item.sequence.anchor for item in scheduled],
+            anchors=anchors,
             num_certain=num_certain,
             only_last=only_last,
         )
@@ -225,6 +227,29 @@ class ModelRunner:
             logits = self.model.logits(hidden[lo : lo + len(part)], batch.row_multiple)
             found += token_logprobs(logits, part, num_top)
         return found
+
+
+def logit_rows(
+    items: list[ScheduledSequence], has_drafts: bool
+) -> tuple[list[Sampled], list[tuple[int, Sequence, Seq[int]]]]:
+    """What each row of logits is of: a sequence, then it with its first draft, first two, ...
+
+    Returns:
+        The rows, and for each sequence its first row, itself and its drafts.
+    """
+    if not has_drafts:
+        return (
+            [item.sequence for item in items],
+            [(i, item.sequence, ()) for i, item in enumerate(items)],
+        )
+    rows: list[Sampled] = []
+    groups: list[tuple[int, Sequence, Seq[int]]] = []
+    for item in items:
+        groups.append((len(rows), item.sequence, item.draft_tokens))
+        rows.append(item.sequence)
+        for i in range(len(item.draft_tokens)):
+            rows.append(DraftedSequence(item.sequence, [*item.draft_tokens[: i + 1]]))
+    return rows, groups
 
 
 def _wants_prompt_logprobs(item: ScheduledSequence) -> bool:

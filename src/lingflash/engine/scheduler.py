@@ -63,11 +63,6 @@ class ScheduledSequence:
         """Tokens that are no drafts."""
         return self.num_tokens - len(self.draft_tokens)
 
-    def all_tokens(self) -> list[int]:
-        """The token ids, drafts last."""
-        tokens = self.sequence.tokens(self.start, self.num_certain)
-        return [*tokens, *self.draft_tokens] if self.draft_tokens else tokens
-
 
 @dataclass(slots=True)
 class SchedulerOutput:
@@ -81,6 +76,7 @@ class SchedulerOutput:
         new_blocks: blocks that changed owner, likewise.
         restores: (checkpoint slot, state slot), states to copy after that.
         num_draft_tokens: drafts to make for the next step; 0 does not speculate.
+        has_drafts: whether any sequence has some to verify.
     """
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
@@ -89,6 +85,7 @@ class SchedulerOutput:
     new_blocks: list[int] = field(default_factory=list)
     restores: list[tuple[int, int]] = field(default_factory=list)
     num_draft_tokens: int = 0
+    has_drafts: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -344,6 +341,7 @@ class Scheduler:
             if sequence.draft_tokens:
                 item.draft_tokens = sequence.draft_tokens[: max(start + count - num_tokens, 0)]
                 sequence.draft_tokens = []
+                output.has_drafts |= bool(item.draft_tokens)
             if self.num_draft_tokens and wants_token and not item.draft_tokens:
                 self._look_ahead(sequence, output)
             output.scheduled.append(item)
@@ -459,15 +457,16 @@ class Scheduler:
     def _commit_one(self, item: ScheduledSequence, result: StepResult) -> TokenEvent | None:
         sequence = item.sequence
         prompt_len = len(sequence.prompt_token_ids)
-        num_certain = item.num_certain
+        drafts = item.draft_tokens
+        num_certain = item.num_tokens - len(drafts)
         end = item.start + num_certain
         self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
-        if isinstance(result.error, NonFiniteLogitsError) and item.draft_tokens:
-            # A draft's fault, perhaps: compute it again from the start, without any.
-            sequence.may_draft = False
-            self._preempt(sequence)
-            return None
         if result.error is not None:
+            if drafts and isinstance(result.error, NonFiniteLogitsError):
+                # A draft's fault, perhaps: compute it again from the start, without any.
+                sequence.may_draft = False
+                self._preempt(sequence)
+                return None
             return self._finish(sequence, "error", error=result.error)
         sequence.num_computed = end
         sequence.anchor = end // ANCHOR_TOKENS * ANCHOR_TOKENS
@@ -500,10 +499,9 @@ class Scheduler:
                 num_cached_tokens=sequence.num_cached_tokens,
                 prompt_logprobs=self._first_prompt_logprobs(sequence),
             )
-        if item.draft_tokens:
-            event.num_accepted_drafts = num_accepted
-            event.num_rejected_drafts = len(item.draft_tokens) - num_accepted
-            self._num_drafted += len(item.draft_tokens)
+        if drafts:
+            event.drafts = num_accepted, len(drafts) - num_accepted
+            self._num_drafted += len(drafts)
             self._num_accepted += num_accepted
         return event
 
