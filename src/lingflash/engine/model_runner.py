@@ -13,6 +13,7 @@ from torch import Tensor
 from lingflash.core.config import EngineConfig
 from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
+from lingflash.engine.cache_memory import CacheMemory
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
@@ -55,6 +56,7 @@ class ModelRunner:
         self.stop_token_ids = stop_token_ids
         self.folder = folder
         self.cache = allocate_cache(model, plan)
+        self.memory = CacheMemory(self.cache, plan.num_host_blocks)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
         if batch_invariant:
             check_batch_invariance(
@@ -62,7 +64,7 @@ class ModelRunner:
                 lambda num_seqs, num_blocks: allocate_cache(
                     model,
                     replace(
-                        plan, num_state_slots=num_seqs, num_blocks=num_blocks, num_checkpoints=0
+                        plan, num_state_slots=num_seqs, num_blocks=num_blocks, checkpoint_blocks=0
                     ),
                 ),
                 plan.block_size,
@@ -97,14 +99,7 @@ class ModelRunner:
 
     def run(self, output: SchedulerOutput) -> list[StepResult]:
         """Compute one step; one result per scheduled sequence, in order."""
-        if output.saves:
-            self.cache.copy_states(output.saves)
-        if output.new_slots:
-            self.cache.forget_slots(output.new_slots)
-        if output.new_blocks:
-            self.cache.forget_blocks(output.new_blocks)
-        if output.restores:
-            self.cache.copy_states(output.restores)
+        self.memory.run(output.memory_ops)
         # Threads that meet at every small operation cost more than they compute: with two, decoding
         # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
         # which the order of sums may depend.
@@ -226,8 +221,7 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
             c.latent_dim,
             dtype=plan.dtype,
         ),
-        # Checkpoints are taken at anchors, where the tail is empty: they need a state alone.
-        states=zeros(layers, slots + plan.num_checkpoints, heads, d, d, dtype=torch.float32),
+        states=zeros(layers, slots, heads, d, d, dtype=torch.float32),
         tail_k=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
         tail_v=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
     )
