@@ -250,6 +250,7 @@ class ResponseAnswer(ChunkWriter):
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": details.get("reasoning_tokens", 0)},
             "total_tokens": usage["total_tokens"],
+            **{key: usage[key] for key in ("cache_report",) if key in usage},
         }
 
 

@@ -262,6 +262,7 @@ class EngineInfo:
 class EngineStats:
     """Gauges and counters of the engine, sent with its events at most a few times a second.
 
+    prefix_cache_live says what the self-test at start-up found, see EngineInfo.prefix_cache.
     Counters only grow. Gauges: running, waiting, free_blocks (what the prefix cache keeps counts as
     free), free_state_slots, cached_blocks, state_checkpoints, cache_bytes (by what they are used
     for; all but "host" add up to the cache's budget).
@@ -281,6 +282,7 @@ class EngineStats:
     state_checkpoints: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0
+    prefix_cache_live: bool = False
     prefix_resets: int = 0
     prefix_results: dict[str, int] = field(default_factory=dict)
     cache_bytes: dict[str, int] = field(default_factory=dict)

@@ -106,7 +106,8 @@ class EngineLoop:
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
-        return self.scheduler.stats()
+        is_live = self.info.prefix_cache == "live"
+        return replace(self.scheduler.stats(), prefix_cache_live=is_live)
 
     def add(self, request: EngineRequest, matcher: TokenMatcher | None = None) -> None:
         """Queue a request; one without a seed gets one, so that preemption repeats its samples.
