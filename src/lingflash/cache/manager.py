@@ -283,7 +283,9 @@ class CacheManager:
             exists, or none are kept.
         """
         index, rest = divmod(num_tokens, self.block_size)
-        if rest or not 0 < index <= len(lease.nodes) or not self.keeps_prefixes:
+        if lease.is_detached or not self.keeps_prefixes:
+            return False
+        if rest or not 0 < index <= len(lease.nodes):
             return False
         node = lease.nodes[index - 1]
         if node.state is not None:
