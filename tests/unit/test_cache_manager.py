@@ -195,7 +195,7 @@ class ManySteps(CacheMachine):
     """The same for longer."""
 
 
-ManySteps.TestCase.settings = settings(max_examples=4000, stateful_step_count=80, deadline=None)
+ManySteps.TestCase.settings = settings(max_examples=3000, stateful_step_count=60, deadline=None)
 TestManySteps = pytest.mark.slow(pytest.mark.timeout(900)(ManySteps.TestCase))
 
 

@@ -296,7 +296,7 @@ class CacheManager:
         blocks = self._take_blocks(self.checkpoint_blocks, highest=True)
         if blocks is None:
             return False
-        node.state = blocks
+        node.state, node.lost_state = blocks, False
         self._num_checkpoints += 1
         self._queue.offer(("state", node))
         self._ops.append(SaveState(lease.state_slot, list(blocks)))
@@ -499,6 +499,7 @@ class CacheManager:
         for each in doomed:
             doomed += each.children.values()
         for each in reversed(doomed):
+            node.lost_state |= each.lost_state or each.has_state
             self._drop_state(each)
             if each.block is not None:
                 self._take_off_device(each)
@@ -506,6 +507,8 @@ class CacheManager:
             self._gone.add(each.key)
             self._tree.remove(each)
         if node.parent is not None:
+            # Of what is still known it is the end now: its checkpoint was evicted with this one.
+            node.parent.lost_state |= node.lost_state
             self._update_host(node.parent)
 
     def _free_copies(self, node: PrefixNode) -> None:

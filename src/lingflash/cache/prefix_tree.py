@@ -56,7 +56,7 @@ class PrefixNode:
         block: place of its latents on the device, None if they are not there.
         state: blocks of the device that hold its state checkpoint, None if there is none.
         host_block, host_state: the same in the host tier.
-        lost_state: it had a checkpoint that was evicted.
+        lost_state: a checkpoint was evicted here, or after it together with its blocks.
         num_owners: leases that read the block, which is on the device then.
         children: nodes that continue it, by key.
         num_device_children: those of them on the device.
