@@ -7,10 +7,20 @@ import torch
 
 from cache_support import check_cache
 from engine_support import finish, new_engine, request, tokens_of
-from lingflash.cache.memory_ops import HostCopy, LoadState, SaveState, StoreBlocks
+from lingflash.cache.memory_ops import (
+    HostCopy,
+    LoadBlocks,
+    LoadState,
+    SaveState,
+    StoreBlocks,
+    ZeroBlocks,
+    ZeroSlot,
+)
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
+from lingflash.engine.cache_memory import CacheMemory
 from lingflash.engine.memory_plan import plan_memory
+from lingflash.models.forward_batch import CacheTensors
 
 PROMPT = [(7 * t) % 500 for t in range(100)]
 
@@ -99,6 +109,31 @@ def test_checkpoint_when_saved_to_blocks_and_loaded_then_every_bit_is_the_same()
         pass
     memory.run([LoadState(copy.blocks, 3, from_host=True)])
     assert torch.equal(states[:, 3].view(torch.int32), bits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_checkpoint_when_blocks_are_of_either_dtype_then_every_bit_is_the_same(dtype):
+    tensors = CacheTensors(
+        latents=torch.zeros(3, 30, 16, 24, dtype=dtype),
+        states=torch.zeros(2, 4, 3, 8, 8),
+        tail_k=torch.zeros(2, 4, 3, 16, 8),
+        tail_v=torch.zeros(2, 4, 3, 16, 8),
+    )
+    bits = torch.randint(-(2**31), 2**31 - 1, (2, 3, 8, 8), dtype=torch.int32)
+    tensors.states[:, 0] = bits.view(torch.float32)
+    count = -(-bits.nbytes // tensors.latents[:, 0].nbytes)
+    memory = CacheMemory(tensors, num_host_blocks=count)
+    blocks = list(range(20, 20 + count))
+    copy = HostCopy(list(range(count)))
+    memory.run([SaveState(0, blocks), ZeroSlot(0), StoreBlocks(blocks, copy), ZeroBlocks(blocks)])
+    while not memory.poll():
+        pass
+    others = list(range(10, 10 + count))
+    memory.run([LoadBlocks(copy.blocks, others), LoadState(others, 2)])
+    memory.run([LoadState(copy.blocks, 3, from_host=True)])
+    assert torch.equal(tensors.states[:, 2].view(torch.int32), bits)
+    assert torch.equal(tensors.states[:, 3].view(torch.int32), bits)
+    assert not tensors.states[:, :2].any()
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])

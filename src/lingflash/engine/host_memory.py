@@ -8,6 +8,7 @@ complete is ever read.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,9 @@ class HostMemory:
     ) -> None:
         self._device = device
         on_gpu = device.type == "cuda"
-        self._pool = torch.empty(num_blocks, *shape, dtype=dtype, pin_memory=on_gpu)
+        self._pool = torch.empty(num_blocks, *shape, dtype=dtype)
+        if on_gpu:
+            _pin(self._pool)
         self._stream = torch.cuda.Stream(device) if on_gpu else None
         self._thread = None if on_gpu else ThreadPoolExecutor(1, "host-tier")
         # Under way, oldest first: the copy, and a function that says whether it was made, None
@@ -99,6 +102,16 @@ class HostMemory:
             event.record(self._stream)
         content.record_stream(self._stream)  # it may be freed here while the copy still reads it
         return lambda: True if event.query() else None
+
+
+def _pin(memory: Tensor) -> None:
+    """Pin memory in place; torch's own pinned memory would be rounded up to a power of two."""
+    cudart = torch.cuda.cudart()
+    result = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+    if result != cudart.cudaError.success:
+        log.warning("the host tier cannot be pinned (%s); its copies will be slower", result)
+        return
+    weakref.finalize(memory, cudart.cudaHostUnregister, memory.data_ptr())
 
 
 def _is_done(future: Future[None]) -> Callable[[], bool | None]:
