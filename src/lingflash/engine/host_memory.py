@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ class HostMemory:
 
 def _pin(memory: Tensor) -> None:
     """Pin memory in place; torch's own pinned memory would be rounded up to a power of two."""
-    cudart = torch.cuda.cudart()
+    cudart: Any = torch.cuda.cudart()
     result = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
     if result != cudart.cudaError.success:
         log.warning("the host tier cannot be pinned (%s); its copies will be slower", result)
