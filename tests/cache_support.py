@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lingflash.cache.manager import CacheManager
-from lingflash.cache.memory_ops import HostCopy, StoreBlocks
+from lingflash.cache.memory_ops import HostCopy, StoreBlocks, StoreState
 
 
 def check_cache(cache: CacheManager, pending: list[HostCopy] | None = None) -> None:
@@ -32,7 +32,12 @@ def check_cache(cache: CacheManager, pending: list[HostCopy] | None = None) -> N
     budget = cache.num_blocks * cache.block_bytes + cache.num_slots * cache.slot_bytes
     assert sum(used.values()) == budget
     slots = [lease.state_slot for lease in leases]
-    assert len(set(slots)) == len(slots) == cache.num_slots - cache.num_free_slots
+    lent = {n.slot: n for n in nodes if n.slot is not None}
+    assert lent == cache._lent
+    free = [s for s in range(cache.num_slots) if cache._slots._is_free[s]]
+    assert sorted([*slots, *lent, *free]) == list(range(cache.num_slots))
+    assert len(slots) == cache.num_slots - cache.num_free_slots
+    assert cache.num_checkpoints == sum(n.has_device_state for n in nodes)
 
     counted: dict[int, int] = {}
     for lease in leases:
@@ -49,15 +54,17 @@ def check_cache(cache: CacheManager, pending: list[HostCopy] | None = None) -> N
             assert node.parent is None or node.parent.block is not None, "a chain with a gap"
         else:
             assert node.num_owners == 0
-            assert node.state is None
-        may_go = node.block is not None and node.state is None and node.is_device_leaf
-        assert (("block", node) in cache._queue) == may_go
+            assert not node.has_device_state
+        assert node.state is None or node.slot is None
+        is_leaf = node.block is not None and node.is_device_leaf
+        assert (("block", node) in cache._queue) == (is_leaf and not node.has_device_state)
+        assert (("slot", node) in cache._queue) == (is_leaf and node.slot is not None)
         assert (("state", node) in cache._queue) == (node.state is not None)
 
     tier = cache.host
     copies = [c for n in nodes for c in (n.host_block, n.host_state) if c is not None]
     begun = list(pending or [])
-    begun += [op.copy for op in cache._ops if isinstance(op, StoreBlocks)]
+    begun += [op.copy for op in cache._ops if isinstance(op, StoreBlocks | StoreState)]
     assert all(c.is_complete or c in begun for c in copies)
     mine = {id(c): c for c in [*copies, *begun]}
     places = [b for c in mine.values() for b in c.blocks]

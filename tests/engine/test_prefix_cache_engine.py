@@ -8,6 +8,7 @@ import torch
 from cache_support import check_cache
 from engine_support import finish, new_engine, request, tokens_of
 from lingflash.cache.memory_ops import (
+    CopyState,
     HostCopy,
     LoadBlocks,
     LoadState,
@@ -169,8 +170,8 @@ def test_self_test_when_a_hit_changes_the_answer_then_the_cache_is_off(batch_inv
     def spoiling(ops):
         run(ops)
         for op in ops:
-            if isinstance(op, LoadState):
-                loop.runner.cache.states[:, op.slot] *= -50
+            if isinstance(op, CopyState):  # idle slots are lent
+                loop.runner.cache.states[:, op.target] *= -50
 
     memory.run = spoiling
     loop.self_test()

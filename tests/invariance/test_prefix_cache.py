@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cache_support import check_cache, check_idle
 from engine_support import Recorder, finish, new_engine, poison_rows, request, tokens_of
-from lingflash.cache.memory_ops import SaveState
+from lingflash.cache.memory_ops import CopyState, SaveState
 from lingflash.cache.prefix_tree import block_keys, root_key
 from lingflash.core.types import GrammarSpec
 from lingflash.engine import model_runner
@@ -346,7 +346,7 @@ def test_step_when_it_fails_then_its_copies_are_not_trusted(model):
     run, failed = loop.runner.run, []
 
     def failing(output):
-        assert any(isinstance(op, SaveState) for op in output.memory_ops)
+        assert any(isinstance(op, CopyState | SaveState) for op in output.memory_ops)
         failed.append(True)
         raise RuntimeError("lost power")
 

@@ -14,10 +14,12 @@ from lingflash.cache.block_pool import IndexPool
 from lingflash.cache.eviction import EvictionQueue, checkpoint_interval
 from lingflash.cache.manager import CacheManager
 from lingflash.cache.memory_ops import (
+    CopyState,
     LoadBlocks,
     LoadState,
     SaveState,
     StoreBlocks,
+    StoreState,
     ZeroBlocks,
     ZeroSlot,
 )
@@ -41,6 +43,8 @@ class LabelMemory:
                     self.device |= dict.fromkeys(blocks, "zeros")
                 case ZeroSlot(slot):
                     self.slots[slot] = "zeros"
+                case CopyState(slot, target):
+                    self.slots[target] = self.slots[slot]
                 case SaveState(slot, blocks):
                     self.device |= {b: (self.slots[slot], i) for i, b in enumerate(blocks)}
                 case LoadState(blocks, slot, from_host):
@@ -50,6 +54,9 @@ class LabelMemory:
                     self.slots[slot] = label
                 case StoreBlocks(blocks, copy):
                     self.pending.append((copy, [self.device[b] for b in blocks]))
+                case StoreState(slot, copy):
+                    content = [(self.slots[slot], i) for i in range(len(copy.blocks))]
+                    self.pending.append((copy, content))
                 case LoadBlocks(sources, blocks):
                     pairs = zip(blocks, sources, strict=True)
                     self.device |= {b: self.host[source] for b, source in pairs}
@@ -140,11 +147,9 @@ class CacheMachine(RuleBasedStateMachine):
             return
         place = len(sequence.keys) * SIZE
         if not self.cache.checkpoint(sequence.lease, place) and not sequence.lease.is_detached:
-            assert (
-                sequence.lease.nodes[-1].state
-                or sequence.lease.nodes[-1].host_state
-                or (self.cache.num_free_blocks < 3)
-            )
+            node = sequence.lease.nodes[-1]
+            has_one = node.has_device_state or node.host_state is not None
+            assert has_one or self.cache.num_free_blocks < 3
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), digit=st.integers(0, 1))
@@ -203,7 +208,8 @@ class Talk:
     """Conversations against a cache, each computed at once; for what is found and why not."""
 
     def __init__(self, num_blocks=30, checkpoint_blocks=2, num_host_blocks=0):
-        self.cache = CacheManager(num_blocks, SIZE, 4, checkpoint_blocks, num_host_blocks)
+        # One slot: the running sequence has it, and checkpoints lie in blocks.
+        self.cache = CacheManager(num_blocks, SIZE, 1, checkpoint_blocks, num_host_blocks)
 
     def ask(self, tokens, salt="", *, checkpoint=True):
         """Blocks found, and why no more."""
@@ -227,7 +233,7 @@ class Talk:
     def settle(self):
         """Make all copies."""
         for op in self.cache.take_ops():
-            if isinstance(op, StoreBlocks):
+            if isinstance(op, StoreBlocks | StoreState):
                 self.cache.host_copied(op.copy)
 
 

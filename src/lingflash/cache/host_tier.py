@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from lingflash.cache.block_pool import IndexPool
 from lingflash.cache.eviction import EvictionQueue
-from lingflash.cache.memory_ops import HostCopy, MemoryOp, StoreBlocks
+from lingflash.cache.memory_ops import HostCopy
 from lingflash.cache.prefix_tree import PrefixNode
 
 Item = tuple[str, PrefixNode]
@@ -22,19 +22,17 @@ class HostTier:
 
     Args:
         num_blocks: size; 0 keeps nothing.
-        append_op: takes the operations that copy.
         on_evict: told of a copy that was given up, "state" or "block", and its node.
     """
 
     def __init__(
         self,
         num_blocks: int,
-        append_op: Callable[[MemoryOp], None],
         on_evict: Callable[[str, PrefixNode], None],
     ) -> None:
         self.num_blocks = num_blocks
         self._pool = IndexPool(num_blocks)
-        self._append_op, self._on_evict = append_op, on_evict
+        self._on_evict = on_evict
         self._queue: EvictionQueue[Item] = EvictionQueue(self._value)
 
     @property
@@ -42,20 +40,18 @@ class HostTier:
         """Blocks that hold a copy or wait for one."""
         return self._pool.size - self._pool.num_free
 
-    def store(self, blocks: list[int], node: PrefixNode) -> HostCopy | None:
-        """Begin to copy blocks of the device; None if no room can be made."""
-        if len(blocks) > self.num_blocks:
+    def reserve(self, count: int, node: PrefixNode) -> HostCopy | None:
+        """Make room for a copy of something of a node; None if that cannot be."""
+        if count > self.num_blocks:
             return None
-        while self._pool.num_free < len(blocks):
+        while self._pool.num_free < count:
             item = self._queue.pop()
             if item is None:
                 return None  # the rest is still being copied, or read
             self._evict(*item)
-        places = self._pool.take(len(blocks))
+        places = self._pool.take(count)
         assert places is not None
-        copy = HostCopy(places, node)
-        self._append_op(StoreBlocks(list(blocks), copy))
-        return copy
+        return HostCopy(places, node)
 
     def settle(self, copy: HostCopy, succeeded: bool) -> None:
         """Note that a copy was made or was not."""
@@ -109,7 +105,7 @@ class HostTier:
     def _value(self, item: Item) -> float:
         """Tokens that would be computed again without a copy, per block that it takes."""
         kind, node = item
-        if kind == "block" or node.state is not None or node.host_state is None:
+        if kind == "block" or node.has_device_state or node.host_state is None:
             return 0.0  # a double, or a leaf that nothing can be continued after
         saved = node.distance_to_state()
         blocks = len(node.host_state.blocks)

@@ -7,24 +7,27 @@ computing them, up to the deepest point where a state checkpoint exists too.
 
 A checkpoint is kept in blocks like those of latents, any of them, so that one pool serves both
 and the split follows their use. What a lease does not read may go when memory is short
-(`eviction.py`); with a host tier it is copied there first.
+(`eviction.py`); with a host tier it is copied there first. A state slot that no sequence needs is
+lent to a checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from lingflash.cache.block_pool import IndexPool
 from lingflash.cache.eviction import EvictionQueue
 from lingflash.cache.host_tier import HostTier
+from lingflash.cache.lease import Lease
 from lingflash.cache.memory_ops import (
+    CopyState,
     HostCopy,
     LoadBlocks,
     LoadState,
     MemoryOp,
     SaveState,
     StoreBlocks,
+    StoreState,
     ZeroBlocks,
     ZeroSlot,
 )
@@ -34,39 +37,6 @@ from lingflash.core.types import CacheReport
 
 Item = tuple[str, PrefixNode]
 TokensAt = Callable[[int, int], Sequence[int]]
-
-
-@dataclass(slots=True)
-class Lease:
-    """Memory of one running sequence.
-
-    Args:
-        state_slot: place of its recurrent state.
-        blocks: its block table, in the order of its tokens.
-        num_hit_tokens: tokens that were found computed; a multiple of the block size.
-        num_known_tokens: tokens whose blocks were known; more than were found where a checkpoint
-            is missing.
-        nodes: published nodes of the first blocks, all owned by this lease.
-        own_blocks: blocks that are nobody else's: not yet full, or full but published by another
-            first.
-        is_detached: the cache was reset; nothing of this lease is published any more.
-    """
-
-    state_slot: int
-    blocks: list[int] = field(default_factory=list)
-    num_hit_tokens: int = 0
-    num_known_tokens: int = 0
-    nodes: list[PrefixNode] = field(default_factory=list)
-    own_blocks: set[int] = field(default_factory=set)
-    is_detached: bool = False
-
-    @property
-    def branch_tokens(self) -> int:
-        """Where the known blocks end, if that is beyond the hit, else 0.
-
-        A checkpoint is worth taking there, since two conversations part at that place.
-        """
-        return self.num_known_tokens if self.num_known_tokens > self.num_hit_tokens else 0
 
 
 class CacheManager:
@@ -102,10 +72,11 @@ class CacheManager:
         self._queue: EvictionQueue[Item] = EvictionQueue(self._value)
         self._gone = GoneKeys(num_blocks)
         self._ops: list[MemoryOp] = []
-        self.host = HostTier(num_host_blocks, self._ops.append, self._on_host_evicts)
+        self.host = HostTier(num_host_blocks, self._on_host_evicts)
         self._leases: dict[int, Lease] = {}  # by state slot
         self._num_unowned = 0  # nodes on the device that no lease reads
-        self._num_checkpoints = 0
+        self._num_in_blocks = 0  # checkpoints that lie in blocks
+        self._lent: dict[int, PrefixNode] = {}  # slots that hold a checkpoint, longest unused first
 
     @property
     def num_free_blocks(self) -> int:
@@ -114,8 +85,8 @@ class CacheManager:
 
     @property
     def num_free_slots(self) -> int:
-        """State slots without an owner."""
-        return self._slots.num_free
+        """State slots that no lease uses; those that are lent can be had for the asking."""
+        return self._slots.num_free + len(self._lent)
 
     @property
     def num_blocks(self) -> int:
@@ -130,12 +101,12 @@ class CacheManager:
     @property
     def num_checkpoints(self) -> int:
         """State checkpoints on the device."""
-        return self._num_checkpoints
+        return self._num_in_blocks + len(self._lent)
 
     @property
     def num_checkpoint_blocks(self) -> int:
-        """Blocks that hold them."""
-        return self._num_checkpoints * self.checkpoint_blocks
+        """Blocks that hold checkpoints; some are in lent slots instead."""
+        return self._num_in_blocks * self.checkpoint_blocks
 
     @property
     def num_cached_blocks(self) -> int:
@@ -167,7 +138,8 @@ class CacheManager:
             "host": self.host.num_used,
         }
         found = {use: count * self.block_bytes for use, count in blocks.items()}
-        return found | {"state_slots": self.num_slots * self.slot_bytes}
+        found["checkpoints"] += len(self._lent) * self.slot_bytes
+        return found | {"state_slots": (self.num_slots - len(self._lent)) * self.slot_bytes}
 
     def take_ops(self) -> list[MemoryOp]:
         """What must be done to the memory before the next forward pass, in this order."""
@@ -183,7 +155,7 @@ class CacheManager:
                 since its logits are needed.
             keys: of the sequence's full blocks, from block_keys; none to look nothing up.
         """
-        if not self._slots.num_free:
+        if not self._slots.num_free and not self._reclaim_slot():
             return None
         matched = self._tree.match(keys[: (num_tokens - 1) // self.block_size])
         depth = next((i for i in range(len(matched), 0, -1) if matched[i - 1].has_state), 0)
@@ -288,19 +260,53 @@ class CacheManager:
         if rest or not 0 < index <= len(lease.nodes):
             return False
         node = lease.nodes[index - 1]
-        if node.state is not None:
-            self._queue.offer(("state", node))
-        if node.state is not None or node.host_state is not None:
+        if node.has_device_state:
+            self._touch(node)
+        if node.has_device_state or node.host_state is not None:
             return False
+        slots = self._slots.take(1, highest=True)
+        if slots is not None:
+            self._ops.append(CopyState(lease.state_slot, slots[0]))
+            node.slot, node.lost_state = slots[0], False
+            self._lent[slots[0]] = node
+            return True
         # It need not lie beside anything: latents keep the low end, where they are read in place.
         blocks = self._take_blocks(self.checkpoint_blocks, highest=True)
         if blocks is None:
             return False
         node.state, node.lost_state = blocks, False
-        self._num_checkpoints += 1
+        self._num_in_blocks += 1
         self._queue.offer(("state", node))
         self._ops.append(SaveState(lease.state_slot, list(blocks)))
         return True
+
+    def _reclaim_slot(self) -> bool:
+        """Take a lent slot back; the checkpoint moves to blocks if there is room for it."""
+        if not self._lent:
+            return False
+        slot, node = next(iter(self._lent.items()))
+        blocks = self._take_blocks(self.checkpoint_blocks, highest=True)
+        if node.slot != slot:  # evicted meanwhile
+            if blocks is not None:
+                self._blocks.give_back(blocks)
+            return True
+        if blocks is None:
+            self._evict_state(node)
+            return True
+        self._ops.append(SaveState(slot, list(blocks)))
+        self._take_slot_back(node)
+        node.state = blocks
+        self._num_in_blocks += 1
+        self._queue.offer(("state", node))
+        self._update(node)
+        return True
+
+    def _take_slot_back(self, node: PrefixNode) -> None:
+        if node.slot is not None:
+            del self._lent[node.slot]
+            self._slots.give_back([node.slot])
+            node.slot = None
+            self._queue.discard(("slot", node))
 
     def release(self, lease: Lease, *, keep_prefix: bool = True) -> None:
         """Take everything back; the lease is empty and must not be used again.
@@ -333,7 +339,7 @@ class CacheManager:
         Returns:
             Blocks and checkpoints that were forgotten.
         """
-        counts = len(self._tree), self._num_checkpoints
+        counts = len(self._tree), self.num_checkpoints
         for lease in self._leases.values():
             lease.is_detached = True
         for node in self._tree.clear():
@@ -349,7 +355,7 @@ class CacheManager:
         """The operations before a step were not (all) made: what is cached is in doubt."""
         self.reset()
         for op in ops:
-            if isinstance(op, StoreBlocks):
+            if isinstance(op, StoreBlocks | StoreState):
                 self.host_copied(op.copy, succeeded=False)
 
     def host_copied(self, copy: HostCopy, *, succeeded: bool = True) -> None:
@@ -383,7 +389,7 @@ class CacheManager:
         if kind == "block":
             return 0.0  # nothing after it can be continued; or the host tier has a copy
         saved = node.distance_to_state()
-        blocks = self.checkpoint_blocks
+        blocks = self.checkpoint_blocks if kind == "state" else 0
         if node.is_device_leaf:  # the blocks before it serve nothing else
             blocks += saved // self.block_size
         return saved / blocks
@@ -394,34 +400,45 @@ class CacheManager:
         while self._blocks.num_free < count:
             item = self._queue.pop()
             assert item is not None, "blocks that count as free cannot be evicted"
-            if item[0] == "state":
+            if item[0] != "block":
                 self._evict_state(item[1])
             else:
                 self._evict_block(item[1])
         return self._blocks.take(count, highest=highest)
 
     def _evict_state(self, node: PrefixNode) -> None:
-        assert node.state is not None
         if node.host_state is None:
-            node.host_state = self.host.store(node.state, node)
+            copy = self.host.reserve(self.checkpoint_blocks, node)
+            node.host_state = copy
+            if copy is not None and node.state is not None:
+                self._ops.append(StoreBlocks(list(node.state), copy))
+            elif copy is not None and node.slot is not None:
+                self._ops.append(StoreState(node.slot, copy))
         node.lost_state |= node.host_state is None
         self._drop_state(node)
         self._update_host(node)
 
     def _drop_state(self, node: PrefixNode) -> None:
+        if node.has_device_state:
+            self._free_state(node)
+            self._update(node)
+
+    def _free_state(self, node: PrefixNode) -> None:
+        self._take_slot_back(node)
         if node.state is not None:
             self._blocks.give_back(node.state)
             node.state = None
-            self._num_checkpoints -= 1
+            self._num_in_blocks -= 1
             self._queue.discard(("state", node))
-            self._update(node)
 
     def _evict_block(self, node: PrefixNode) -> None:
         assert node.block is not None
-        assert node.state is None
+        assert not node.has_device_state
         is_wanted = node.host_state is not None or bool(node.children)
         if is_wanted and node.host_block is None:
-            node.host_block = self.host.store([node.block], node)
+            node.host_block = self.host.reserve(1, node)
+            if node.host_block is not None:
+                self._ops.append(StoreBlocks([node.block], node.host_block))
         if node.host_block is None:
             self._forget(node)
             return
@@ -463,22 +480,39 @@ class CacheManager:
             self._update_host(node)
 
     def _load_state(self, node: PrefixNode, slot: int) -> None:
+        self._touch(node)
+        if node.slot is not None:
+            self._ops.append(CopyState(node.slot, slot))
+            return
         if node.state is not None:
-            self._queue.offer(("state", node))  # used: keep it longer
             self._ops.append(LoadState(list(node.state), slot))
             return
         assert node.host_state is not None
         self.host.touch(("state", node))
         self._ops.append(LoadState(list(node.host_state.blocks), slot, from_host=True))
 
+    def _touch(self, node: PrefixNode) -> None:
+        """A checkpoint was of use: keep it longer."""
+        if node.slot is not None:
+            self._lent[node.slot] = self._lent.pop(node.slot)
+        for item in (("state", node), ("slot", node)):
+            if item in self._queue:
+                self._queue.offer(item)
+
     def _update(self, node: PrefixNode) -> None:
-        """Offer a node's block for eviction, or take the offer back."""
-        item = ("block", node)
-        may_go = node.block is not None and node.state is None and node.is_device_leaf
-        if may_go and item not in self._queue:
-            self._queue.offer(item)
-        elif not may_go:
+        """Offer what a node holds for eviction, or take the offer back.
+
+        A checkpoint in a lent slot gives no block, but at a leaf it keeps its blocks from going.
+        """
+        is_leaf = node.block is not None and node.is_device_leaf
+        self._set_offer(("block", node), is_leaf and not node.has_device_state)
+        self._set_offer(("slot", node), is_leaf and node.slot is not None)
+
+    def _set_offer(self, item: Item, may_go: bool) -> None:
+        if not may_go:
             self._queue.discard(item)
+        elif item not in self._queue:
+            self._queue.offer(item)
 
     def _update_host(self, node: PrefixNode) -> None:
         if self.host.num_blocks:
@@ -487,7 +521,7 @@ class CacheManager:
     def _on_host_evicts(self, kind: str, node: PrefixNode) -> None:
         """The host tier gave up a copy; what hung on it goes too."""
         if kind == "state":
-            node.lost_state |= node.state is None
+            node.lost_state |= not node.has_device_state
         elif node.block is None:
             self._forget(node)
             return
@@ -513,10 +547,6 @@ class CacheManager:
 
     def _free_copies(self, node: PrefixNode) -> None:
         """Give up a node's checkpoint and host copies, but not its block."""
-        if node.state is not None:
-            self._blocks.give_back(node.state)
-            node.state = None
-            self._num_checkpoints -= 1
-        for kind in ("state", "block"):
-            self._queue.discard((kind, node))
+        self._free_state(node)
+        self._queue.discard(("block", node))
         self.host.drop(node)

@@ -53,6 +53,14 @@ class SaveState:
 
 
 @dataclass(slots=True)
+class CopyState:
+    """Copy the states of one slot to another."""
+
+    slot: int
+    target: int
+
+
+@dataclass(slots=True)
 class LoadState:
     """Copy the states in blocks, of the device or of the host tier, to a slot."""
 
@@ -70,6 +78,14 @@ class StoreBlocks:
 
 
 @dataclass(slots=True)
+class StoreState:
+    """Begin to copy a state slot to the host tier."""
+
+    slot: int
+    copy: HostCopy
+
+
+@dataclass(slots=True)
 class LoadBlocks:
     """Copy blocks of the host tier to blocks of the device."""
 
@@ -77,4 +93,13 @@ class LoadBlocks:
     blocks: list[int] = field(default_factory=list)
 
 
-MemoryOp = ZeroBlocks | ZeroSlot | SaveState | LoadState | StoreBlocks | LoadBlocks
+MemoryOp = (
+    ZeroBlocks
+    | ZeroSlot
+    | CopyState
+    | SaveState
+    | LoadState
+    | StoreBlocks
+    | StoreState
+    | LoadBlocks
+)

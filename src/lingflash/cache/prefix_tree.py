@@ -55,6 +55,7 @@ class PrefixNode:
         depth: tokens up to its end.
         block: place of its latents on the device, None if they are not there.
         state: blocks of the device that hold its state checkpoint, None if there is none.
+        slot: state slot of the device that does, if one was idle.
         host_block, host_state: the same in the host tier.
         lost_state: a checkpoint was evicted here, or after it together with its blocks.
         num_owners: leases that read the block, which is on the device then.
@@ -74,6 +75,7 @@ class PrefixNode:
         "num_owners",
         "parent",
         "root",
+        "slot",
         "state",
         "tokens",
     )
@@ -86,6 +88,7 @@ class PrefixNode:
         self.depth = len(tokens) + (0 if parent is None else parent.depth)
         self.block: int | None = None
         self.state: list[int] | None = None
+        self.slot: int | None = None
         self.host_block: HostCopy | None = None
         self.host_state: HostCopy | None = None
         self.lost_state = False
@@ -98,9 +101,14 @@ class PrefixNode:
         return self.block is not None or _is_there(self.host_block)
 
     @property
+    def has_device_state(self) -> bool:
+        """Whether the device holds its checkpoint."""
+        return self.state is not None or self.slot is not None
+
+    @property
     def has_state(self) -> bool:
         """Whether a sequence can be continued after it."""
-        return self.state is not None or _is_there(self.host_state)
+        return self.has_device_state or _is_there(self.host_state)
 
     @property
     def is_device_leaf(self) -> bool:

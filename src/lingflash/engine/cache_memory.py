@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from lingflash.cache.memory_ops import (
+    CopyState,
     HostCopy,
     LoadBlocks,
     LoadState,
     MemoryOp,
     SaveState,
     StoreBlocks,
+    StoreState,
     ZeroBlocks,
     ZeroSlot,
 )
@@ -54,6 +56,9 @@ class CacheMemory:
                     self._tensors.forget_blocks(blocks)
                 case ZeroSlot(slot):
                     self._tensors.forget_slots([slot])
+                case CopyState(slot, target):
+                    for part in self._parts:
+                        part[:, target] = part[:, slot]
                 case SaveState(slot, blocks):
                     self._write(blocks, self._packed(slot, len(blocks)))
                 case LoadState(blocks, slot, from_host):
@@ -61,6 +66,9 @@ class CacheMemory:
                 case StoreBlocks(blocks, copy):
                     assert self.host is not None
                     self.host.store(self._read(blocks), copy)
+                case StoreState(slot, copy):
+                    assert self.host is not None
+                    self.host.store(self._packed(slot, len(copy.blocks)), copy)
                 case LoadBlocks(host_blocks, blocks):
                     self._write(blocks, self._read_host(host_blocks))
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from lingflash.cache.eviction import checkpoint_interval
-from lingflash.cache.manager import CacheManager, Lease
+from lingflash.cache.lease import Lease
+from lingflash.cache.manager import CacheManager
 from lingflash.core.config import ANCHOR_TOKENS
 from lingflash.core.types import CacheReport
 from lingflash.engine.request import Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lingflash.cache.manager import Lease
+from lingflash.cache.lease import Lease
 from lingflash.cache.prefix_tree import block_keys, root_key
 from lingflash.core.types import CacheReport, EngineRequest, SamplingParams, TokenLogprob
 from lingflash.structured.masks import TokenMatcher
