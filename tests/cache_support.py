@@ -57,9 +57,9 @@ def check_cache(cache: CacheManager, pending: list[HostCopy] | None = None) -> N
             assert not node.has_device_state
         assert node.state is None or node.slot is None
         is_leaf = node.block is not None and node.is_device_leaf
-        assert (("block", node) in cache._queue) == (is_leaf and not node.has_device_state)
-        assert (("slot", node) in cache._queue) == (is_leaf and node.slot is not None)
-        assert (("state", node) in cache._queue) == (node.state is not None)
+        assert (("block", node) in cache._offers.queue) == (is_leaf and not node.has_device_state)
+        assert (("slot", node) in cache._offers.queue) == (is_leaf and node.slot is not None)
+        assert (("state", node) in cache._offers.queue) == (node.state is not None)
 
     tier = cache.host
     copies = [c for n in nodes for c in (n.host_block, n.host_state) if c is not None]
@@ -83,4 +83,4 @@ def check_idle(cache: CacheManager) -> None:
     check_cache(cache)
     assert cache.num_empty_blocks == cache.num_blocks
     assert cache.num_checkpoints == cache.host.num_used == len(cache._tree) == 0
-    assert len(cache._queue) == len(cache.host._queue) == 0
+    assert len(cache._offers.queue) == len(cache.host._queue) == 0

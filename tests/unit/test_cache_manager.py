@@ -265,7 +265,6 @@ def test_report_when_something_was_evicted_then_says_what():
     # The longest unused checkpoint goes first, and only then the blocks that it made usable.
     (node,) = [n for n in talk.cache._tree if n.state is not None]
     talk.cache._evict_state(node)
-    talk.cache._queue.discard(("state", node))
     assert talk.ask(range(17), checkpoint=False) == (0, "checkpoint_evicted", 16)
     talk.ask(range(500, 540))
     result = talk.ask(range(17))[1]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from lingflash.cache.block_pool import IndexPool
-from lingflash.cache.eviction import EvictionQueue
+from lingflash.cache.device_offers import DeviceOffers
 from lingflash.cache.host_tier import HostTier
 from lingflash.cache.lease import Lease
 from lingflash.cache.memory_ops import (
@@ -35,7 +35,6 @@ from lingflash.cache.miss import GoneKeys, explain
 from lingflash.cache.prefix_tree import PrefixNode, PrefixTree
 from lingflash.core.types import CacheReport
 
-Item = tuple[str, PrefixNode]
 TokensAt = Callable[[int, int], Sequence[int]]
 
 
@@ -69,7 +68,7 @@ class CacheManager:
         self._blocks = IndexPool(num_blocks)
         self._slots = IndexPool(num_state_slots)
         self._tree = PrefixTree()
-        self._queue: EvictionQueue[Item] = EvictionQueue(self._value)
+        self._offers = DeviceOffers(checkpoint_blocks, block_size)
         self._gone = GoneKeys(num_blocks)
         self._ops: list[MemoryOp] = []
         self.host = HostTier(num_host_blocks, self._on_host_evicts)
@@ -276,7 +275,7 @@ class CacheManager:
             return False
         node.state, node.lost_state = blocks, False
         self._num_in_blocks += 1
-        self._queue.offer(("state", node))
+        self._offers.add_state(node)
         self._ops.append(SaveState(lease.state_slot, list(blocks)))
         return True
 
@@ -297,8 +296,8 @@ class CacheManager:
         self._take_slot_back(node)
         node.state = blocks
         self._num_in_blocks += 1
-        self._queue.offer(("state", node))
-        self._update(node)
+        self._offers.add_state(node)
+        self._offers.update(node)
         return True
 
     def _take_slot_back(self, node: PrefixNode) -> None:
@@ -306,7 +305,7 @@ class CacheManager:
             del self._lent[node.slot]
             self._slots.give_back([node.slot])
             node.slot = None
-            self._queue.discard(("slot", node))
+            self._offers.discard("slot", node)
 
     def release(self, lease: Lease, *, keep_prefix: bool = True) -> None:
         """Take everything back; the lease is empty and must not be used again.
@@ -383,22 +382,11 @@ class CacheManager:
         elif blocks:
             self._ops.append(ZeroBlocks(list(blocks)))
 
-    def _value(self, item: Item) -> float:
-        """Tokens that would be computed again without an item, per block that it takes."""
-        kind, node = item
-        if kind == "block":
-            return 0.0  # nothing after it can be continued; or the host tier has a copy
-        saved = node.distance_to_state()
-        blocks = self.checkpoint_blocks if kind == "state" else 0
-        if node.is_device_leaf:  # the blocks before it serve nothing else
-            blocks += saved // self.block_size
-        return saved / blocks
-
     def _take_blocks(self, count: int, *, highest: bool = False) -> list[int] | None:
         if count > self.num_free_blocks:
             return None
         while self._blocks.num_free < count:
-            item = self._queue.pop()
+            item = self._offers.pop()
             assert item is not None, "blocks that count as free cannot be evicted"
             if item[0] != "block":
                 self._evict_state(item[1])
@@ -421,7 +409,7 @@ class CacheManager:
     def _drop_state(self, node: PrefixNode) -> None:
         if node.has_device_state:
             self._free_state(node)
-            self._update(node)
+            self._offers.update(node)
 
     def _free_state(self, node: PrefixNode) -> None:
         self._take_slot_back(node)
@@ -429,7 +417,7 @@ class CacheManager:
             self._blocks.give_back(node.state)
             node.state = None
             self._num_in_blocks -= 1
-            self._queue.discard(("state", node))
+            self._offers.discard("state", node)
 
     def _evict_block(self, node: PrefixNode) -> None:
         assert node.block is not None
@@ -450,17 +438,17 @@ class CacheManager:
         self._blocks.give_back([node.block])
         node.block = None
         self._num_unowned -= 1
-        self._queue.discard(("block", node))
+        self._offers.discard("block", node)
         if node.parent is not None:
             node.parent.num_device_children -= 1
-            self._update(node.parent)
+            self._offers.update(node.parent)
 
     def _put(self, node: PrefixNode, block: int) -> None:
         """Say that an owned node's latents are in a block of the device."""
         node.block = block
         if node.parent is not None:
             node.parent.num_device_children += 1
-            self._update(node.parent)
+            self._offers.update(node.parent)
         self._update_host(node)
 
     def _own(self, node: PrefixNode) -> None:
@@ -468,7 +456,7 @@ class CacheManager:
         if node.num_owners == 1:
             if node.block is not None:
                 self._num_unowned -= 1
-            self._update(node)
+            self._offers.update(node)
             self._update_host(node)
 
     def _disown(self, node: PrefixNode) -> None:
@@ -476,7 +464,7 @@ class CacheManager:
         if node.num_owners == 0:
             if node.block is not None:
                 self._num_unowned += 1
-            self._update(node)
+            self._offers.update(node)
             self._update_host(node)
 
     def _load_state(self, node: PrefixNode, slot: int) -> None:
@@ -495,24 +483,7 @@ class CacheManager:
         """A checkpoint was of use: keep it longer."""
         if node.slot is not None:
             self._lent[node.slot] = self._lent.pop(node.slot)
-        for item in (("state", node), ("slot", node)):
-            if item in self._queue:
-                self._queue.offer(item)
-
-    def _update(self, node: PrefixNode) -> None:
-        """Offer what a node holds for eviction, or take the offer back.
-
-        A checkpoint in a lent slot gives no block, but at a leaf it keeps its blocks from going.
-        """
-        is_leaf = node.block is not None and node.is_device_leaf
-        self._set_offer(("block", node), is_leaf and not node.has_device_state)
-        self._set_offer(("slot", node), is_leaf and node.slot is not None)
-
-    def _set_offer(self, item: Item, may_go: bool) -> None:
-        if not may_go:
-            self._queue.discard(item)
-        elif item not in self._queue:
-            self._queue.offer(item)
+        self._offers.touch(node)
 
     def _update_host(self, node: PrefixNode) -> None:
         if self.host.num_blocks:
@@ -548,5 +519,5 @@ class CacheManager:
     def _free_copies(self, node: PrefixNode) -> None:
         """Give up a node's checkpoint and host copies, but not its block."""
         self._free_state(node)
-        self._queue.discard(("block", node))
+        self._offers.discard("block", node)
         self.host.drop(node)
