@@ -26,8 +26,8 @@ _AS_INTEGERS = {2: torch.int16, 4: torch.int32}
 class CacheMemory:
     """The tensors behind a CacheManager.
 
-    A checkpoint lies in blocks of latents: its float32 numbers one after the other, as bits, then
-    nothing up to the last block's end.
+    A checkpoint lies in blocks of latents: its numbers one after the other, as bits, then nothing
+    up to the last block's end.
 
     Args:
         tensors: the device's memory; not to be reallocated while this lives.
@@ -38,9 +38,9 @@ class CacheMemory:
         self._tensors = tensors
         # Integers are copied bit by bit, whatever number or NaN the bits would mean.
         self._blocks = tensors.latents.view(_AS_INTEGERS[tensors.latents.dtype.itemsize])
-        # What a checkpoint holds: of every slot [layers, slots, ...], float32. States alone, since
-        # checkpoints are taken at anchors, where the tail is empty.
-        self._parts = (tensors.states,)
+        # What a checkpoint holds: tensors, and which dimension counts the slots. States alone,
+        # since checkpoints are taken at anchors, where the tail is empty.
+        self._parts: list[tuple[Tensor, int]] = [(tensors.states, 1)]
         layers, _, *shape = self._blocks.shape
         self.host = None
         if num_host_blocks:
@@ -57,8 +57,8 @@ class CacheMemory:
                 case ZeroSlot(slot):
                     self._tensors.forget_slots([slot])
                 case CopyState(slot, target):
-                    for part in self._parts:
-                        part[:, target] = part[:, slot]
+                    for part, dim in self._parts:
+                        part.select(dim, target).copy_(part.select(dim, slot))
                 case SaveState(slot, blocks):
                     self._write(blocks, self._packed(slot, len(blocks)))
                 case LoadState(blocks, slot, from_host):
@@ -97,22 +97,19 @@ class CacheMemory:
         self._blocks.index_copy_(1, self._index(blocks), content.transpose(0, 1))
 
     def _packed(self, slot: int, num_blocks: int) -> Tensor:
-        flat = torch.cat([part[:, slot].flatten() for part in self._parts])
         layers, _, *shape = self._blocks.shape
         content = self._blocks.new_zeros(num_blocks, layers, *shape)
-        integers = flat.view(self._blocks.dtype)
-        content.view(-1)[: len(integers)] = integers
+        start, flat = 0, content.view(-1)
+        for part, dim in self._parts:
+            integers = part.select(dim, slot).flatten().view(flat.dtype)
+            flat[start : start + len(integers)] = integers
+            start += len(integers)
         return content
 
     def _unpack(self, content: Tensor, slot: int) -> None:
         start, flat = 0, content.view(-1)
-        for part in self._parts:
-            shape = part[:, slot].shape
-            size = shape.numel() * part.itemsize // flat.itemsize
-            part[:, slot] = flat[start : start + size].view(part.dtype).view(shape)
+        for part, dim in self._parts:
+            place = part.select(dim, slot)
+            size = place.numel() * place.itemsize // flat.itemsize
+            place.copy_(flat[start : start + size].view(place.dtype).view(place.shape))
             start += size
-
-
-def checkpoint_bytes(tensors: CacheTensors) -> int:
-    """What one checkpoint takes, before it is rounded up to blocks."""
-    return tensors.states[:, 0].numel() * tensors.states.itemsize
