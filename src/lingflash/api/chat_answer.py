@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lingflash.api.generation import Deltas, Generation
@@ -16,17 +16,33 @@ from lingflash.protocol.chat import ChatCompletionRequest
 from lingflash.protocol.sse import DONE, ChunkEncoder
 from lingflash.text.answer import AnswerEvent, AnswerMessage, AnswerParser
 from lingflash.text.output import OutputDelta
-from lingflash.text.reasoning import THINK_TAG, Reasoning
+from lingflash.text.reasoning import END_THINK_TAG, THINK_TAG, Reasoning
 from lingflash.text.tokenizer import Tokenizer
-from lingflash.text.tool_parser import CallDelta, CallStart, ToolCall
+from lingflash.text.tool_parser import OPEN_TAG, CallDelta, CallStart, ToolCall
 
 
 class ChatChoice:
-    """One choice's answer so far."""
+    """One choice's answer so far.
 
-    def __init__(self, index: int, parser: AnswerParser | None) -> None:
+    Args:
+        index: of the choice.
+        parser: reads thinking and calls; None takes all for content.
+        remember: is given a turn that ended with calls, and its tokens, for later prompts.
+        tag_ids: tokens that end the thinking: its closing tag, and a call's opening tag.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        parser: AnswerParser | None,
+        remember: Callable[[AnswerMessage, Sequence[int]], None],
+        tag_ids: tuple[int | None, int | None] = (None, None),
+    ) -> None:
         self.index = index
         self.parser = parser
+        self._remember = remember
+        self._tag_ids = tag_ids
+        self.num_reasoning_tokens = 0
         self.role_sent = False
         self.message = AnswerMessage()
         self.logprobs: list[TokenLogprob] = []
@@ -39,7 +55,10 @@ class ChatChoice:
         if parser is None:
             events: Sequence[AnswerEvent] = [delta.text] if delta.text else []
         else:
+            was_thinking = parser.is_thinking
             found = parser.push(delta.text) if delta.text else []
+            if was_thinking or parser.is_thinking:
+                self.num_reasoning_tokens += self._num_thinking(delta.token_ids)
             if delta.finish_reason is not None:
                 found += parser.finish(is_cut_off=delta.finish_reason == "length")
             self.token_ids += delta.token_ids
@@ -49,18 +68,42 @@ class ChatChoice:
             self.finish_reason = delta.finish_reason
             if delta.finish_reason == "stop" and parser is not None and parser.num_calls:
                 self.finish_reason = "tool_calls"
+                self._remember(self.message, self.token_ids)
         return events
+
+    def _num_thinking(self, token_ids: Sequence[int]) -> int:
+        """How many of an event's tokens are thinking, its closing tag included."""
+        end_think, open_call = self._tag_ids
+        count = 0
+        for token_id in token_ids:
+            if token_id == open_call:
+                break
+            count += 1
+            if token_id == end_think:
+                break
+        return count
+
+
+def usage_of(generation: Generation, choices: Sequence[ChatChoice]) -> dict[str, Any]:
+    """Token counts so far, those of thinking among them."""
+    usage = generation.usage()
+    details = {
+        **usage.get("completion_tokens_details", {}),
+        "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in choices),
+    }
+    return {**usage, "completion_tokens_details": details}
 
 
 def chat_choices(
-    state: ServerState, body: ChatCompletionRequest, num_choices: int
+    state: ServerState, body: ChatCompletionRequest, num_choices: int, caller: str
 ) -> list[ChatChoice]:
     """What reads the choices of a conversation's answer.
 
     Args:
-        state: of the server.
+        state: of the server; its call store remembers turns with calls.
         body: of the request.
         num_choices: how many.
+        caller: whose turns they are.
     """
     parse_tools = bool(body.tools) and body.tool_choice != "none"
     tokenizer = None if state.text is None else state.text.tokenizer
@@ -71,7 +114,13 @@ def chat_choices(
             return None
         return AnswerParser(parse_tools=parse_tools, parse_reasoning=parse_reasoning)
 
-    return [ChatChoice(i, parser()) for i in range(num_choices)]
+    def remember(message: AnswerMessage, token_ids: Sequence[int]) -> None:
+        state.calls.remember(caller, message, token_ids)
+
+    tag_ids: tuple[int | None, int | None] = (None, None)
+    if tokenizer is not None:
+        tag_ids = tokenizer.token_id(END_THINK_TAG), tokenizer.token_id(OPEN_TAG)
+    return [ChatChoice(i, parser(), remember, tag_ids) for i in range(num_choices)]
 
 
 def _call_object(call: ToolCall) -> dict[str, Any]:
@@ -121,7 +170,6 @@ class ChatAnswer(ChunkWriter):
         self._include_usage = options is not None and bool(options.include_usage)
         self._tokenizer: Tokenizer | None = state.text.tokenizer if state.text else None
         self._generation = generation
-        self._calls, self._caller = state.calls, caller
         self._wants_logprobs = bool(body.logprobs)
         self._wants_token_ids = bool(body.return_token_ids)
         self._head = {
@@ -129,7 +177,7 @@ class ChatAnswer(ChunkWriter):
             "created": int(time.time()),
             "model": model,
         }
-        self._choices = chat_choices(state, body, generation.num_choices)
+        self._choices = chat_choices(state, body, generation.num_choices, caller)
         self._encoder = ChunkEncoder(
             "chat.completion.chunk",
             answer_id=self._head["id"],
@@ -157,7 +205,6 @@ class ChatAnswer(ChunkWriter):
             else:
                 self._write_detailed(choice, delta, events, chunks)
             if choice.finish_reason is not None:
-                self._remember(choice)
                 chunks.append(self._chunk(index, {}, choice.finish_reason))
         return b"".join(chunks)
 
@@ -165,11 +212,7 @@ class ChatAnswer(ChunkWriter):
         """See ChunkWriter.end."""
         if not self._include_usage:
             return DONE
-        return self._encoder.usage(self._generation.usage()) + DONE
-
-    def _remember(self, choice: ChatChoice) -> None:
-        if choice.finish_reason == "tool_calls":
-            self._calls.remember(self._caller, choice.message, choice.token_ids)
+        return self._encoder.usage(usage_of(self._generation, self._choices)) + DONE
 
     def _open(self, choice: ChatChoice, chunks: list[bytes]) -> None:
         choice.role_sent = True
@@ -225,8 +268,6 @@ class ChatAnswer(ChunkWriter):
                     choice.token_ids += delta.token_ids
                     choice.message.add(list(events))
                 choice.logprobs += delta.logprobs or ()
-        for choice in self._choices:
-            self._remember(choice)
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
@@ -234,7 +275,7 @@ class ChatAnswer(ChunkWriter):
             **self._head,
             "object": "chat.completion",
             "choices": [self._whole_choice(choice) for choice in self._choices],
-            "usage": self._generation.usage(),
+            "usage": usage_of(self._generation, self._choices),
         }
         if self._wants_token_ids:
             answer["prompt_token_ids"] = self._generation.prompts[0]

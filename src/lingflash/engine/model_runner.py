@@ -18,6 +18,7 @@ from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.cpu_decoder import CpuDecoder
@@ -55,6 +56,8 @@ class ModelRunner:
         self.batch_invariant = batch_invariant
         self.stop_token_ids = stop_token_ids
         self.folder = folder
+        if model.device.type == "cpu":
+            keep_freed_memory()
         self.cache = allocate_cache(model, plan)
         self.memory = CacheMemory(self.cache, plan.num_host_blocks)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
