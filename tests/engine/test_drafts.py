@@ -93,7 +93,7 @@ def test_rows_when_prompts_come_in_chunks_and_drafts_are_accepted_then_as_from_s
 
 
 def test_rows_when_the_prompt_is_found_again_then_as_from_scratch(model):
-    loop = engine(model, num_checkpoints=4)
+    loop = engine(model, prefix_caching=True)
     loop.add(request("first", PROMPT, temperature=0.0, max_tokens=30, ignore_eos=True))
     said = tokens_of(finish(loop))["first", 0]
     prompt = PROMPT + said + [5, 6, 7]
@@ -105,7 +105,7 @@ def test_rows_when_the_prompt_is_found_again_then_as_from_scratch(model):
 
 
 def test_rows_when_speculation_was_off_then_go_on_after_the_gap(model):
-    loop = engine(model, num_checkpoints=4)
+    loop = engine(model, prefix_caching=True)
     count = loop.speculation.num_draft_tokens
     loop.add(request("r", PROMPT, temperature=0.0, max_tokens=60, ignore_eos=True))
     for off in [False] * 4 + [True] * 5 + [False] * 4:
@@ -117,7 +117,7 @@ def test_rows_when_speculation_was_off_then_go_on_after_the_gap(model):
     assert sequence.draft_tokens
     # A prompt whose blocks hold no rows begins with its own.
     loop.abort("r")
-    other = engine(model, num_checkpoints=4)
+    other = engine(model, prefix_caching=True)
     other.speculation.num_draft_tokens = lambda n: 0
     other.add(request("a", PROMPT, max_tokens=2, seed=0))
     finish(other)

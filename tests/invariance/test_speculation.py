@@ -191,7 +191,8 @@ def schedules(draw):
         "share": draw(st.sampled_from([None, 0.5, 0.8, 1.0])),
         "chunk": draw(st.sampled_from([5, 8, 17, 48, 200])),
         "num_blocks": draw(st.integers(10, 40)),
-        "num_checkpoints": draw(st.sampled_from([0, 1, 4])),
+        "prefix_caching": draw(st.booleans()),
+        "num_host_blocks": draw(st.sampled_from([0, 0, 20])),
         "max_num_seqs": draw(st.integers(1, 4)),
         "abort": draw(st.none() | st.integers(0, 4)),
         "off": draw(st.sampled_from([0, 0, 3, 7])),
@@ -206,7 +207,8 @@ def play(
     share,
     chunk,
     num_blocks,
-    num_checkpoints=0,
+    prefix_caching=False,
+    num_host_blocks=0,
     max_num_seqs=4,
     abort=None,
     off=0,
@@ -228,7 +230,8 @@ def play(
         loop = engine(
             model,
             num_blocks=num_blocks,
-            num_checkpoints=num_checkpoints,
+            prefix_caching=prefix_caching,
+            num_host_blocks=num_host_blocks if prefix_caching else 0,
             max_num_batched_tokens=max(chunk, max_num_seqs),
             max_num_seqs=max_num_seqs,
             num_speculative_tokens=num_drafts,
@@ -309,5 +312,5 @@ def test_sequences_when_preempted_while_speculating_then_the_same_answers(model)
 
 def test_prompts_when_repeated_then_found_and_the_same_answers(model):
     requests = [(spec_of(1, 60, max_tokens=20, seed=s), 12 * s) for s in range(4)]
-    stats = play(model, requests, 3, 0.8, 48, 40, num_checkpoints=4)
+    stats = play(model, requests, 3, 0.8, 48, 40, prefix_caching=True)
     assert stats.prefix_hit_tokens >= 3 * 48

@@ -20,6 +20,7 @@ from lingflash.api.state import ServerState
 from lingflash.core.errors import LingflashError
 from lingflash.core.log import log_event
 from lingflash.core.types import (
+    CacheReport,
     EngineRequest,
     GrammarSpec,
     SamplingParams,
@@ -48,6 +49,7 @@ class Generation:
         prompts: token ids of each prompt.
         sampling: for all of them.
         cache_salt: from `auth.cache_salt`; prefixes are shared within it only.
+        return_cache_report: say in the usage why no more was found in the cache.
         timeout_s: deadline of each, from its acceptance.
         grammar: what each answer must look like.
         skip_special_tokens: leave special tokens out of the text.
@@ -61,12 +63,14 @@ class Generation:
         sampling: SamplingParams,
         *,
         cache_salt: str,
+        return_cache_report: bool = False,
         timeout_s: float | None = None,
         grammar: GrammarSpec | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
         self._state = state
         self._cache_salt = cache_salt
+        self._return_cache_report = return_cache_report
         self._request_id = request_id
         self.sampling = sampling
         self._timeout_s = timeout_s
@@ -83,6 +87,7 @@ class Generation:
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(prompts)
         self._num_cached = [0] * len(prompts)
         self._drafts = [0, 0]  # accepted, rejected
+        self._cache_reports: list[CacheReport | None] = [None] * len(prompts)
         self._open = len(self.outputs)
         self._started = self._last_event = time.perf_counter()
         self._first_token_s: float | None = None
@@ -169,6 +174,8 @@ class Generation:
         if event.drafts is not None:
             self._drafts[0] += event.drafts[0]
             self._drafts[1] += event.drafts[1]
+        if event.choice == 0 and event.cache_report is not None:
+            self._cache_reports[prompt] = event.cache_report
         if event.prompt_logprobs is not None:
             self.prompt_logprobs[prompt] = event.prompt_logprobs
         self._time(len(event.token_ids))
@@ -219,6 +226,12 @@ class Generation:
                 "accepted_prediction_tokens": self._drafts[0],
                 "rejected_prediction_tokens": self._drafts[1],
             }
+        if self._return_cache_report:
+            counts["cache_report"] = [
+                {"cached_tokens": num_cached, "result": report.result, "position": report.position}
+                for num_cached, report in zip(self._num_cached, self._cache_reports, strict=True)
+                if report is not None
+            ]
         return counts
 
     async def close(self, error: BaseException | None = None) -> None:

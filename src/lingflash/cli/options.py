@@ -87,6 +87,8 @@ def make_engine_config(
     num_speculative_tokens: str = "auto",
     batch_invariant: bool = False,
     prefix_caching: bool = True,
+    cache_self_test: bool = True,
+    host_cache_gib: float | None = None,
     seed: int | None = None,
 ) -> EngineConfig:
     """Build the engine's settings from options as typed.
@@ -109,6 +111,8 @@ def make_engine_config(
         num_speculative_tokens=parse_num_speculative_tokens(num_speculative_tokens),
         batch_invariant=batch_invariant,
         prefix_caching=prefix_caching,
+        cache_self_test=cache_self_test,
+        host_cache_gib=host_cache_gib,
         seed=seed,
     )
 

@@ -45,6 +45,10 @@ class EngineConfig:
             start-up) that weights, states and cache may use together.
         block_size: tokens in a block of the paged cache; prefixes are found again block by block.
         prefix_caching: keep computed prefixes and state checkpoints for later requests.
+        cache_self_test: show at start-up that a prompt is found again and answered alike.
+        host_cache_gib: memory of the host for what the device's cache has no room for; None is as
+            much as the device's cache, up to a quarter of the host's memory, on CUDA, and none on
+            the CPU, whose memory it would share.
         tensor_parallel_size: GPUs to split the model over; only 1 is supported so far.
         num_speculative_tokens: drafts of each sequence and step from the MTP layer, 0 to 4. They
             are made only while that is measured to be faster. "auto" is 0 so far: on a CPU they do
@@ -67,6 +71,8 @@ class EngineConfig:
     memory_fraction: float = 0.8
     block_size: int = 16
     prefix_caching: bool = True
+    cache_self_test: bool = True
+    host_cache_gib: float | None = None
     tensor_parallel_size: int = 1
     num_speculative_tokens: int | Literal["auto"] = "auto"
     batch_invariant: bool = False
@@ -95,6 +101,16 @@ class EngineConfig:
             self.block_size > 0 and self.block_size % ANCHOR_TOKENS == 0,
             "block_size",
             f"a positive multiple of {ANCHOR_TOKENS}, the distance of state anchors",
+        )
+        check(
+            self.host_cache_gib is None or self.host_cache_gib >= 0,
+            "host_cache_gib",
+            "0 (no host tier) or more",
+        )
+        check(
+            self.prefix_caching or not self.host_cache_gib,
+            "host_cache_gib",
+            "0 without the prefix cache; leave --no-prefix-caching away",
         )
         check(
             self.tensor_parallel_size == 1,

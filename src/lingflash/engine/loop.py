@@ -14,6 +14,7 @@ from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEv
 from lingflash.engine.constrained import load_vocabulary
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.engine.scheduler import Scheduler, SchedulerOutput
+from lingflash.engine.self_test import run_self_test
 from lingflash.engine.speculation_gain import SpeculationGain
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
@@ -35,18 +36,8 @@ class EngineLoop:
     def __init__(self, config: EngineConfig, runner: ModelRunner) -> None:
         plan = runner.plan
         self.runner = runner
-        self.scheduler = Scheduler(
-            CacheManager(
-                plan.num_blocks, plan.block_size, plan.num_state_slots, plan.num_checkpoints
-            ),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_num_waiting=config.max_num_waiting,
-            max_model_len=plan.max_model_len,
-            vocab_size=runner.model.config.vocab_size,
-            stop_token_ids=runner.stop_token_ids,
-            checkpoint_interval=plan.checkpoint_interval,
-        )
+        self._config = config
+        self.scheduler = self._new_scheduler(plan.checkpoint_blocks)
         # None never speculates; is_adaptive=False always does.
         self.speculation: SpeculationGain | None = None
         if plan.num_speculative_tokens:
@@ -65,6 +56,7 @@ class EngineLoop:
             batch_invariant=config.batch_invariant,
             num_speculative_tokens=plan.num_speculative_tokens,
             memory_plan=plan.as_dict(),
+            prefix_cache="untested" if plan.checkpoint_blocks else "off",
         )
         self.grammars = GrammarCompiler(
             lambda: load_vocabulary(
@@ -74,6 +66,45 @@ class EngineLoop:
         self._next_seed = config.seed
         self._failed_steps = 0
 
+    def _new_scheduler(self, checkpoint_blocks: int) -> Scheduler:
+        config, plan, model = self._config, self.runner.plan, self.runner.model
+        cache = CacheManager(
+            plan.num_blocks,
+            plan.block_size,
+            plan.num_state_slots,
+            checkpoint_blocks,
+            plan.num_host_blocks,
+            block_bytes=plan.block_bytes,
+            slot_bytes=plan.state_bytes_per_seq,
+        )
+        return Scheduler(
+            cache,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_waiting=config.max_num_waiting,
+            max_model_len=plan.max_model_len,
+            vocab_size=model.config.vocab_size,
+            stop_token_ids=self.runner.stop_token_ids,
+        )
+
+    def self_test(self) -> None:
+        """Show that the prefix cache is live; one that fails is switched off. For start-up only.
+
+        `info.prefix_cache` says what came of it. Nothing of it stays or is counted.
+        """
+        if not self.scheduler.cache.keeps_prefixes or not self._config.cache_self_test:
+            return
+        outcome = run_self_test(self)
+        self.runner.memory.drain()  # of copies that the next scheduler knows nothing of
+        self._failed_steps = 0
+        self.info = replace(self.info, prefix_cache=outcome)
+        is_usable = not outcome.startswith("failed")
+        self.scheduler = self._new_scheduler(self.runner.plan.checkpoint_blocks * is_usable)
+
+    def reset_prefix_cache(self) -> tuple[int, int]:
+        """Forget every prefix; blocks and state checkpoints that were forgotten."""
+        return self.scheduler.prefixes.reset()
+
     @property
     def has_work(self) -> bool:
         """Whether step() would do anything."""
@@ -81,7 +112,8 @@ class EngineLoop:
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
-        return self.scheduler.stats()
+        is_live = self.info.prefix_cache == "live"
+        return replace(self.scheduler.stats(), prefix_cache_live=is_live)
 
     def add(self, request: EngineRequest, matcher: TokenMatcher | None = None) -> None:
         """Queue a request; one without a seed gets one, so that preemption repeats its samples.
@@ -120,6 +152,8 @@ class EngineLoop:
             EngineError: several steps failed in a row; the engine is of no more use.
         """
         start_s = time.monotonic()
+        for copy, succeeded in self.runner.memory.poll():
+            self.scheduler.cache.host_copied(copy, succeeded=succeeded)
         events = self.scheduler.expire(start_s)
         if self.speculation is not None:
             self.scheduler.num_draft_tokens = self.speculation.num_draft_tokens(

@@ -14,6 +14,7 @@ from torch import Tensor
 from lingflash.core.config import EngineConfig
 from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
+from lingflash.engine.cache_memory import CacheMemory, blocks_written
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.request import DraftedSequence, Sequence
@@ -61,6 +62,7 @@ class ModelRunner:
         if model.device.type == "cpu":
             keep_freed_memory()
         self.cache = allocate_cache(model, plan)
+        self.memory = CacheMemory(self.cache, plan.num_host_blocks)
         self.speculator: Speculator | None = None
         if plan.num_speculative_tokens:
             self.speculator = Speculator(model, self.cache, plan.num_blocks)
@@ -71,7 +73,7 @@ class ModelRunner:
                 lambda num_seqs, num_blocks: allocate_cache(
                     model,
                     replace(
-                        plan, num_state_slots=num_seqs, num_blocks=num_blocks, num_checkpoints=0
+                        plan, num_state_slots=num_seqs, num_blocks=num_blocks, checkpoint_blocks=0
                     ),
                 ),
                 plan.block_size,
@@ -106,16 +108,9 @@ class ModelRunner:
 
     def run(self, output: SchedulerOutput) -> list[StepResult]:
         """Compute one step; one result per scheduled sequence, in order."""
-        if output.saves:
-            self.cache.copy_states(output.saves)
-        if output.new_slots:
-            self.cache.forget_slots(output.new_slots)
-        if output.new_blocks:
-            self.cache.forget_blocks(output.new_blocks)
-            if self.speculator is not None:
-                self.speculator.forget_blocks(output.new_blocks)
-        if output.restores:
-            self.cache.copy_states(output.restores)
+        self.memory.run(output.memory_ops)
+        if self.speculator is not None:
+            self.speculator.forget_blocks(blocks_written(output.memory_ops))
         # Threads that meet at every small operation cost more than they compute: with two, decoding
         # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
         # which the order of sums may depend.
@@ -266,7 +261,7 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
     c = model.config
     layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
     slots, device = plan.num_state_slots, model.device
-    all_slots, drafts = slots + plan.num_checkpoints, plan.num_speculative_tokens
+    drafts = plan.num_speculative_tokens
 
     def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(*shape, dtype=dtype, device=device)
@@ -279,9 +274,8 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
             c.latent_dim,
             dtype=plan.dtype,
         ),
-        # Checkpoints are taken at anchors, where the tail is empty: they need a state alone.
-        states=zeros(layers, all_slots, heads, d, d, dtype=torch.float32),
+        states=zeros(layers, slots, heads, d, d, dtype=torch.float32),
         tail_k=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
         tail_v=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
-        anchor_hidden=zeros(2, all_slots, c.hidden_size, dtype=torch.float32) if drafts else None,
+        anchor_hidden=zeros(2, slots, c.hidden_size, dtype=torch.float32) if drafts else None,
     )
