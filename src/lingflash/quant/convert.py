@@ -164,8 +164,8 @@ def convert(
     if check is not None:
         check(job.partial)
     with _writing(job.out):
-        (job.partial / _MANIFEST).unlink()
         os.replace(job.partial, job.out)
+        (job.out / _MANIFEST).unlink()
         _sync(job.out.parent)
     return errors
 
@@ -177,9 +177,9 @@ def _open_partial(job: Conversion) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{out} exists and is not empty; name another folder or remove it.")
     if out.resolve() == job.source.resolve():
         raise ConfigError(f"{out} is the model itself; name another folder.")
-    if not partial.exists():
+    if not partial.exists() or all(path.suffix == ".tmp" for path in partial.iterdir()):
         with _writing(partial):
-            partial.mkdir(parents=True)
+            partial.mkdir(parents=True, exist_ok=True)
         _write_manifest(job, {})
         return {}
     try:
@@ -323,7 +323,8 @@ def read_back(
                 error = _error_of(
                     weight, made.get_tensor(values_name), made.get_tensor(scale_name), target
                 )
-                if abs(error - errors[name]) > 1e-3 * errors[name] + 1e-9:
+                # So put that NaN counts as damage.
+                if not abs(error - errors[name]) <= 1e-3 * errors[name] + 1e-9:
                     raise ModelLoadError(
                         f"{folder / path.name}: {name} has a relative error of {error:.6f}, "
                         f"{errors[name]:.6f} when it was converted; the file is damaged."

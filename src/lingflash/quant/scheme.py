@@ -1,8 +1,8 @@
 """How a checkpoint's matrices are stored, decided tensor by tensor.
 
 config.json's quantization_config says what may occur. Supported are quant_method "fp8" with
-weight_block_size, and "compressed-tensors" of the formats pack-quantized (INT4, symmetric, groups of 32 or 128),
-float-quantized (FP8 per channel or per block) and mixed-precision of the two.
+weight_block_size, and "compressed-tensors" of the formats pack-quantized (INT4, symmetric, in
+groups of 32 or 128), float-quantized (FP8 per channel or block) and mixed-precision of the two.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _read_fp8(raw: Mapping[str, Any]) -> _Allowed:
     if block is None:
         raise _bad(
             f".weight_block_size is {raw.get('weight_block_size')!r} for quant_method 'fp8'; "
-            "two positive sizes such as [128, 128] are needed (FP8 with one scale per tensor is not supported)."
+            "two positive sizes such as [128, 128] are needed (FP8 with one scale per tensor is "
+            "not supported)."
         )
     for key, allowed in (
         ("fmt", ("e4m3", None)),
