@@ -126,7 +126,7 @@ def test_conversion_when_killed_anywhere_then_nothing_loads_and_it_resumes(
 ):
     expected = quantize(source, tmp_path / "whole", "int4-fp8")
     real = convert_module.os.replace
-    for calls in range(1, 12):
+    for calls in range(1, 15):
         out = tmp_path / f"out{calls}"
         job = job_for(source, out, "int4-fp8")
         seen = []
