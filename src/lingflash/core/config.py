@@ -42,7 +42,7 @@ class EngineConfig:
             start-up) that weights, states and cache may use together.
         block_size: tokens in a block of the paged cache; prefixes are found again block by block.
         prefix_caching: keep computed prefixes and state checkpoints for later requests.
-        tensor_parallel_size: GPUs to split the model over; only 1 is supported so far.
+        tensor_parallel_size: GPUs of this host (on the CPU: processes) to split the model over.
         num_speculative_tokens: drafts per step from the MTP layer; only 0 is supported so far.
         batch_invariant: bitwise equal logits whatever the batch; CPU and float32 only, slower.
         seed: first number of the per-request seeds, for repeatable runs; None draws one.
@@ -92,9 +92,9 @@ class EngineConfig:
             f"a positive multiple of {ANCHOR_TOKENS}, the distance of state anchors",
         )
         check(
-            self.tensor_parallel_size == 1,
+            1 <= self.tensor_parallel_size <= 64,
             "tensor_parallel_size",
-            "1; splitting over several GPUs is not built yet",
+            "1 to 64, and at most the model's group_norm_size",
         )
         check(
             self.num_speculative_tokens == 0,
@@ -106,6 +106,12 @@ class EngineConfig:
                 "--batch-invariant runs on the CPU in float32; leave --device and --dtype at auto, "
                 "or set cpu and float32.",
                 param="batch_invariant",
+            )
+        if self.batch_invariant and self.tensor_parallel_size > 1:
+            raise ConfigError(
+                "--batch-invariant runs in one process: a sum over several depends on its size; "
+                "leave --tensor-parallel-size at 1.",
+                param="tensor_parallel_size",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
+from lingflash.engine.weight_bytes import count_weights, fitting_format
 from lingflash.kernels.lightning_attn import ANCHOR
-from lingflash.models.checkpoint import read_checkpoint
+from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import ModelConfig, load_model_config
 from lingflash.models.hub import resolve_model
+from lingflash.parallel.shard import Shard
 
 # Activations of one step, logits and allocator slack, per token of --max-num-batched-tokens: the
 # widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
@@ -26,7 +29,7 @@ _CHECKPOINTS_PER_SEQ = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of everything that is allocated, and the context that fits.
+    """Bytes of everything that one rank allocates, and the context that fits.
 
     Args:
         device: where the model runs, "cpu" or "cuda".
@@ -192,9 +195,43 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         NotEnoughMemoryError: weights and one sequence do not fit; says what would.
     """
     folder = resolve_model(config.model)
-    model = load_model_config(folder, config.rope_scaling)
     device = resolve_device(config)
+    available = int(available_memory_bytes(device) * config.memory_fraction)
+    if device.type == "cpu":
+        available //= config.tensor_parallel_size  # its ranks share the memory
+    return plan_checkpoint(
+        config,
+        load_model_config(folder, config.rope_scaling),
+        read_checkpoint(folder),
+        device=device,
+        available=available,
+    )
+
+
+def plan_checkpoint(
+    config: EngineConfig,
+    whole: ModelConfig,
+    entries: Mapping[str, TensorEntry],
+    *,
+    device: torch.device,
+    available: int,
+) -> MemoryPlan:
+    """Count the bytes of a checkpoint that is known by its headers; the plan of one rank.
+
+    Args:
+        config: settings.
+        whole: the model's shape.
+        entries: its tensors.
+        device: where it would run.
+        available: bytes that may be used there.
+
+    Raises:
+        ModelLoadError, ConfigError, NotEnoughMemoryError: see plan_memory.
+    """
     dtype = resolve_dtype(config, device)
+    shard = Shard(0, config.tensor_parallel_size)
+    weights, scratch = count_weights(whole, entries, dtype, shard)
+    model = whole.share(shard)
     own_len = model_context(model)
     wanted = config.max_model_len or own_len
     if wanted > own_len:
@@ -204,17 +241,10 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
             f'"original_max_position_embeddings": {model.max_position_embeddings}}}\'.',
             param="max_model_len",
         )
-    entries = read_checkpoint(folder)
     item = dtype.itemsize
     num_latent_layers = len(model.mla_layers) + any(
         name.startswith(f"model.layers.{model.num_hidden_layers}.") for name in entries
     )
-    weights = 0
-    for name, entry in entries.items():
-        elements = 1
-        for n in entry.shape:
-            elements *= n
-        weights += elements * (4 if ".mlp.gate." in name else item)
     heads, d = model.num_attention_heads, model.head_dim
     tail = len(model.lightning_layers) * heads * 2 * ANCHOR * d * 4
     state = len(model.lightning_layers) * heads * d * d * 4 + tail
@@ -225,8 +255,10 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         heads * d,
     )
     workspace = config.max_num_batched_tokens * widest * 4 * _ACTIVATION_COPIES
-    workspace += 128 * model.vocab_size * 4 * 3
-    available = int(available_memory_bytes(device) * config.memory_fraction)
+    workspace += 128 * model.vocab_size * 4 * 3 + scratch
+    # Rotary tables: cosines and sines per position, two tables if the two kinds differ.
+    widths = {model.linear_rotary_dim, model.qk_rope_head_dim}
+    workspace += wanted * sum(widths) * 4
     left = available - weights - workspace - config.max_num_seqs * state
     num_checkpoints = 0
     if config.prefix_caching and left > 0:
@@ -238,19 +270,29 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
     fitting = min(wanted, max(num_blocks, 0) * config.block_size)
     needed = wanted if config.max_model_len else min(wanted, config.block_size)
     if fitting < needed:
-        one = weights + workspace + state + -(-needed // config.block_size) * block_bytes
+        blocks = -(-needed // config.block_size) * block_bytes
+        one = weights + workspace + state + blocks
+        most_seqs = (available - weights - workspace - blocks) // state
+        if fitting > 0:
+            advice = f"; a context of {fitting:,} tokens (--max-model-len) fits as it is"
+        elif most_seqs > 0:
+            advice = f"; --max-num-seqs {most_seqs} fits"
+        else:
+            # The workspace counts what quantized weights take while they are used; so does this.
+            budget = available - (workspace - scratch) - state - blocks
+            fits = fitting_format(whole, entries, dtype, shard, budget)
+            advice = "; lower --max-num-batched-tokens or --max-model-len"
+            if fits is not None:
+                advice = f"; converted with ling convert {fits} one sequence fits"
+        if most_seqs <= 0 and device.type == "cuda":
+            advice += ", or split the model with --tensor-parallel-size"
         raise NotEnoughMemoryError(
             f"{config.model} does not fit: weights {_size(weights).strip()}, workspace "
             f"{_size(workspace).strip()}, {config.max_num_seqs} states "
             f"{_size(config.max_num_seqs * state).strip()} and a context of {needed:,} tokens "
             f"{_size(needed * latent).strip()}, but {_size(available).strip()} may be used "
             f"(--memory-fraction {config.memory_fraction}). With --max-num-seqs 1 it takes "
-            f"{_size(one).strip()}"
-            + (
-                f"; a context of {max(fitting, 0):,} tokens (--max-model-len) fits as it is."
-                if fitting > 0
-                else "; lower --max-num-seqs, --max-num-batched-tokens or --max-model-len."
-            )
+            f"{_size(one).strip()}{advice}."
         )
     return MemoryPlan(
         device=device.type,

@@ -183,6 +183,7 @@ class BailingHybrid:
             self.mtp = MtpLayer(config, index, block, weights)
         self.weight_slots = weights.slots
         self.is_quantized = weights.has_quantized
+        self.num_weight_bytes = weights.num_bytes
         self._rotary = RotaryTables(config, max_model_len, device)
 
     @property

@@ -18,6 +18,8 @@ from lingflash.quant.pack import dequantize
 
 # Numbers that are dequantized at once: 16 MiB of float32.
 _PIECE_ELEMENTS = 1 << 22
+# What turning a piece into numbers takes at most: two float32 copies and the result.
+PIECE_BYTES = _PIECE_ELEMENTS * 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,10 +56,13 @@ class WeightSlots:
     shard: Shard = field(default_factory=Shard)
     slots: dict[str, Slot] = field(default_factory=dict)
     has_quantized: bool = False
+    num_bytes: int = 0
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Allocate an uninitialised weight that `assign` will hand out in parts."""
-        return torch.empty(*shape, dtype=dtype or self.dtype, device=self.device)
+        weight = torch.empty(*shape, dtype=dtype or self.dtype, device=self.device)
+        self.num_bytes += weight.nbytes
+        return weight
 
     def matrix(self, *shape: int) -> Tensor:
         """Allocate a weight [..., out, in] that is only used in products.
