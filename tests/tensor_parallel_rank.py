@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lingflash.models.forward_batch import make_forward_batch
-from lingflash.parallel.mesh import Mesh, join_mesh
+from lingflash.parallel.mesh import Mesh
 from lingflash.parallel.shard import Shard
 from models_support import CPU, feed_in_chunks, load, new_cache
 
@@ -39,7 +39,8 @@ def run_case(folder: Path, token_ids: list[int], mesh: Mesh) -> dict[str, torch.
 
 def main(rank: int, size: int, work: Path) -> None:
     torch.set_num_threads(1)
-    mesh = join_mesh(Shard(rank, size), f"file://{work}/meet", CPU, timeout_s=150)
+    mesh = Mesh(Shard(rank, size))
+    mesh.connect(f"file://{work}/meet", CPU, timeout_s=150)
     for name, (folder, token_ids) in json.loads((work / "cases.json").read_text()).items():
         found = run_case(Path(folder), token_ids, mesh)
         if rank == 0 or name == "plain":

@@ -15,6 +15,7 @@ from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
+from lingflash.engine.ranks import LeadCache, LeadModel, Ranks, connect
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.kernels.lightning_attn import ANCHOR
@@ -23,6 +24,8 @@ from lingflash.models.cpu_decoder import CpuDecoder
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, make_forward_batch
 from lingflash.models.hub import resolve_model
 from lingflash.models.loader import load_model, load_stop_token_ids
+from lingflash.parallel.mesh import Mesh
+from lingflash.parallel.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class ModelRunner:
         batch_invariant: run so that a sequence's logits are bitwise independent of its company.
         stop_token_ids: the model's own.
         folder: of the checkpoint, where the tokenizer lies; None has none.
+        ranks: the other processes of a split model, of which `model` is rank 0's part.
     """
 
     def __init__(
@@ -49,12 +53,15 @@ class ModelRunner:
         batch_invariant: bool,
         stop_token_ids: list[int],
         folder: Path | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.plan = model, plan
         self.batch_invariant = batch_invariant
         self.stop_token_ids = stop_token_ids
         self.folder = folder
         self.cache = allocate_cache(model, plan)
+        if ranks is not None:
+            self.model, self.cache = LeadModel(model, ranks), LeadCache(self.cache, ranks)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
         if batch_invariant:
             check_batch_invariance(
@@ -79,20 +86,28 @@ class ModelRunner:
         """
         plan = plan_memory(config)
         folder = resolve_model(config.model)
+        device = torch.device(plan.device)
+        mesh, ranks = Mesh(Shard(0, config.tensor_parallel_size)), None
+        if mesh.shard.size > 1:
+            ranks = Ranks(config, plan, folder)
         model = load_model(
             folder,
             dtype=plan.dtype,
-            device=torch.device(plan.device),
+            device=device,
             max_model_len=plan.max_model_len,
             rope_scaling=config.rope_scaling,
             progress=progress,
+            mesh=mesh,
         )
+        if ranks is not None:
+            connect(mesh, ranks, device)
         return cls(
             model,
             plan,
             batch_invariant=config.batch_invariant,
             stop_token_ids=load_stop_token_ids(folder, model.config),
             folder=folder,
+            ranks=ranks,
         )
 
     def run(self, output: SchedulerOutput) -> list[StepResult]:
