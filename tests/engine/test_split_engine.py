@@ -7,12 +7,14 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineError
 from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.engine.ipc import IpcEngineClient
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.engine.ranks import LeadCache, decode, encode
@@ -105,3 +107,28 @@ def test_message_when_sent_then_comes_back_the_same():
     assert torch.equal(again.token_ids, batch.token_ids)
     assert torch.equal(again.slot_mapping, batch.slot_mapping)
     assert again.num_tokens == 4
+
+
+async def test_engine_process_when_split_then_answers_and_leaves_no_process_behind():
+    config = EngineConfig(
+        device="cpu",
+        dtype="float32",
+        max_model_len=128,
+        max_num_seqs=2,
+        memory_fraction=0.2,
+        tensor_parallel_size=2,
+        seed=1,
+    )
+    engine = IpcEngineClient(config, 0)
+    await engine.start()
+    try:
+        children = psutil.Process(engine.pid).children()
+        assert len(children) == 1
+        sampling = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, seed=0)
+        request = EngineRequest(request_id="a", prompt_token_ids=[5, 6, 7], sampling=sampling)
+        tokens = [t async for event in await engine.submit(request) for t in event.token_ids]
+        assert len(tokens) == 4
+    finally:
+        await engine.stop()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
