@@ -8,6 +8,7 @@ import torch
 from lingflash.quant.pack import (
     dequantize,
     expand_scale,
+    fp8_to_float,
     pack_int4,
     quantize_fp8,
     quantize_int4,
@@ -37,6 +38,16 @@ def test_words_when_there_are_several_then_columns_follow_each_other():
     assert torch.equal(unpack_int4(packed), values)
     with pytest.raises(ValueError, match="7 columns"):
         pack_int4(values[..., :7])
+
+
+def test_fp8_when_turned_into_floats_then_all_256_are_exact():
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    assert torch.equal(fp8_to_float(every).isnan(), every.float().isnan())
+    assert torch.equal(fp8_to_float(every).nan_to_num(), every.float().nan_to_num())
+    assert every.float().isnan().sum() == 2
+    assert fp8_to_float(every[:0]).shape == (0,)
+    by_hand = {0x01: 2.0**-9, 0x08: 2.0**-6, 0x38: 1.0, 0x39: 1.125, 0x7E: 448.0, 0xB8: -1.0}
+    assert {bits: float(fp8_to_float(every)[bits]) for bits in by_hand} == by_hand
 
 
 def test_int4_when_dequantized_by_hand_then_value_times_its_groups_scale():

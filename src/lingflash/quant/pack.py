@@ -83,12 +83,31 @@ def dequantize(values: Tensor, scale: Tensor, block: tuple[int, int], dtype: tor
         [R, C] of dtype.
     """
     is_packed = values.dtype == torch.int32
-    numbers = unpack_int4(values).float() if is_packed else values.float()
-    rows, columns = block
-    if rows == 1 and columns and numbers.shape[1] % columns == 0:
-        groups = numbers.unflatten(1, (-1, columns))
-        return groups.mul_(scale.float()[..., None]).flatten(1).to(dtype)
-    return numbers.mul_(expand_scale(scale.float(), numbers.shape, block)).to(dtype)
+    numbers = unpack_int4(values).float() if is_packed else fp8_to_float(values)
+    rows, columns = block[0], block[1] or numbers.shape[1]
+    scale = scale.float()
+    if numbers.shape[0] % rows == 0 and numbers.shape[1] % columns == 0:
+        grid = numbers.view(scale.shape[0], rows, scale.shape[1], columns)
+        grid.mul_(scale[:, None, :, None])
+    else:
+        numbers.mul_(expand_scale(scale, numbers.shape, block))
+    return numbers.to(dtype)
+
+
+def fp8_to_float(values: Tensor) -> Tensor:
+    """float8_e4m3fn to float32, exactly.
+
+    On the CPU torch converts one number at a time. The bits of an e4m3 number, moved into those of
+    a float16, are the number times 2^-8, subnormal ones too; that takes a twentieth of the time.
+    """
+    if values.device.type != "cpu":
+        return values.float()
+    wide = values.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)
+    # The sign was carried into the bit below it.
+    numbers = wide.bitwise_and_(~(1 << 14)).view(torch.float16).float().mul_(256.0)
+    if numbers.numel() and max(numbers.amax(), -numbers.amin()) > FP8_MAX:
+        numbers.masked_fill_(numbers.abs() > FP8_MAX, float("nan"))  # what 0x7f and 0xff are
+    return numbers
 
 
 def quantize_fp8(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
