@@ -310,6 +310,14 @@ def test_experts_when_stored_in_different_formats_then_are_refused(converted, tm
         load(rewrite(converted["int4"], tmp_path / "m", change))
 
 
+def test_flops_when_quantized_then_are_those_of_the_model(converted):
+    from lingflash.bench.in_process import prefill_flops
+
+    expected = prefill_flops(str(converted["bf16"]), 100)
+    for name in FORMATS:
+        assert prefill_flops(str(converted[name]), 100) == expected
+
+
 def test_progress_when_quantized_then_ends_at_all_bytes(converted):
     seen = []
     load_model(

@@ -44,6 +44,7 @@ class MemoryPlan:
         block_size: tokens in a block.
         num_state_slots: sequences that run at once.
         num_checkpoints: further states, kept for prefixes that come back.
+        num_ranks: processes that share the model, each with this plan.
         max_model_len: context limit that was asked for or that fits.
         wanted_model_len: context limit before it was cut to what fits.
     """
@@ -62,6 +63,7 @@ class MemoryPlan:
     max_model_len: int
     wanted_model_len: int
     num_checkpoints: int = 0
+    num_ranks: int = 1
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -108,7 +110,8 @@ class MemoryPlan:
         """A few lines for people."""
         tokens = self.num_blocks * self.block_size
         lines = [
-            f"memory plan ({self.device}, {str(self.dtype).removeprefix('torch.')}): "
+            f"memory plan ({self.device}, {str(self.dtype).removeprefix('torch.')}"
+            f"{f', each of {self.num_ranks} ranks' if self.num_ranks > 1 else ''}): "
             f"{_size(self.total_bytes)} of {_size(self.available_bytes)} allowed",
             f"  weights    {_size(self.weights_bytes)}",
             f"  workspace  {_size(self.workspace_bytes)}",
@@ -307,6 +310,7 @@ def plan_checkpoint(
         block_size=config.block_size,
         num_state_slots=config.max_num_seqs,
         num_checkpoints=num_checkpoints,
+        num_ranks=shard.size,
         max_model_len=fitting,
         wanted_model_len=wanted,
     )
