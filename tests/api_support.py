@@ -53,6 +53,8 @@ def says(text):
 
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+# The same call as no template would write it.
+ODD_CALL = '<tool_call>{ "arguments":{"city" : "Rom\\u0065"}, "name":"get_weather"}</tool_call>'
 ANSWER = "It is sunny in Rome."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api_support import ANSWER, CALL, wait_until
+from api_support import ANSWER, CALL, ODD_CALL, wait_until
 from clients_support import client_package
 from lingflash.core.errors import LingflashError
 from lingflash.engine.scripted import Behaviour
@@ -48,7 +48,7 @@ def test_client_when_counting_then_typed(server):
     assert counted.input_tokens == used
 
 
-@pytest.mark.parametrize("first", [CALL, "Let me look.\n" + CALL])
+@pytest.mark.parametrize("first", [CALL, ODD_CALL, "Let me look.\n" + ODD_CALL])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_client_when_a_tool_is_called_then_the_prompt_continues_what_was_generated(
     make_loop, first, streamed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydantic
 import pytest
 
-from api_support import ANSWER, CALL
+from api_support import ANSWER, CALL, ODD_CALL
 from clients_support import client_package
 
 langchain_openai = client_package("langchain_openai")
@@ -46,7 +46,7 @@ def test_model_when_invoked_and_streamed_then_text_and_usage(make_loop, response
 
 
 @pytest.mark.parametrize("responses", [False, True])
-@pytest.mark.parametrize("first", [CALL, "Let me look.\n" + CALL])
+@pytest.mark.parametrize("first", [CALL, ODD_CALL, "Let me look.\n" + ODD_CALL])
 def test_tools_when_bound_then_the_prompt_continues_what_was_generated(make_loop, responses, first):
     server, loop = make_loop(first)
     model = model_of(server.base_url + "/v1", use_responses_api=responses)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from api_support import ANSWER, CALL
+from api_support import ANSWER, CALL, ODD_CALL
 from clients_support import client_package
 
 agents = client_package("agents")
@@ -42,7 +42,7 @@ KINDS = ["OpenAIChatCompletionsModel", "OpenAIResponsesModel"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("first", [CALL, "Let me look.\n" + CALL])
+@pytest.mark.parametrize("first", [CALL, ODD_CALL, "Let me look.\n" + ODD_CALL])
 async def test_agent_when_run_then_the_loop_ends_and_the_prompt_continues(make_loop, kind, first):
     server, loop = make_loop(first)
     asked = []

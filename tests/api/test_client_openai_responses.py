@@ -8,7 +8,7 @@ import openai
 import pydantic
 import pytest
 
-from api_support import ANSWER, CALL
+from api_support import ANSWER, CALL, ODD_CALL
 from lingflash.core.errors import LingflashError
 from lingflash.engine.scripted import Behaviour
 
@@ -51,7 +51,7 @@ def test_client_when_creating_then_a_typed_response(client):
         client.responses.retrieve(response.id)
 
 
-@pytest.mark.parametrize("first", [CALL, "Let me look.\n" + CALL])
+@pytest.mark.parametrize("first", [CALL, ODD_CALL, "Let me look.\n" + ODD_CALL])
 @pytest.mark.parametrize("stored", [False, True])
 def test_client_when_a_tool_is_called_then_the_prompt_continues_what_was_generated(
     make_loop, first, stored

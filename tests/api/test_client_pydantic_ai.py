@@ -7,7 +7,7 @@ import contextlib
 import pydantic
 import pytest
 
-from api_support import ANSWER, CALL
+from api_support import ANSWER, CALL, ODD_CALL
 from clients_support import client_package
 
 pydantic_ai = client_package("pydantic_ai")
@@ -44,7 +44,7 @@ def agent_of(base_url, kind, asked, *, strict=False, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("first", [CALL, "Let me look.\n" + CALL])
+@pytest.mark.parametrize("first", [CALL, ODD_CALL, "Let me look.\n" + ODD_CALL])
 async def test_agent_when_run_then_the_loop_ends_and_the_prompt_continues(make_loop, kind, first):
     server, loop = make_loop(first)
     asked = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
 
@@ -125,4 +126,14 @@ async def test_take_ready_when_events_wait_then_all_of_them_at_once():
     rest = stream.take_ready()
     assert [i for event in (first, *rest) for i in event.token_ids] == [5, 6, 7]
     assert stream.take_ready() == []
+    await engine.stop()
+
+
+async def test_punctual_when_the_loop_is_held_up_then_what_is_due_comes_at_once():
+    engine = await started({(): [5] * 40}, delay_s=0.005, is_punctual=True)
+    stream = await engine.submit(request())
+    await anext(stream)
+    time.sleep(0.05)  # the loop itself is held up
+    await anext(stream)
+    assert len(stream.take_ready()) >= 8
     await engine.stop()

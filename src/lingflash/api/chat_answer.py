@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lingflash.api.generation import Deltas, Generation
@@ -22,11 +22,23 @@ from lingflash.text.tool_parser import CallDelta, CallStart, ToolCall
 
 
 class ChatChoice:
-    """One choice's answer so far."""
+    """One choice's answer so far.
 
-    def __init__(self, index: int, parser: AnswerParser | None) -> None:
+    Args:
+        index: of the choice.
+        parser: reads thinking and calls; None takes all for content.
+        remember: is given a turn that ended with calls, and its tokens, for later prompts.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        parser: AnswerParser | None,
+        remember: Callable[[AnswerMessage, Sequence[int]], None],
+    ) -> None:
         self.index = index
         self.parser = parser
+        self._remember = remember
         self.role_sent = False
         self.message = AnswerMessage()
         self.logprobs: list[TokenLogprob] = []
@@ -49,18 +61,20 @@ class ChatChoice:
             self.finish_reason = delta.finish_reason
             if delta.finish_reason == "stop" and parser is not None and parser.num_calls:
                 self.finish_reason = "tool_calls"
+                self._remember(self.message, self.token_ids)
         return events
 
 
 def chat_choices(
-    state: ServerState, body: ChatCompletionRequest, num_choices: int
+    state: ServerState, body: ChatCompletionRequest, num_choices: int, caller: str
 ) -> list[ChatChoice]:
     """What reads the choices of a conversation's answer.
 
     Args:
-        state: of the server.
+        state: of the server; its call store remembers turns with calls.
         body: of the request.
         num_choices: how many.
+        caller: whose turns they are.
     """
     parse_tools = bool(body.tools) and body.tool_choice != "none"
     tokenizer = None if state.text is None else state.text.tokenizer
@@ -71,7 +85,10 @@ def chat_choices(
             return None
         return AnswerParser(parse_tools=parse_tools, parse_reasoning=parse_reasoning)
 
-    return [ChatChoice(i, parser()) for i in range(num_choices)]
+    def remember(message: AnswerMessage, token_ids: Sequence[int]) -> None:
+        state.calls.remember(caller, message, token_ids)
+
+    return [ChatChoice(i, parser(), remember) for i in range(num_choices)]
 
 
 def _call_object(call: ToolCall) -> dict[str, Any]:
@@ -121,7 +138,6 @@ class ChatAnswer(ChunkWriter):
         self._include_usage = options is not None and bool(options.include_usage)
         self._tokenizer: Tokenizer | None = state.text.tokenizer if state.text else None
         self._generation = generation
-        self._calls, self._caller = state.calls, caller
         self._wants_logprobs = bool(body.logprobs)
         self._wants_token_ids = bool(body.return_token_ids)
         self._head = {
@@ -129,7 +145,7 @@ class ChatAnswer(ChunkWriter):
             "created": int(time.time()),
             "model": model,
         }
-        self._choices = chat_choices(state, body, generation.num_choices)
+        self._choices = chat_choices(state, body, generation.num_choices, caller)
         self._encoder = ChunkEncoder(
             "chat.completion.chunk",
             answer_id=self._head["id"],
@@ -157,7 +173,6 @@ class ChatAnswer(ChunkWriter):
             else:
                 self._write_detailed(choice, delta, events, chunks)
             if choice.finish_reason is not None:
-                self._remember(choice)
                 chunks.append(self._chunk(index, {}, choice.finish_reason))
         return b"".join(chunks)
 
@@ -166,10 +181,6 @@ class ChatAnswer(ChunkWriter):
         if not self._include_usage:
             return DONE
         return self._encoder.usage(self._generation.usage()) + DONE
-
-    def _remember(self, choice: ChatChoice) -> None:
-        if choice.finish_reason == "tool_calls":
-            self._calls.remember(self._caller, choice.message, choice.token_ids)
 
     def _open(self, choice: ChatChoice, chunks: list[bytes]) -> None:
         choice.role_sent = True
@@ -225,8 +236,6 @@ class ChatAnswer(ChunkWriter):
                     choice.token_ids += delta.token_ids
                     choice.message.add(list(events))
                 choice.logprobs += delta.logprobs or ()
-        for choice in self._choices:
-            self._remember(choice)
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""

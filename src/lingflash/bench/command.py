@@ -209,7 +209,9 @@ def serve(
     model: ModelOption = BUNDLED_MODEL,
     url: UrlOption = None,
     api_key: KeyOption = None,
-    clients: Annotated[int, typer.Option("--clients", help="Requests in flight.")] = 16,
+    clients: Annotated[
+        int | None, typer.Option("--clients", help="Requests in flight; 16, or 64 if scripted.")
+    ] = None,
     requests: Annotated[int, typer.Option("--requests", help="Requests in all.")] = 128,
     prompt_len: Annotated[
         tuple[int, int], typer.Option("--prompt-len", help="Fewest and most prompt tokens.")
@@ -225,10 +227,41 @@ def serve(
     ] = 100.0,
     seed: SeedOption = 0,
     serve_flag: FlagsOption = None,
+    scripted: Annotated[
+        bool,
+        typer.Option(
+            "--scripted",
+            help="The server alone, around an engine that replays: first token, events/s. Takes "
+            "--model (for its text), --clients, --step-ms, --tokens.",
+        ),
+    ] = False,
+    step_ms: Annotated[
+        float, typer.Option("--step-ms", help="Scripted: time between an answer's tokens.")
+    ] = 4.0,
+    tokens: Annotated[int, typer.Option("--tokens", help="Scripted: of each answer.")] = 1024,
     out: OutOption = None,
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Stream answers to many clients over HTTP: latencies, tokens/s, goodput."""
+    if scripted:
+        from lingflash.bench.record import require
+        from lingflash.bench.stream import run_stream
+
+        require(url is None, "--url", url, "not with --scripted, which starts its own server")
+        require(not serve_flag, "--serve-flag", serve_flag, "none with --scripted")
+        asyncio.run(
+            run_stream(
+                model=model,
+                num_clients=64 if clients is None else clients,
+                num_tokens=tokens,
+                step_ms=step_ms,
+                num_first=200,
+                repeats=5,
+                out=out,
+                allow_dirty=allow_dirty,
+            )
+        )
+        return
     from lingflash.bench.serve import Lengths, serve_load
 
     asyncio.run(
@@ -236,7 +269,7 @@ def serve(
             url=url,
             model=model,
             api_key=api_key,
-            num_clients=clients,
+            num_clients=16 if clients is None else clients,
             num_requests=requests,
             lengths=Lengths(prompt_len, answer_len),
             slo_ttft_ms=slo_ttft_ms,

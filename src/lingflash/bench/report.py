@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS = "RESULTS.md"
-_ORDER = ("throughput", "agent", "host", "lightning", "load", "serve", "soak")
+_ORDER = ("throughput", "agent", "host", "lightning", "load", "serve", "stream", "soak")
 _TITLES = {
     "throughput": "Tokens per second on the CPU",
     "agent": "Conversations of an agent, with and without the prefix cache",
@@ -23,6 +23,7 @@ _TITLES = {
     "lightning": "Lightning attention over long prompts",
     "load": "Memory while loading",
     "serve": "Serving load",
+    "stream": "What the server costs by itself",
     "soak": "Endurance",
 }
 _PLOTTED = ("throughput", "agent")

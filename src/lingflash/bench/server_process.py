@@ -35,21 +35,27 @@ class ServerProcess:
     """The server and where it listens; stop() ends it as an operator would.
 
     Args:
-        model: what to serve.
-        flags: further flags of `ling serve`.
+        address: where it will listen.
+        command: to start it.
     """
 
-    def __init__(self, model: str, flags: Sequence[str] = ()) -> None:
-        self.address = Address(_HOST, free_port())
+    def __init__(self, address: Address, command: Sequence[str]) -> None:
+        self.address = address
         self._log = tempfile.TemporaryFile(mode="w+b")  # noqa: SIM115  (closed with the object)
-        arguments = ["serve", model, "--host", _HOST, "--port", str(self.address.port), *flags]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,  # a Ctrl-C is for the clients, which then stop the server
         )
+
+    @classmethod
+    def ling_serve(cls, model: str, flags: Sequence[str] = ()) -> ServerProcess:
+        """`ling serve MODEL` with further flags, on a free port."""
+        address = Address(_HOST, free_port())
+        where = ["--host", _HOST, "--port", str(address.port)]
+        return cls(address, [sys.executable, "-c", _MAIN, "serve", model, *where, *flags])
 
     async def wait_ready(self) -> None:
         """Return when it can serve.
@@ -61,13 +67,13 @@ class ServerProcess:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise EngineError(
-                    f"ling serve ended with code {self._process.returncode}:\n{self.log_tail()}"
+                    f"The server ended with code {self._process.returncode}:\n{self.log_tail()}"
                 )
             with contextlib.suppress(OSError, BadAnswer):
                 if (await call(self.address, "GET", "/ready"))[0] == 200:
                     return
             await asyncio.sleep(0.1)
-        raise EngineError(f"ling serve was not ready in time:\n{self.log_tail()}")
+        raise EngineError(f"The server was not ready in time:\n{self.log_tail()}")
 
     def memory_bytes(self) -> int:
         """Anonymous memory of the server and its children."""
@@ -117,7 +123,7 @@ async def server_at(
         )
         yield Address.parse(url, api_key), None
         return
-    server = ServerProcess(model, flags)
+    server = ServerProcess.ling_serve(model, flags)
     try:
         await server.wait_ready()
         yield server.address, server

@@ -18,6 +18,7 @@ from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.ranks import LeadCache, LeadModel, Ranks, connect
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.cpu_decoder import CpuDecoder
@@ -59,6 +60,8 @@ class ModelRunner:
         self.batch_invariant = batch_invariant
         self.stop_token_ids = stop_token_ids
         self.folder = folder
+        if model.device.type == "cpu":
+            keep_freed_memory()
         self.cache = allocate_cache(model, plan)
         if ranks is not None:
             self.model, self.cache = LeadModel(model, ranks), LeadCache(self.cache, ranks)

@@ -32,6 +32,8 @@ class Behaviour:
 
     Args:
         delay_s: time of one step; each step gives every running sequence its next tokens.
+        is_punctual: steps are due every delay_s by the clock, as those of another process; what is
+            overdue is made at once. Else a step's delay begins when the one before has ended.
         tokens_per_event: tokens that a sequence gets in one step.
         reject_with: submit() raises this.
         hang: steps give nothing.
@@ -41,6 +43,7 @@ class Behaviour:
     """
 
     delay_s: float = 0.0
+    is_punctual: bool = False
     tokens_per_event: int = 1
     reject_with: LingflashError | None = None
     hang: bool = False
@@ -213,12 +216,22 @@ class ScriptedEngine:
             self._work.set()
 
     async def _run(self) -> None:
+        due = 0.0
         while True:
             if not self._running:
                 self._work.clear()
                 await self._work.wait()
-            await asyncio.sleep(self.behaviour.delay_s)
+                due = time.monotonic()
+            if not self.behaviour.is_punctual:
+                await asyncio.sleep(self.behaviour.delay_s)
+                self._step()
+                continue
+            due += self.behaviour.delay_s
+            await asyncio.sleep(max(due - time.monotonic(), 0.0))
             self._step()
+            while due + self.behaviour.delay_s <= time.monotonic() and self._running:
+                due += self.behaviour.delay_s
+                self._step()
 
     def _step(self) -> None:
         now = time.monotonic()

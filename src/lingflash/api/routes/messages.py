@@ -9,6 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.responses import Response as EmptyResponse
 
+from lingflash.api.auth import caller_of
 from lingflash.api.body import json_response, read_request
 from lingflash.api.chat_answer import chat_choices
 from lingflash.api.error_map import envelope_for
@@ -39,7 +40,10 @@ async def create_message(request: Request) -> Response:
         generation = await prepare_chat(state, request, chat, fit_max_tokens=True)
     await generation.start()
     answer = _MessageAnswer(
-        model, generation, Turn(chat_choices(state, chat, 1)[0]), max_tokens=body.max_tokens
+        model,
+        generation,
+        Turn(chat_choices(state, chat, 1, caller_of(request))[0]),
+        max_tokens=body.max_tokens,
     )
     if body.stream:
         return EventStreamResponse(generation, answer)

@@ -48,7 +48,7 @@ async def create_response(request: Request) -> Response:
         body,
         model,
         generation,
-        Turn(chat_choices(state, chat, 1)[0]),
+        Turn(chat_choices(state, chat, 1, owner)[0]),
         owner=owner,
         input_items=_input_items(body.input),
     )

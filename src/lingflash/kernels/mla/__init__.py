@@ -205,16 +205,20 @@ def _expanded(
     rope, value_dim = cached.shape[1] - rank, w_kvb.shape[1] - nope
     width = max(nope + rope, value_dim)
     expanded = F.linear(cached[:, :rank], w_kvb.flatten(0, 1)).view(length, num_heads, -1)
-    # torch's fused attention wants queries, keys and values of one width; zeros change no product.
-    query = q_nope.new_zeros(num_heads, m, width)
-    key = q_nope.new_zeros(num_heads, length, width)
-    value = q_nope.new_zeros(num_heads, length, width)
-    query[..., :nope] = q_nope.transpose(0, 1)
-    query[..., nope : nope + rope] = q_rope.transpose(0, 1)
-    key[..., :nope] = expanded[..., :nope].transpose(0, 1)
-    key[..., nope : nope + rope] = cached[:, rank:]
-    value[..., :value_dim] = expanded[..., nope:].transpose(0, 1)
-    query, key, value = query[None], key[None], value[None]
+    shared = cached[:, None, rank:].expand(-1, num_heads, -1)
+
+    def heads_first(*parts: Tensor) -> Tensor:
+        """[T, H, w] parts side by side, to [1, H, T, width]."""
+        # torch's fused attention wants queries, keys and values of one width; zeros change no
+        # product.
+        missing = width - sum(part.shape[-1] for part in parts)
+        if missing:
+            parts = (*parts, parts[0].new_zeros(1, 1, 1).expand(*parts[0].shape[:2], missing))
+        return torch.cat(parts, -1).transpose(0, 1)[None]
+
+    query = heads_first(q_nope, q_rope)
+    key = heads_first(expanded[..., :nope], shared)
+    value = heads_first(expanded[..., nope:])
     if m == length:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     else:

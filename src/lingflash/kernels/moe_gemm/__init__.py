@@ -89,10 +89,13 @@ def expert_mlp(
     act = silu_and_mul(gate_up)
     for expert, lo, hi in blocks:
         torch.mm(act[lo:hi], w_down[expert].t(), out=out[lo:hi])
-    if destination is not None:
-        out = out.index_select(0, destination)
     # Back to (token, choice) order, then a sum in the order of the choices.
-    unsorted = torch.empty_like(out).index_copy_(0, order, out).view(num_tokens, topk, hidden)
+    # A gather by the inverse order runs on all threads, a scatter of rows does not.
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel(), device=x.device)
+    if destination is not None:
+        place = destination.index_select(0, place)
+    unsorted = out.index_select(0, place).view(num_tokens, topk, hidden)
     weighted = unsorted.float() * topk_weights[..., None]
     total = weighted[:, 0]
     for choice in range(1, topk):
