@@ -66,7 +66,17 @@ def flash():
     return config, entries
 
 
+_MADE = {}  # these tables take a second each
+
+
 def converted(flash, name, group_size=32, with_mtp=True):
+    key = name, group_size, with_mtp
+    if key not in _MADE:
+        _MADE[key] = _converted(flash, name, group_size, with_mtp)
+    return _MADE[key]
+
+
+def _converted(flash, name, group_size, with_mtp):
     config, entries = flash
     if not with_mtp:
         entries = {n: e for n, e in entries.items() if not n.startswith("model.layers.32.")}

@@ -13,7 +13,7 @@ import torch
 
 from lingflash.core.errors import LingflashError
 from lingflash.engine.model_runner import allocate_cache
-from lingflash.engine.ranks import START_TIMEOUT_S, read_message, write_message
+from lingflash.engine.ranks import STEP_TIMEOUT_S, read_message, write_message
 from lingflash.models.loader import load_model
 from lingflash.parallel.mesh import Mesh
 
@@ -39,23 +39,27 @@ def main(fd: int) -> int:
         torch.set_num_threads(1)
     mesh = Mesh(shard)
     try:
-        model = load_model(
-            Path(folder),
-            dtype=plan.dtype,
-            device=device,
-            max_model_len=plan.max_model_len,
-            rope_scaling=config.rope_scaling,
-            mesh=mesh,
-        )
-        cache = allocate_cache(model, plan)
-    except LingflashError as error:
-        write_message(sock, error)
-        return 1
-    write_message(sock, "loaded")
-    mesh.connect(init_method, device, START_TIMEOUT_S)
+        try:
+            model = load_model(
+                Path(folder),
+                dtype=plan.dtype,
+                device=device,
+                max_model_len=plan.max_model_len,
+                rope_scaling=config.rope_scaling,
+                mesh=mesh,
+            )
+            cache = allocate_cache(model, plan)
+        except LingflashError as error:
+            write_message(sock, error)
+            return 1
+        write_message(sock, "loaded")
+    except OSError:
+        return 0  # rank 0 has given up
     while (message := read_message(sock, device)) is not None:
         call, arguments = message
-        if call == "forward":
+        if call == "meet":
+            mesh.connect(init_method, device, STEP_TIMEOUT_S)
+        elif call == "forward":
             (batch,) = arguments
             model.forward(batch, cache)
         elif call == "logits":
@@ -77,7 +81,11 @@ if __name__ == "__main__":
         level=os.environ.get("LINGFLASH_LOG_LEVEL", "info").upper(),
         format="%(asctime)s %(levelname)s rank %(name)s: %(message)s",
     )
-    code = main(int(sys.argv[1]))
+    try:
+        code = main(int(sys.argv[1]))
+    except Exception:
+        log.exception("this rank ends, and the engine with it")
+        code = 1
     logging.shutdown()
     # Peers may be gone already; a tidy farewell to them would only wait.
     os._exit(code)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from lingflash.parallel.mesh import Mesh
 from lingflash.parallel.shard import Shard
 
 START_TIMEOUT_S = 600.0
-"""For a rank to load its part of the weights and to meet the others."""
-_STEP_TIMEOUT_S = 120.0
+"""For a rank to load its part of the weights."""
+STEP_TIMEOUT_S = 120.0
+"""For the ranks to meet and for each exchange."""
 
 
 def write_message(sock: socket.socket, message: object) -> None:
@@ -166,7 +168,7 @@ class Ranks:
                 raise answer
             if answer != "loaded":
                 raise self._dead("it ended while it loaded the model")
-            sock.settimeout(_STEP_TIMEOUT_S)
+            sock.settimeout(STEP_TIMEOUT_S)
 
     def tell(self, call: str, *arguments: object) -> None:
         """Have the others make a call.
@@ -229,8 +231,9 @@ def connect(mesh: Mesh, ranks: Ranks, device: torch.device) -> None:
         LingflashError: a rank could not load its part, or did not come.
     """
     ranks.wait_loaded()
+    ranks.tell("meet")
     with ranks.stay_together():
-        mesh.connect(ranks.init_method, device, _STEP_TIMEOUT_S)
+        mesh.connect(ranks.init_method, device, STEP_TIMEOUT_S)
 
 
 class LeadModel(BailingHybrid):
@@ -284,7 +287,7 @@ class LeadCache(CacheTensors):
     __slots__ = ("_ranks",)
 
     def __init__(self, cache: CacheTensors, ranks: Ranks) -> None:
-        super().__init__(cache.latents, cache.states, cache.tail_k, cache.tail_v)
+        super().__init__(*(getattr(cache, field.name) for field in fields(CacheTensors)))
         object.__setattr__(self, "_ranks", ranks)
 
     def forget_slots(self, slots: Sequence[int]) -> None:
