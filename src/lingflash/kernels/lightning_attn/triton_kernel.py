@@ -1,0 +1,156 @@
+"""Lightning decoding on the GPU: q/k norm, rotation, tail and state in one program per head.
+
+A program takes one sequence, one head and some of the value columns. It reads the state once and
+writes it only when the token completes an anchor distance; the token's own (k, v) stay in
+registers, so programs of one head need not wait for each other.
+"""
+
+# Triton declares constexpr parameters as such, which plain numbers are not.
+# pyright: reportArgumentType=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lingflash.kernels.lightning_attn import ANCHOR, DecayTables
+
+__all__ = ["lightning_decode_triton"]
+
+
+@triton.jit
+def _normed_and_rotated(
+    row, norm_ptr, cos_ptr, sin_ptr, channel, eps,
+    DIM: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """One head's q or k [BLOCK]; the rotation's partner is read again instead of exchanged."""
+    inside = channel < DIM
+    partner = tl.where(channel < HALF, channel + HALF, channel - HALF)
+    turns = channel < 2 * HALF
+    x = tl.load(row + channel, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(row + partner, mask=inside & turns, other=0.0).to(tl.float32)
+    if SILU:
+        x, other = x * tl.sigmoid(x), other * tl.sigmoid(other)
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(x * x, 0) / DIM + eps)
+        x *= scale * tl.load(norm_ptr + channel, mask=inside, other=0.0)
+        other *= scale * tl.load(norm_ptr + partner, mask=inside & turns, other=0.0)
+    angle = tl.where(channel < HALF, channel, channel - HALF)
+    cos = tl.load(cos_ptr + angle, mask=turns, other=1.0)
+    sin = tl.load(sin_ptr + angle, mask=turns, other=0.0)
+    return x * cos + other * tl.where(channel < HALF, -sin, sin)
+
+
+@triton.jit
+def _decode_kernel(
+    fused_ptr, norm_ptr, cos_ptr, sin_ptr, decode_ptr, decode_query_ptr, fold_ptr, carry_ptr,
+    states_ptr, tail_k_ptr, tail_v_ptr, slot_ptr, offset_ptr, out_ptr,
+    fused_stride, angle_stride, tail, eps,
+    HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, ANCHOR_TOKENS: tl.constexpr,
+    HAS_NORM: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    channel = tl.arange(0, BLOCK_D)
+    column = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    place = tl.arange(0, ANCHOR_TOKENS)
+    slot, offset = tl.load(slot_ptr + sequence), tl.load(offset_ptr + sequence)
+    inside, shown = channel < DIM, column < DIM
+    row = fused_ptr + sequence * fused_stride + head * DIM
+    cos, sin = cos_ptr + sequence * angle_stride, sin_ptr + sequence * angle_stride
+    q = _normed_and_rotated(row, norm_ptr, cos, sin, channel, eps, DIM, HALF, HAS_NORM, SILU)
+    k = _normed_and_rotated(
+        row + HEADS * DIM, norm_ptr + DIM, cos, sin, channel, eps, DIM, HALF, HAS_NORM, SILU
+    )
+    v = tl.load(row + 2 * HEADS * DIM + column, mask=shown, other=0.0).to(tl.float32)
+    if SILU:
+        v *= tl.sigmoid(v)
+    tail_row = (slot * HEADS + head) * tail
+    earlier = place < offset
+    key_at = tail_k_ptr + (tail_row + place)[:, None] * DIM + channel[None, :]
+    value_at = tail_v_ptr + (tail_row + place)[:, None] * DIM + column[None, :]
+    keys = tl.load(key_at, mask=earlier[:, None] & inside[None, :], other=0.0)
+    values = tl.load(value_at, mask=earlier[:, None] & shown[None, :], other=0.0)
+    keys = tl.where((place == offset)[:, None], k[None, :], keys)
+    values = tl.where((place == offset)[:, None], v[None, :], values)
+    decay = tl.load(decode_ptr + (offset * HEADS + head) * ANCHOR_TOKENS + place)
+    scores = tl.sum(keys * q[None, :], 1) * decay
+    from_state = tl.load(decode_query_ptr + offset * HEADS + head)
+    state_at = states_ptr + ((slot * HEADS + head) * DIM + channel)[:, None] * DIM + column[None, :]
+    whole = inside[:, None] & shown[None, :]
+    state = tl.load(state_at, mask=whole, other=0.0)
+    out = tl.sum(scores[:, None] * values, 0) + tl.sum((q * from_state)[:, None] * state, 0)
+    tl.store(out_ptr + (sequence * HEADS + head) * DIM + column, out, mask=shown)
+    # Each program writes its own columns; one of them the key.
+    at = (tail_row + offset) * DIM
+    tl.store(tail_v_ptr + at + column, v, mask=shown)
+    tl.store(tail_k_ptr + at + channel, k, mask=inside & (tl.program_id(2) == 0))
+    if offset == ANCHOR_TOKENS - 1:
+        state *= tl.load(carry_ptr + head)
+        for j in tl.static_range(ANCHOR_TOKENS):
+            weight = tl.load(fold_ptr + head * ANCHOR_TOKENS + j)
+            is_j = (place == j)[:, None]
+            key = tl.sum(tl.where(is_j, keys, 0.0), 0) * weight
+            state += key[:, None] * tl.sum(tl.where(is_j, values, 0.0), 0)[None, :]
+        tl.store(state_at, state, mask=whole)
+
+
+def lightning_decode_triton(
+    fused: Tensor,
+    w_qk_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    tables: DecayTables,
+    states: Tensor,
+    tail_k: Tensor,
+    tail_v: Tensor,
+    slots: Tensor,
+    offsets: Tensor,
+    *,
+    eps: float,
+    silu: bool = False,
+) -> Tensor:
+    """One token per sequence from its projections to the attention's output; advances the memory.
+
+    Args:
+        fused: float [N, >= 3 H d], contiguous rows: q, k and v of all heads.
+        w_qk_norm: float32 [2, 1, d], q's and k's norm weights, or None for no norm.
+        cos, sin: float32 [N, 1, P/2], of each token's position.
+        tables: of this layer.
+        states: float32 [slots, H, d, d], contiguous; updated in place at full tails.
+        tail_k, tail_v: float32 [slots, H, tail, d], contiguous; updated in place.
+        slots, offsets: int64 [N], state slot and place in the tail of each token.
+        eps: of the norms.
+        silu: apply SiLU to q, k and v first.
+
+    Returns:
+        float32 [N, H d].
+
+    Raises:
+        ValueError: a shape, dtype or stride does not fit.
+
+    Numerics: float32; within 2e-5 of reference.py relative to the largest output.
+    Sync: none, graph-safe.
+    """
+    num_seqs, heads, dim = fused.shape[0], states.shape[1], states.shape[2]
+    if fused.shape[1] < 3 * heads * dim or fused.stride(1) != 1:
+        raise ValueError(f"fused is {tuple(fused.shape)}; {3 * heads * dim} columns are needed.")
+    memory = (states, tail_k, tail_v)
+    if any(x.dtype != torch.float32 or not x.is_contiguous() for x in memory):
+        raise ValueError("states and tails must be contiguous and float32.")
+    if cos.stride(-1) != 1 or cos.stride() != sin.stride():
+        raise ValueError(f"cos and sin have strides {cos.stride()} and {sin.stride()}.")
+    out = torch.empty(num_seqs, heads * dim, dtype=torch.float32, device=fused.device)
+    if not num_seqs:
+        return out
+    block_v = min(triton.next_power_of_2(dim), 32)
+    _decode_kernel[(num_seqs, heads, triton.cdiv(dim, block_v))](
+        fused, cos if w_qk_norm is None else w_qk_norm, cos, sin,
+        tables.decode, tables.decode_query, tables.fold[1, :, :ANCHOR].contiguous(),
+        tables.carry[1], states, tail_k, tail_v, slots, offsets, out,
+        fused.stride(0), cos.stride(0), tail_k.shape[2], eps,
+        HEADS=heads, DIM=dim, HALF=cos.shape[-1], ANCHOR_TOKENS=ANCHOR,
+        HAS_NORM=w_qk_norm is not None, SILU=silu,
+        BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,107 @@
+"""The router's choice on the GPU: sigmoid, bias, group limit, top-k and weights in one program."""
+
+# Triton declares constexpr parameters as such, which plain numbers are not.
+# pyright: reportArgumentType=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["choose_experts_triton"]
+
+
+@triton.jit
+def _choose_kernel(
+    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
+    NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
+    TOPK: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0)
+    group, place = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_S)
+    expert = group[:, None] * GROUP_SIZE + place[None, :]
+    inside = (group[:, None] < NUM_GROUPS) & (place[None, :] < GROUP_SIZE)
+    row = logits_ptr + token * NUM_GROUPS * GROUP_SIZE
+    score = tl.sigmoid(tl.load(row + expert, mask=inside, other=0.0))
+    biased = score
+    if HAS_BIAS:
+        biased += tl.load(bias_ptr + expert, mask=inside, other=0.0)
+    biased = tl.where(inside, biased, float("-inf"))
+    if TOPK_GROUPS < NUM_GROUPS:
+        best = tl.max(biased, 1)
+        value = best
+        if GROUP_SIZE > 1:
+            first = tl.argmax(biased, 1)
+            rest = tl.where(place[None, :] == first[:, None], float("-inf"), biased)
+            value += tl.max(rest, 1)
+        value = tl.where(group < NUM_GROUPS, value, float("-inf"))
+        keep = group < 0
+        for _ in tl.static_range(TOPK_GROUPS):
+            chosen = tl.argmax(value, 0)
+            keep = keep | (group == chosen)
+            value = tl.where(group == chosen, float("-inf"), value)
+        biased = tl.where(keep[:, None], biased, float("-inf"))
+    choice = tl.arange(0, BLOCK_K)
+    ids = tl.zeros([BLOCK_K], tl.int64)
+    weights = tl.zeros([BLOCK_K], tl.float32)
+    for i in tl.static_range(TOPK):
+        top = tl.max(tl.max(biased, 1), 0)
+        # Of equal scores the first expert; the sentinel is larger than any.
+        found = tl.min(tl.min(tl.where(biased == top, expert, 1 << 30), 1), 0)
+        hit = expert == found
+        weight = tl.sum(tl.sum(tl.where(hit, score, 0.0), 1), 0)
+        ids = tl.where(choice == i, found.to(tl.int64), ids)
+        weights = tl.where(choice == i, weight, weights)
+        biased = tl.where(hit, float("-inf"), biased)
+    if NORMALISE:
+        weights = weights / (tl.sum(weights, 0) + 1e-20)
+    at = token * TOPK + choice
+    tl.store(ids_ptr + at, ids, mask=choice < TOPK)
+    tl.store(weights_ptr + at, weights * factor, mask=choice < TOPK)
+
+
+def choose_experts_triton(
+    logits: Tensor,
+    expert_bias: Tensor | None,
+    *,
+    num_groups: int,
+    topk_groups: int,
+    topk: int,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+) -> tuple[Tensor, Tensor]:
+    """`route_tokens` from the logits on.
+
+    Args:
+        logits: float32 [T, E], contiguous: the gate's product.
+        expert_bias: float32 [E] or None.
+        num_groups, topk_groups, topk, norm_topk_prob, scaling_factor: as in `route_tokens`.
+
+    Returns:
+        topk_ids int64 [T, topk], best biased score first, and topk_weights float32 [T, topk].
+
+    Raises:
+        ValueError: logits are not float32 and contiguous, or E is no multiple of num_groups.
+
+    Numerics: float32. Sync: none, graph-safe.
+    """
+    num_tokens, num_experts = logits.shape
+    if logits.dtype != torch.float32 or not logits.is_contiguous() or num_experts % num_groups:
+        raise ValueError(
+            f"logits are {logits.dtype} {tuple(logits.shape)}; contiguous float32 with a multiple "
+            f"of {num_groups} experts is needed."
+        )
+    ids = torch.empty(num_tokens, topk, dtype=torch.int64, device=logits.device)
+    weights = torch.empty(num_tokens, topk, dtype=torch.float32, device=logits.device)
+    if num_tokens:
+        size = num_experts // num_groups
+        _choose_kernel[(num_tokens,)](
+            logits, logits if expert_bias is None else expert_bias, ids, weights, scaling_factor,
+            NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
+            HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
+            BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
+            BLOCK_K=triton.next_power_of_2(topk),
+        )  # fmt: skip
+    return ids, weights
