@@ -247,6 +247,8 @@ def test_command_when_nano_is_verified_then_reports_errors_perplexity_and_calls(
     ).read_bytes()
     assert call(*arguments) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+    assert call("doctor", str(out), "--device", "cpu") == 0
+    assert "int4 g32 (144 matrices)" in capsys.readouterr().out
 
 
 def test_command_when_misused_then_one_clear_line(tmp_path, capsys):

@@ -7,6 +7,7 @@ groups of 32 or 128), float-quantized (FP8 per channel or block) and mixed-preci
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -232,6 +233,12 @@ def read_formats(
             "tensor of the checkpoint is quantized; remove the entry or use the right files."
         )
     return formats
+
+
+def describe_formats(formats: Mapping[str, MatrixFormat]) -> str:
+    """How many matrices are stored how, for people."""
+    counts = Counter(stored.label for stored in formats.values())
+    return ", ".join(f"{label} ({count:,} matrices)" for label, count in sorted(counts.items()))
 
 
 def _companion(name: str, of: str, entries: Mapping[str, Entry]) -> Entry:
