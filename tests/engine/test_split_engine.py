@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import signal
@@ -109,26 +110,46 @@ def test_message_when_sent_then_comes_back_the_same():
     assert again.num_tokens == 4
 
 
-async def test_engine_process_when_split_then_answers_and_leaves_no_process_behind():
+async def test_engine_process_when_a_rank_is_killed_then_restarts_and_leaves_nothing_behind():
     config = EngineConfig(
         device="cpu",
         dtype="float32",
-        max_model_len=128,
+        max_model_len=512,
         max_num_seqs=2,
         memory_fraction=0.2,
         tensor_parallel_size=2,
         seed=1,
     )
-    engine = IpcEngineClient(config, 0)
+    engine = IpcEngineClient(config, 1)
     await engine.start()
+
+    async def ask(count, kill=None):
+        sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, seed=0)
+        request = EngineRequest(
+            request_id=str(count), prompt_token_ids=[5, 6, 7], sampling=sampling
+        )
+        tokens = []
+        async for event in await engine.submit(request):
+            tokens += event.token_ids
+            if event.finish_reason is not None:
+                return len(tokens), event.finish_reason, event.error_code
+            if kill is not None and len(tokens) >= 10:
+                kill.kill()
+                kill = None
+        raise AssertionError("no finish reason")
+
     try:
+        (child,) = psutil.Process(engine.pid).children()
+        assert await ask(4) == (4, "length", None)
+        count, *end = await ask(400, kill=child)
+        assert count < 400
+        assert end == ["error", "engine_dead"]
+        while not engine.is_ready:
+            await asyncio.sleep(0.1)
+        assert await ask(5) == (5, "length", None)
         children = psutil.Process(engine.pid).children()
         assert len(children) == 1
-        sampling = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, seed=0)
-        request = EngineRequest(request_id="a", prompt_token_ids=[5, 6, 7], sampling=sampling)
-        tokens = [t async for event in await engine.submit(request) for t in event.token_ids]
-        assert len(tokens) == 4
     finally:
         await engine.stop()
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs([child, *children], timeout=20)
     assert not alive
