@@ -45,6 +45,7 @@ def test_chat_when_asked_then_answers_with_usage_and_id(server):
         + len(TOKENIZER.encode("fine, thank you"))
         + 1,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert response.headers["x-request-id"]
 

@@ -229,6 +229,22 @@ def test_chat_when_the_model_thinks_then_reasoning_apart_and_calls_kept(ling, an
     assert "think>" not in json.dumps(deltas)
 
 
+@pytest.mark.parametrize("thought", ["<think>\nHmm, let me see.\n</think>", "<think>\nHmm\n"])
+@pytest.mark.parametrize("tokens_per_event", [1, 4])
+def test_usage_when_the_model_thinks_then_its_tokens_are_counted(ling, thought, tokens_per_event):
+    server = ling("\n" + thought + CALL)
+    server.engine.behaviour.tokens_per_event = tokens_per_event
+    expected = len(TOKENIZER.encode(thought)) + (tokens_per_event > 1)  # the newline before it
+    chat = server.chat(tools=TOOLS, reasoning_effort="high").json()
+    assert chat["usage"]["completion_tokens_details"]["reasoning_tokens"] == expected
+    body = {"input": "do it", "reasoning": {"effort": "high"}, "stream": False}
+    tools = [{"type": "function", **TOOLS[0]["function"]}]
+    response = server.post("/v1/responses", {**body, "tools": tools}).json()
+    assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == expected
+    plain = ling("fine").chat().json()
+    assert plain["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+
+
 def test_chat_when_thinking_is_left_open_then_the_call_is_still_found(ling):
     server = ling("\n<think>\nHmm\n" + CALL)
     choice = server.chat(tools=TOOLS, reasoning_effort="low").json()["choices"][0]

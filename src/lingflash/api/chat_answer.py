@@ -16,9 +16,9 @@ from lingflash.protocol.chat import ChatCompletionRequest
 from lingflash.protocol.sse import DONE, ChunkEncoder
 from lingflash.text.answer import AnswerEvent, AnswerMessage, AnswerParser
 from lingflash.text.output import OutputDelta
-from lingflash.text.reasoning import THINK_TAG, Reasoning
+from lingflash.text.reasoning import END_THINK_TAG, THINK_TAG, Reasoning
 from lingflash.text.tokenizer import Tokenizer
-from lingflash.text.tool_parser import CallDelta, CallStart, ToolCall
+from lingflash.text.tool_parser import OPEN_TAG, CallDelta, CallStart, ToolCall
 
 
 class ChatChoice:
@@ -28,6 +28,7 @@ class ChatChoice:
         index: of the choice.
         parser: reads thinking and calls; None takes all for content.
         remember: is given a turn that ended with calls, and its tokens, for later prompts.
+        tag_ids: tokens that end the thinking: its closing tag, and a call's opening tag.
     """
 
     def __init__(
@@ -35,10 +36,13 @@ class ChatChoice:
         index: int,
         parser: AnswerParser | None,
         remember: Callable[[AnswerMessage, Sequence[int]], None],
+        tag_ids: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self.index = index
         self.parser = parser
         self._remember = remember
+        self._tag_ids = tag_ids
+        self.num_reasoning_tokens = 0
         self.role_sent = False
         self.message = AnswerMessage()
         self.logprobs: list[TokenLogprob] = []
@@ -51,7 +55,10 @@ class ChatChoice:
         if parser is None:
             events: Sequence[AnswerEvent] = [delta.text] if delta.text else []
         else:
+            was_thinking = parser.is_thinking
             found = parser.push(delta.text) if delta.text else []
+            if was_thinking or parser.is_thinking:
+                self.num_reasoning_tokens += self._num_thinking(delta.token_ids)
             if delta.finish_reason is not None:
                 found += parser.finish(is_cut_off=delta.finish_reason == "length")
             self.token_ids += delta.token_ids
@@ -63,6 +70,28 @@ class ChatChoice:
                 self.finish_reason = "tool_calls"
                 self._remember(self.message, self.token_ids)
         return events
+
+    def _num_thinking(self, token_ids: Sequence[int]) -> int:
+        """How many of an event's tokens are thinking, its closing tag included."""
+        end_think, open_call = self._tag_ids
+        count = 0
+        for token_id in token_ids:
+            if token_id == open_call:
+                break
+            count += 1
+            if token_id == end_think:
+                break
+        return count
+
+
+def usage_of(generation: Generation, choices: Sequence[ChatChoice]) -> dict[str, Any]:
+    """Token counts so far, those of thinking among them."""
+    usage = generation.usage()
+    details = {
+        **usage.get("completion_tokens_details", {}),
+        "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in choices),
+    }
+    return {**usage, "completion_tokens_details": details}
 
 
 def chat_choices(
@@ -88,7 +117,10 @@ def chat_choices(
     def remember(message: AnswerMessage, token_ids: Sequence[int]) -> None:
         state.calls.remember(caller, message, token_ids)
 
-    return [ChatChoice(i, parser(), remember) for i in range(num_choices)]
+    tag_ids: tuple[int | None, int | None] = (None, None)
+    if tokenizer is not None:
+        tag_ids = tokenizer.token_id(END_THINK_TAG), tokenizer.token_id(OPEN_TAG)
+    return [ChatChoice(i, parser(), remember, tag_ids) for i in range(num_choices)]
 
 
 def _call_object(call: ToolCall) -> dict[str, Any]:
@@ -180,7 +212,7 @@ class ChatAnswer(ChunkWriter):
         """See ChunkWriter.end."""
         if not self._include_usage:
             return DONE
-        return self._encoder.usage(self._generation.usage()) + DONE
+        return self._encoder.usage(usage_of(self._generation, self._choices)) + DONE
 
     def _open(self, choice: ChatChoice, chunks: list[bytes]) -> None:
         choice.role_sent = True
@@ -243,7 +275,7 @@ class ChatAnswer(ChunkWriter):
             **self._head,
             "object": "chat.completion",
             "choices": [self._whole_choice(choice) for choice in self._choices],
-            "usage": self._generation.usage(),
+            "usage": usage_of(self._generation, self._choices),
         }
         if self._wants_token_ids:
             answer["prompt_token_ids"] = self._generation.prompts[0]

@@ -239,8 +239,7 @@ class ResponseAnswer(ChunkWriter):
         return item
 
     def _usage(self) -> dict[str, Any]:
-        usage = self._generation.usage()
-        details = usage.get("completion_tokens_details") or {}
+        usage = self._turn.usage(self._generation)
         return {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {
@@ -248,7 +247,9 @@ class ResponseAnswer(ChunkWriter):
                 "cache_write_tokens": 0,
             },
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": details.get("reasoning_tokens", 0)},
+            "output_tokens_details": {
+                "reasoning_tokens": usage["completion_tokens_details"]["reasoning_tokens"]
+            },
             "total_tokens": usage["total_tokens"],
         }
 

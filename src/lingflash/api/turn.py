@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from lingflash.api.chat_answer import ChatChoice
+from lingflash.api.chat_answer import ChatChoice, usage_of
 from lingflash.api.generation import Generation
 from lingflash.core.types import FinishReason
 from lingflash.text.answer import AnswerEvent
@@ -75,6 +75,10 @@ class Turn:
         self.blocks: list[Block] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
+
+    def usage(self, generation: Generation) -> dict[str, Any]:
+        """Token counts so far, those of thinking among them."""
+        return usage_of(generation, [self._choice])
 
     @property
     def num_calls(self) -> int:

@@ -41,6 +41,11 @@ class AnswerParser:
         """Complete calls so far."""
         return 0 if self._tools is None else self._tools.num_calls
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text so far ends inside the thinking."""
+        return self._reasoning is not None and self._reasoning.is_thinking
+
     def push(self, text: str) -> list[AnswerEvent]:
         """Take more text; return what it completes, in order."""
         thought = ""

@@ -35,6 +35,11 @@ class ReasoningSplitter:
         self._state: Literal["start", "opened", "thinking", "closed", "rest"] = "start"
         self._held = ""
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text so far ends inside the block."""
+        return self._state in ("opened", "thinking")
+
     def push(self, text: str) -> tuple[str, str]:
         """Take more text; return the thinking and the rest that it completes."""
         if self._state == "rest":
