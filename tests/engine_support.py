@@ -13,6 +13,7 @@ from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory_plan import MemoryPlan
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.engine.scheduler import SchedulerOutput
+from lingflash.kernels.lightning_attn import ANCHOR
 from models_support import load
 
 _model = None
@@ -35,7 +36,8 @@ def new_engine(
     max_num_waiting: int = 256,
     max_model_len: int = 256,
     batch_invariant: bool = False,
-    num_checkpoints: int = 0,
+    prefix_caching: bool = False,
+    num_host_blocks: int = 0,
     model=None,
 ) -> EngineLoop:
     model = model or shared_model()
@@ -46,23 +48,29 @@ def new_engine(
         max_num_waiting=max_num_waiting,
         batch_invariant=batch_invariant,
         block_size=block_size,
+        prefix_caching=prefix_caching,
         seed=1,
     )
+    c = model.config
+    state = len(c.lightning_layers) * c.num_attention_heads * c.head_dim**2 * 4
+    tail = len(c.lightning_layers) * c.num_attention_heads * 2 * ANCHOR * c.head_dim * 4
+    latent = model.num_latent_layers * c.latent_dim * 4
     plan = MemoryPlan(
         device="cpu",
         dtype=torch.float32,
         available_bytes=0,
         weights_bytes=0,
         workspace_bytes=0,
-        state_bytes_per_seq=num_checkpoints and 1024,
-        tail_bytes_per_seq=0,
-        latent_bytes_per_token=1,
+        state_bytes_per_seq=state + tail,
+        tail_bytes_per_seq=tail,
+        latent_bytes_per_token=latent,
         num_blocks=num_blocks,
         block_size=block_size,
         num_state_slots=max_num_seqs,
         max_model_len=max_model_len,
         wanted_model_len=max_model_len,
-        num_checkpoints=num_checkpoints,
+        checkpoint_blocks=-(-state // (latent * block_size)) if prefix_caching else 0,
+        num_host_blocks=num_host_blocks,
     )
     runner = ModelRunner(model, plan, batch_invariant=batch_invariant, stop_token_ids=[511])
     return EngineLoop(config, runner)

@@ -169,6 +169,8 @@ def test_mla_when_decodes_and_runs_are_mixed_then_matches_the_definition(lengths
         expected.append(
             mla_attention_reference(q_nope.double(), q_rope.double(), latents, w_kvb, 0.3)
         )
+    # Blocks of others may hold anything, such as the bits of a state checkpoint.
+    pool[order] = float("nan")
     plan = plan_mla(
         [s for s, _ in lengths],
         [n for _, n in lengths],
@@ -180,6 +182,20 @@ def test_mla_when_decodes_and_runs_are_mixed_then_matches_the_definition(lengths
     q_nope, q_rope = (torch.cat(x) for x in zip(*parts, strict=True))
     out = mla_attention(q_nope, q_rope, pool, w_kvb, 0.3, plan)
     torch.testing.assert_close(out.double(), torch.cat(expected), atol=2e-5, rtol=1e-4)
+
+
+def test_mla_when_sequences_of_unequal_length_decode_then_blocks_of_others_are_not_read():
+    pool, w_kvb = rand(8, 16, 20), rand(2, 14, 16)
+    q_nope, q_rope = rand(2, 2, 8), rand(2, 2, 4)
+
+    def attend():
+        tables = [[3], [4, 5, 6]]
+        plan = plan_mla([1, 40], [1, 1], tables, block_size=16, device=CPU, fixed_blocks=False)
+        return mla_attention(q_nope, q_rope, pool, w_kvb, 0.3, plan)
+
+    expected = attend()
+    pool[[0, 1, 2, 7]] = float("nan")
+    torch.testing.assert_close(attend(), expected)
 
 
 @pytest.mark.parametrize("row_multiple", [1, ROW_MULTIPLE])

@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine_support import finish, new_engine, request
 from lingflash import LLM, SamplingParams
+from lingflash.cache.memory_ops import HostCopy, LoadState, SaveState, StoreBlocks, ZeroBlocks
 from lingflash.core.config import EngineConfig
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.models.forward_batch import Trace, make_forward_batch
-from models_support import BLOCK, CHECKPOINT, GOLDEN
+from models_support import BLOCK, CHECKPOINT, GOLDEN, load
 
 pytestmark = [
     pytest.mark.gpu,
@@ -92,3 +94,31 @@ def test_answers_when_generated_on_the_gpu_then_equal_those_of_the_cpu():
     ]
     equal = sum(a == b for a, b in zip(*answers, strict=True))
     assert equal >= 5, "more than one near-tie among six answers is not a near-tie"
+
+
+def test_host_tier_when_a_prompt_was_evicted_then_comes_back_bit_for_bit():
+    model = load(device=CUDA)
+    loop = new_engine(model=model, prefix_caching=True, num_blocks=24, num_host_blocks=200)
+    bits = torch.randint(-(2**31), 2**31 - 1, loop.runner.cache.states[:, 0].shape).int()
+    loop.runner.cache.states[:, 2] = bits.cuda().view(torch.float32)
+    blocks = list(range(20, 20 + loop.runner.plan.checkpoint_blocks))
+    copy = HostCopy(list(range(100, 100 + len(blocks))))
+    memory = loop.runner.memory
+    memory.run([SaveState(2, blocks), StoreBlocks(blocks, copy), ZeroBlocks(blocks)])
+    while not memory.poll():
+        pass
+    memory.run([LoadState(copy.blocks, 1, from_host=True)])
+    assert torch.equal(loop.runner.cache.states[:, 1].view(torch.int32).cpu(), bits)
+
+    def ask(token_ids):
+        loop.add(request("r", token_ids, max_tokens=1, temperature=0.0))
+        events = finish(loop)
+        torch.cuda.synchronize()
+        return events[0].num_cached_tokens
+
+    prompt = [(7 * t) % 500 for t in range(100)]
+    assert ask(prompt) == 0
+    for content in range(1, 4):
+        ask([(content * 11 + 3 * t) % 500 for t in range(180)])
+    assert loop.stats().cache_bytes["host"] > 0
+    assert ask(prompt) == 96

@@ -13,7 +13,16 @@ from lingflash.api.body import json_response
 from lingflash.api.config import ServerConfig
 from lingflash.api.middleware import RequestContextMiddleware
 from lingflash.api.openapi import install_openapi
-from lingflash.api.routes import chat, completions, health, messages, models, responses, tokenize
+from lingflash.api.routes import (
+    admin,
+    chat,
+    completions,
+    health,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError, LingflashError
 from lingflash.engine.client import EngineClient
@@ -47,6 +56,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     app.add_exception_handler(HTTPException, _on_http_exception)
     with_key = [Depends(require_key)]
     app.include_router(health.router)
+    app.include_router(admin.router)
     for module in (chat, completions, responses, messages, models, tokenize):
         app.include_router(module.router, dependencies=with_key)
     install_openapi(

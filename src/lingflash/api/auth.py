@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 
 from fastapi import Request
 
 from lingflash.api.state import state_of
-from lingflash.core.errors import AuthenticationError
+from lingflash.core.errors import AuthenticationError, NotFoundError
 
 
 def caller_of(request: Request) -> str:
@@ -29,8 +30,26 @@ def require_key(request: Request) -> None:
         AuthenticationError: no key, or not one of ours.
     """
     keys = state_of(request).config.api_keys
-    if not keys:
-        return
+    if keys:
+        _require_one_of(keys, request)
+
+
+def require_admin_key(request: Request) -> None:
+    """Let a request pass if it carries the admin key; the others' keys are not enough.
+
+    Raises:
+        NotFoundError: the server was started without one, so there is no such endpoint.
+        AuthenticationError: no key, or another.
+    """
+    key = state_of(request).config.admin_api_key
+    if key is None:
+        raise NotFoundError(
+            f"{request.scope['path']} is off; start the server with --admin-api-key KEY to use it."
+        )
+    _require_one_of((key,), request)
+
+
+def _require_one_of(keys: Sequence[str], request: Request) -> None:
     given = _given_key(request)
     if not given:
         raise AuthenticationError(

@@ -20,6 +20,7 @@ class ServerConfig:
         host: address to listen on.
         port: 0 takes a free one.
         api_keys: any of them is accepted; none leaves the server open.
+        admin_api_key: key of the endpoints that act on the server; None switches them off.
         drain_timeout_s: how long running requests may go on after SIGTERM.
         request_timeout_s: deadline of a request that gives none; None has no deadline.
         max_body_bytes: larger request bodies are refused.
@@ -37,6 +38,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    admin_api_key: str | None = None
     drain_timeout_s: float = 30.0
     request_timeout_s: float | None = None
     max_body_bytes: int = 32 * 2**20
@@ -57,6 +59,10 @@ class ServerConfig:
         # The message must not hold the keys.
         printable = all(key and key.isascii() and key.isprintable() for key in self.api_keys)
         check(printable, "--api-key", "non-empty printable ASCII", "...")
+        admin = self.admin_api_key
+        printable = admin is None or bool(admin and admin.isascii() and admin.isprintable())
+        check(printable, "--admin-api-key", "non-empty printable ASCII", "...")
+        check(admin not in self.api_keys, "--admin-api-key", "a key that is no --api-key", "...")
         drain = self.drain_timeout_s
         check(0 <= drain <= 86400, "--drain-timeout-s", "0 to 86400", drain)
         timeout = self.request_timeout_s

@@ -20,6 +20,7 @@ from lingflash.api.state import ServerState
 from lingflash.core.errors import LingflashError
 from lingflash.core.log import log_event
 from lingflash.core.types import (
+    CacheReport,
     EngineRequest,
     GrammarSpec,
     SamplingParams,
@@ -48,6 +49,7 @@ class Generation:
         prompts: token ids of each prompt.
         sampling: for all of them.
         cache_salt: from `auth.cache_salt`; prefixes are shared within it only.
+        return_cache_report: say in the usage why no more was found in the cache.
         timeout_s: deadline of each, from its acceptance.
         grammar: what each answer must look like.
         skip_special_tokens: leave special tokens out of the text.
@@ -61,12 +63,14 @@ class Generation:
         sampling: SamplingParams,
         *,
         cache_salt: str,
+        return_cache_report: bool = False,
         timeout_s: float | None = None,
         grammar: GrammarSpec | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
         self._state = state
         self._cache_salt = cache_salt
+        self._return_cache_report = return_cache_report
         self._request_id = request_id
         self.sampling = sampling
         self._timeout_s = timeout_s
@@ -82,6 +86,7 @@ class Generation:
         ]
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(prompts)
         self._num_cached = [0] * len(prompts)
+        self._cache_reports: list[CacheReport | None] = [None] * len(prompts)
         self._open = len(self.outputs)
         self._started = self._last_event = time.perf_counter()
         self._first_token_s: float | None = None
@@ -165,6 +170,8 @@ class Generation:
             raise error_from_event(event)
         if event.choice == 0 and event.num_cached_tokens:
             self._num_cached[prompt] = event.num_cached_tokens
+        if event.choice == 0 and event.cache_report is not None:
+            self._cache_reports[prompt] = event.cache_report
         if event.prompt_logprobs is not None:
             self.prompt_logprobs[prompt] = event.prompt_logprobs
         self._time(len(event.token_ids))
@@ -204,12 +211,19 @@ class Generation:
         """Token counts so far, in OpenAI's form."""
         prompt = sum(map(len, self.prompts))
         completion = sum(output.num_generated_tokens for output in self.outputs)
-        return {
+        usage = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(self._num_cached)},
         }
+        if self._return_cache_report:
+            usage["cache_report"] = [
+                {"cached_tokens": num_cached, "result": report.result, "position": report.position}
+                for num_cached, report in zip(self._num_cached, self._cache_reports, strict=True)
+                if report is not None
+            ]
+        return usage
 
     async def close(self, error: BaseException | None = None) -> None:
         """Release everything, abort what runs, log and count the end; may be called twice.

@@ -84,6 +84,7 @@ def to_chat(
             "top_k": body.top_k,
             "stream": body.stream,
             "timeout": body.timeout,
+            "return_cache_report": body.return_cache_report,
         }
     with names.errors_translated():
         return parse_request(ChatCompletionRequest, fields), names

@@ -55,6 +55,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": _object("input_tokens"),
     "/v1/models": _object("object", "data"),
     "/v1/models/{name}": _object("id", "object", "created", "owned_by"),
+    "/reset_prefix_cache": _object("status", "blocks", "checkpoints"),
     "/tokenize": _object("tokens", "count"),
     "/detokenize": _object("prompt"),
 }

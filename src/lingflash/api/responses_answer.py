@@ -251,6 +251,7 @@ class ResponseAnswer(ChunkWriter):
                 "reasoning_tokens": usage["completion_tokens_details"]["reasoning_tokens"]
             },
             "total_tokens": usage["total_tokens"],
+            **{key: usage[key] for key in ("cache_report",) if key in usage},
         }
 
 

@@ -183,6 +183,7 @@ def to_chat(
         "top_p": body.top_p,
         "stream": body.stream,
         "timeout": body.timeout,
+        "return_cache_report": body.return_cache_report,
     }
     effort = body.reasoning.effort if body.reasoning is not None else None
     if effort not in (None, "none"):

@@ -8,11 +8,13 @@ them.
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +51,9 @@ class Outcome:
         prefilled: prompt tokens computed.
         new: prompt tokens beyond what this conversation had processed before.
         prompted: prompt tokens sent.
+        results: turns by why no more of their prompt was found.
+        num_blocks: size of the cache.
+        cache_bytes: what it served at the end, by use.
         seconds: of the whole run.
     """
 
@@ -57,6 +62,9 @@ class Outcome:
     new: int = 0
     prompted: int = 0
     turns: int = 0
+    results: Counter[str] = field(default_factory=Counter)
+    num_blocks: int = 0
+    cache_bytes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -81,27 +89,69 @@ def make_conversations(
     return conversations
 
 
+def read_trace(path: Path, vocab_size: int, seed: int) -> list[list[Turn]]:
+    """Read conversations from a file; their words are drawn, only the sizes are the file's.
+
+    Args:
+        path: one JSON object a line, in the order in which they were sent: "conversation" (any
+            name), "new_tokens" and "answer_tokens".
+        vocab_size: token ids are below it.
+        seed: of the tokens.
+
+    Raises:
+        ConfigError: the file cannot be read; the message names the line.
+    """
+    rng = random.Random(seed)
+    conversations: dict[str, list[Turn]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--trace {path} cannot be read: {error}.", param="trace") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            name = str(entry["conversation"])
+            size, answer = entry["new_tokens"], entry["answer_tokens"]
+            if type(size) is not int or type(answer) is not int or size < 1 or answer < 1:
+                raise ValueError("sizes are whole numbers from 1")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"--trace {path}, line {number}: {error!r}; a line is an object with conversation, "
+                "new_tokens and answer_tokens.",
+                param="trace",
+            ) from None
+        tokens = [rng.randrange(vocab_size) for _ in range(size)]
+        conversations.setdefault(name, []).append(Turn(tokens, answer))
+    if not conversations:
+        raise ConfigError(f"--trace {path} has no lines.", param="trace")
+    return list(conversations.values())
+
+
 class _Engine:
     """The engine with a cache of a given size, one request at a time."""
 
     def __init__(
-        self, model: str, max_model_len: int, *, caching: bool, share: float = 1.0
+        self,
+        config: EngineConfig,
+        loaded: ModelRunner,
+        *,
+        caching: bool = True,
+        num_blocks: int | None = None,
     ) -> None:
-        config = EngineConfig(
-            model=model,
-            device="cpu",
-            dtype="float32",
-            max_model_len=max_model_len,
-            max_num_seqs=8,
-            prefix_caching=caching,
+        plan = loaded.plan
+        changes = {"checkpoint_blocks": plan.checkpoint_blocks if caching else 0}
+        if num_blocks is not None:
+            # No less than one conversation takes, or it could not run at all.
+            least = -(-plan.max_model_len // plan.block_size)
+            changes["num_blocks"] = min(max(num_blocks, least), plan.num_blocks)
+        runner = ModelRunner(
+            loaded.model,
+            replace(plan, **changes),
+            batch_invariant=False,
+            stop_token_ids=loaded.stop_token_ids,
+            folder=loaded.folder,
         )
-        runner = ModelRunner.from_config(config)
         self.loop = EngineLoop(config, runner)
-        if share < 1.0:
-            # Occupy the rest, so that only a part of the working set can be kept.
-            cache = self.loop.scheduler.cache
-            keep = max(int(cache.num_blocks * share), cache.blocks_for(max_model_len))
-            cache.admit((cache.num_blocks - keep) * config.block_size)
         self._count = 0
 
     def ask(self, prompt: list[int], max_tokens: int) -> tuple[float, list[int]]:
@@ -129,7 +179,7 @@ def play(engine: _Engine, conversations: Sequence[Sequence[Turn]]) -> Outcome:
     """Run all conversations, turn by turn in rotation."""
     outcome = Outcome()
     said: list[list[int]] = [[] for _ in conversations]
-    before = engine.loop.stats().prompt_tokens
+    before = engine.loop.stats()
     start = time.perf_counter()
     for number in range(max(map(len, conversations))):
         for i, turns in enumerate(conversations):
@@ -145,7 +195,11 @@ def play(engine: _Engine, conversations: Sequence[Sequence[Turn]]) -> Outcome:
             outcome.turns += 1
             said[i] = prompt + answer
     outcome.seconds = time.perf_counter() - start
-    outcome.prefilled = engine.loop.stats().prompt_tokens - before
+    after = engine.loop.stats()
+    outcome.prefilled = after.prompt_tokens - before.prompt_tokens
+    outcome.results = Counter(after.prefix_results)
+    outcome.results.subtract(before.prefix_results)
+    outcome.num_blocks, outcome.cache_bytes = after.num_blocks, after.cache_bytes
     return outcome
 
 
@@ -163,6 +217,7 @@ def run_agent(
     max_model_len: int,
     repeats: int,
     seed: int,
+    trace: Path | None = None,
     threads: int | None,
     out: Path | None,
     allow_dirty: bool,
@@ -188,14 +243,31 @@ def run_agent(
         "max_turns": max_turns,
         "max_model_len": max_model_len,
         "seed": seed,
+        "trace": None if trace is None else trace.name,
     }
-    probe = _Engine(model, max_model_len, caching=False)
-    conversations = make_conversations(
-        num_conversations, max_turns, max_model_len, probe.loop.info.vocab_size, seed
+    config = EngineConfig(
+        model=model, device="cpu", dtype="float32", max_model_len=max_model_len, max_num_seqs=8
     )
-    working_set = sum(sum(len(t.new_tokens) + t.answer_len for t in c) for c in conversations)
-    info = probe.loop.info
-    share = 0.1 * working_set / (info.num_blocks * info.block_size)
+    loaded = ModelRunner.from_config(config)
+    probe = _Engine(config, loaded, caching=False)
+    vocab_size = probe.loop.info.vocab_size
+    if trace is None:
+        conversations = make_conversations(
+            num_conversations, max_turns, max_model_len, vocab_size, seed
+        )
+    else:
+        conversations = read_trace(trace, vocab_size, seed)
+        longest = max(sum(len(t.new_tokens) + t.answer_len for t in c) for c in conversations)
+        if longest > max_model_len:
+            raise ConfigError(
+                f"--trace {trace} has a conversation of {longest} tokens; --max-model-len is "
+                f"{max_model_len}.",
+                param="trace",
+            )
+    # Latents of everything that is said, and a checkpoint at the last prompt and answer of each.
+    size = loaded.plan.block_size
+    said = sum(sum(len(t.new_tokens) + t.answer_len for t in c) for c in conversations)
+    working_set = -(-said // size) + 2 * len(conversations) * loaded.plan.checkpoint_blocks
     outcomes: dict[str, list[Outcome]] = {"on": [], "off": [], "starved": []}
     late = min(20, *(len(c) for c in conversations))
     fresh = []
@@ -203,20 +275,24 @@ def run_agent(
         record.ceilings.sample()
         for name in outcomes:
             engine = _Engine(
-                model,
-                max_model_len,
+                config,
+                loaded,
                 caching=name != "off",
-                share=share if name == "starved" else 1.0,
+                num_blocks=working_set // 10 if name == "starved" else None,
             )
             engine.ask([1] * 64, 4)
             outcomes[name].append(play(engine, conversations))
         fresh.append(fresh_ttft_s(probe, conversations, late))
-    _fill(record, outcomes, fresh, late)
+    _fill(record, outcomes, fresh, late, working_set)
     record.finish()
 
 
 def _fill(
-    record: Record, outcomes: dict[str, list[Outcome]], fresh: list[float], late: int
+    record: Record,
+    outcomes: dict[str, list[Outcome]],
+    fresh: list[float],
+    late: int,
+    working_set: int,
 ) -> None:
     on, off = outcomes["on"], outcomes["off"]
     for name in ("on", "off"):
@@ -227,14 +303,21 @@ def _fill(
     for name, runs in outcomes.items():
         record.add(f"cache {name}: all turns", "s", [outcome.seconds for outcome in runs])
     record.add(f"TTFT of a fresh prompt, new tokens of turn {late}", "ms", [t * 1e3 for t in fresh])
-    first = on[0]
+    first, starved = on[0], outcomes["starved"][0]
     record.derived = {
         "turns": first.turns,
         "prompt tokens sent": first.prompted,
         "prompt tokens new": first.new,
         "prompt tokens computed, cache on": first.prefilled,
-        "prompt tokens computed, starved": outcomes["starved"][0].prefilled,
+        "prompt tokens computed, starved": starved.prefilled,
+        "prompt tokens computed, cache off": off[0].prefilled,
         "hit rate": 1 - first.prefilled / first.prompted,
+        "hit rate, starved": 1 - starved.prefilled / starved.prompted,
+        "turns by what was found, cache on": _counts(first.results),
+        "turns by what was found, starved": _counts(starved.results),
+        "memory MiB, cache on": _mebibytes(first),
+        "memory MiB, starved": _mebibytes(starved),
+        "blocks, starved, of the working set": f"{starved.num_blocks} of {working_set}",
         "ttft_ms_by_turn_on": _medians(on),
         "ttft_ms_by_turn_off": _medians(off),
     }
@@ -266,6 +349,15 @@ def _fill(
         "new: beyond the longest prefix that this conversation has processed; an answer's last "
         "token counts, since it was sampled but not computed"
     )
+
+
+def _counts(results: Counter[str]) -> str:
+    return ", ".join(f"{result} {count}" for result, count in results.most_common() if count)
+
+
+def _mebibytes(outcome: Outcome) -> str:
+    parts = {use: size / 2**20 for use, size in outcome.cache_bytes.items() if use != "free"}
+    return ", ".join(f"{use} {size:.1f}" for use, size in parts.items() if size)
 
 
 def _medians(runs: Sequence[Outcome]) -> list[float]:

@@ -93,6 +93,10 @@ def agent(
     ] = 8192,
     repeats: Annotated[int, typer.Option("--repeats", help="Runs of each kind.")] = 3,
     seed: SeedOption = 0,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="JSON lines with the sizes of turns, instead of drawn ones."),
+    ] = None,
     threads: ThreadsOption = None,
     out: OutOption = None,
     allow_dirty: DirtyOption = False,
@@ -108,6 +112,7 @@ def agent(
         max_model_len=max_model_len,
         repeats=repeats,
         seed=seed,
+        trace=trace,
         threads=threads,
         out=out,
         allow_dirty=allow_dirty,

@@ -118,8 +118,7 @@ def time_parts(loop: EngineLoop) -> tuple[dict[str, float], list[TokenEvent]]:
     marks = [time.perf_counter()]
     output = scheduler.schedule()
     marks.append(time.perf_counter())
-    if output.new_blocks:
-        runner.cache.forget_blocks(output.new_blocks)
+    runner.memory.run(output.memory_ops)
     _, wanting = runner.build_batch(output)
     marks.append(time.perf_counter())
     results = [StepResult(token_id=1) for _ in wanting]

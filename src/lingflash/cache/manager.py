@@ -4,71 +4,88 @@ A sequence holds a lease: a state slot and the blocks of its tokens. It gets all
 for or nothing, so a refused request leaves no trace. Blocks that are full are published in a
 prefix tree; a later sequence with the same beginning (and the same salt) reads them instead of
 computing them, up to the deepest point where a state checkpoint exists too.
+
+A checkpoint is kept in blocks like those of latents, any of them, so that one pool serves both
+and the split follows their use. What a lease does not read may go when memory is short
+(`eviction.py`); with a host tier it is copied there first. A state slot that no sequence needs is
+lent to a checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
 from lingflash.cache.block_pool import IndexPool
+from lingflash.cache.device_offers import DeviceOffers
+from lingflash.cache.host_tier import HostTier
+from lingflash.cache.lease import Lease
+from lingflash.cache.memory_ops import (
+    CopyState,
+    HostCopy,
+    LoadBlocks,
+    LoadState,
+    MemoryOp,
+    SaveState,
+    StoreBlocks,
+    StoreState,
+    ZeroBlocks,
+    ZeroSlot,
+)
+from lingflash.cache.miss import GoneKeys, explain
 from lingflash.cache.prefix_tree import PrefixNode, PrefixTree
+from lingflash.core.types import CacheReport
 
-
-@dataclass(slots=True)
-class Lease:
-    """Memory of one running sequence.
-
-    Args:
-        state_slot: place of its recurrent state.
-        blocks: its block table, in the order of its tokens.
-        num_hit_tokens: tokens that were found computed; a multiple of the block size.
-        hit_checkpoint: state slot that holds the states after them, to be copied to state_slot.
-        branch_tokens: where the known blocks end, if that is beyond the hit: a checkpoint is worth
-            taking there, since two conversations part at that place. Else 0.
-        nodes: published nodes of the first blocks, all owned by this lease.
-        own_blocks: blocks that are nobody else's: not yet full, or full but published by another
-            first.
-    """
-
-    state_slot: int
-    blocks: list[int] = field(default_factory=list)
-    num_hit_tokens: int = 0
-    hit_checkpoint: int | None = None
-    branch_tokens: int = 0
-    nodes: list[PrefixNode] = field(default_factory=list)
-    own_blocks: set[int] = field(default_factory=set)
+TokensAt = Callable[[int, int], Sequence[int]]
 
 
 class CacheManager:
     """Leases over a pool of blocks and a pool of state slots.
 
     Args:
-        num_blocks: blocks in the paged cache.
+        num_blocks: blocks of the paged cache, for latents and checkpoints.
         block_size: tokens in a block.
         num_state_slots: sequences that can hold a state.
-        num_checkpoints: further state slots, numbered after those, for checkpoints; 0 keeps none,
-            so that nothing is ever found again.
+        checkpoint_blocks: blocks that hold one state checkpoint; 0 keeps none, so that nothing is
+            ever found again.
+        num_host_blocks: blocks of the host tier; 0 has none.
+        block_bytes, slot_bytes: what one takes, for bytes_by_use.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, num_state_slots: int, num_checkpoints: int = 0
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_state_slots: int,
+        checkpoint_blocks: int = 0,
+        num_host_blocks: int = 0,
+        *,
+        block_bytes: int = 0,
+        slot_bytes: int = 0,
     ) -> None:
         self.block_size = block_size
+        self.checkpoint_blocks = checkpoint_blocks
+        self.block_bytes, self.slot_bytes = block_bytes, slot_bytes
         self._blocks = IndexPool(num_blocks)
         self._slots = IndexPool(num_state_slots)
-        self._checkpoints = IndexPool(num_checkpoints)
         self._tree = PrefixTree()
+        self._offers = DeviceOffers(checkpoint_blocks, block_size)
+        self._gone = GoneKeys(num_blocks)
+        self._ops: list[MemoryOp] = []
+        self.host = HostTier(num_host_blocks, self._on_host_evicts)
+        self._leases: dict[int, Lease] = {}  # by state slot
+        self._num_unowned = 0  # nodes on the device that no lease reads
+        self._num_in_blocks = 0  # checkpoints that lie in blocks
+        self._lent: dict[int, PrefixNode] = {}  # slots that hold a checkpoint, longest unused first
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that no lease uses; what the prefix tree keeps can be had for the asking."""
-        return self._blocks.num_free + self._tree.num_unowned
+        return self._blocks.num_free + self._num_unowned + self.num_checkpoint_blocks
 
     @property
     def num_free_slots(self) -> int:
-        """State slots without an owner."""
-        return self._slots.num_free
+        """State slots that no lease uses; those that are lent can be had for the asking."""
+        return self._slots.num_free + len(self._lent)
 
     @property
     def num_blocks(self) -> int:
@@ -82,22 +99,52 @@ class CacheManager:
 
     @property
     def num_checkpoints(self) -> int:
-        """Checkpoint slots in use."""
-        return self._checkpoints.size - self._checkpoints.num_free
+        """State checkpoints on the device."""
+        return self._num_in_blocks + len(self._lent)
+
+    @property
+    def num_checkpoint_blocks(self) -> int:
+        """Blocks that hold checkpoints; some are in lent slots instead."""
+        return self._num_in_blocks * self.checkpoint_blocks
 
     @property
     def num_cached_blocks(self) -> int:
-        """Blocks in the prefix tree."""
-        return len(self._tree)
+        """Blocks of latents that no lease reads."""
+        return self._num_unowned
+
+    @property
+    def num_empty_blocks(self) -> int:
+        """Blocks that hold nothing."""
+        return self._blocks.num_free
 
     @property
     def keeps_prefixes(self) -> bool:
         """Whether anything can be found again."""
-        return self._checkpoints.size > 0
+        return self.checkpoint_blocks > 0
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
+
+    def bytes_by_use(self) -> dict[str, int]:
+        """What the memory serves; all but "host" are parts of one budget and add up to it."""
+        running = self.num_blocks - self.num_free_blocks
+        blocks = {
+            "running": running,
+            "prefixes": self._num_unowned,
+            "checkpoints": self.num_checkpoint_blocks,
+            "free": self._blocks.num_free,
+            "host": self.host.num_used,
+        }
+        found = {use: count * self.block_bytes for use, count in blocks.items()}
+        found["checkpoints"] += len(self._lent) * self.slot_bytes
+        return found | {"state_slots": (self.num_slots - len(self._lent)) * self.slot_bytes}
+
+    def take_ops(self) -> list[MemoryOp]:
+        """What must be done to the memory before the next forward pass, in this order."""
+        ops = self._ops[:]
+        self._ops.clear()
+        return ops
 
     def admit(self, num_tokens: int, keys: Sequence[bytes] = ()) -> Lease | None:
         """Lease a slot and blocks for `num_tokens`, or None if either is short.
@@ -107,76 +154,158 @@ class CacheManager:
                 since its logits are needed.
             keys: of the sequence's full blocks, from block_keys; none to look nothing up.
         """
-        if not self._slots.num_free:
+        if not self._slots.num_free and not self._reclaim_slot():
             return None
         matched = self._tree.match(keys[: (num_tokens - 1) // self.block_size])
-        depth = next(
-            (i for i in range(len(matched), 0, -1) if matched[i - 1].checkpoint is not None), 0
-        )
+        depth = next((i for i in range(len(matched), 0, -1) if matched[i - 1].has_state), 0)
         hit = matched[:depth]
         for node in hit:  # before anything is evicted to make room
-            self._tree.own(node)
-        fresh = self._take_blocks(self.blocks_for(num_tokens) - depth)
-        if fresh is None:
+            self._own(node)
+        on_device = sum(node.block is not None for node in hit)
+        num_fresh = self.blocks_for(num_tokens) - on_device
+        if num_fresh > self.num_free_blocks:
             for node in reversed(hit):
-                self._tree.disown(node)
+                self._disown(node)
             return None
         slots = self._slots.take(1)
         assert slots is not None
-        if hit:
-            self._tree.touch_checkpoint(hit[-1])
-        return Lease(
+        lease = Lease(
             slots[0],
-            [node.block for node in hit] + fresh,
             num_hit_tokens=depth * self.block_size,
-            hit_checkpoint=hit[-1].checkpoint if hit else None,
-            branch_tokens=len(matched) * self.block_size if len(matched) > depth else 0,
+            num_known_tokens=len(matched) * self.block_size,
             nodes=hit,
-            own_blocks=set(fresh),
+        )
+        self._leases[lease.state_slot] = lease
+        self._ops.append(ZeroSlot(lease.state_slot))
+        if hit:
+            # Before the fresh blocks are taken, which may be those of the checkpoint.
+            self._load_state(hit[-1], lease.state_slot)
+        fresh = self._take_blocks(num_fresh)
+        assert fresh is not None
+        missing = hit[on_device:]
+        if missing:
+            sources = [b for node in missing if node.host_block for b in node.host_block.blocks]
+            self._ops.append(LoadBlocks(sources, fresh[: len(missing)]))
+        for node, block in zip(missing, fresh, strict=False):
+            self._put(node, block)
+        own = fresh[len(missing) :]
+        self._zero(own)
+        lease.blocks = [node.block for node in hit if node.block is not None] + own
+        lease.own_blocks = set(own)
+        return lease
+
+    def explain_miss(
+        self, lease: Lease, keys: Sequence[bytes], root: bytes, tokens: TokensAt
+    ) -> CacheReport:
+        """Say why a lease did not find all of its prompt's full blocks.
+
+        Args:
+            lease: just admitted with these keys.
+            keys: those that were looked up.
+            root: key of the salt.
+            tokens: gives the sequence's tokens from a position, so many.
+        """
+        known = lease.num_known_tokens
+        return explain(
+            self._tree, self._gone, keys, lease.nodes, known, root, tokens, self.block_size
         )
 
-    def grow(self, lease: Lease, num_tokens: int) -> list[int] | None:
-        """Add the blocks that `num_tokens` need; the new ones, or None if there are too few."""
+    def grow(self, lease: Lease, num_tokens: int) -> bool:
+        """Add the blocks that `num_tokens` need, or nothing and False if there are too few."""
         added = self._take_blocks(max(self.blocks_for(num_tokens) - len(lease.blocks), 0))
-        if added is not None:
-            lease.blocks.extend(added)
-            lease.own_blocks.update(added)
-        return added
+        if added is None:
+            return False
+        lease.blocks.extend(added)
+        lease.own_blocks.update(added)
+        self._zero(added)
+        return True
 
-    def publish(self, lease: Lease, keys: Sequence[bytes]) -> None:
+    def publish(
+        self,
+        lease: Lease,
+        keys: Sequence[bytes],
+        root: bytes,
+        tokens: TokensAt,
+    ) -> None:
         """Make a lease's computed full blocks known; `keys` are of all of them, in order."""
+        if lease.is_detached:
+            return
         while len(lease.nodes) < len(keys):
             index = len(lease.nodes)
             key, parent = keys[index], lease.nodes[-1] if lease.nodes else None
             node = self._tree.get(key)
             if node is None:
+                ids = tokens(index * self.block_size, self.block_size)
+                node = self._tree.insert(key, parent, root, ids)
+                self._gone.discard(key)
+            # Else computed by another sequence meanwhile: read that, keep our copy until the end.
+            self._own(node)
+            if node.block is None:
                 block = lease.blocks[index]
-                node = self._tree.insert(key, parent, block)
                 lease.own_blocks.remove(block)
-            else:
-                # Computed by another sequence meanwhile: point to it, keep our copy until the end.
-                self._tree.own(node)
+                self._put(node, block)
             lease.nodes.append(node)
 
-    def checkpoint(self, lease: Lease, num_tokens: int) -> int | None:
-        """Reserve a slot for the states after the first `num_tokens` of a lease.
+    def checkpoint(self, lease: Lease, num_tokens: int) -> bool:
+        """Keep the states after the first `num_tokens` of a lease, if there is room for them.
 
         Returns:
-            The slot to copy them to; None if there is no such block boundary, a checkpoint exists,
-            or none are kept.
+            Whether a copy will be made: not if there is no such block boundary, a checkpoint
+            exists, or none are kept.
         """
         index, rest = divmod(num_tokens, self.block_size)
-        if rest or not 0 < index <= len(lease.nodes) or not self._checkpoints.size:
-            return None
+        if lease.is_detached or not self.keeps_prefixes:
+            return False
+        if rest or not 0 < index <= len(lease.nodes):
+            return False
         node = lease.nodes[index - 1]
-        if node.checkpoint is not None:
-            self._tree.touch_checkpoint(node)
-            return None
-        slots = self._checkpoints.take(1)
-        slot = self._tree.drop_oldest_checkpoint() if slots is None else slots[0] + self._slots.size
-        if slot is not None:
-            self._tree.set_checkpoint(node, slot)
-        return slot
+        if node.has_device_state:
+            self._touch(node)
+        if node.has_device_state or node.host_state is not None:
+            return False
+        slots = self._slots.take(1, highest=True)
+        if slots is not None:
+            self._ops.append(CopyState(lease.state_slot, slots[0]))
+            node.slot, node.lost_state = slots[0], False
+            self._lent[slots[0]] = node
+            return True
+        # It need not lie beside anything: latents keep the low end, where they are read in place.
+        blocks = self._take_blocks(self.checkpoint_blocks, highest=True)
+        if blocks is None:
+            return False
+        node.state, node.lost_state = blocks, False
+        self._num_in_blocks += 1
+        self._offers.add_state(node)
+        self._ops.append(SaveState(lease.state_slot, list(blocks)))
+        return True
+
+    def _reclaim_slot(self) -> bool:
+        """Take a lent slot back; the checkpoint moves to blocks if there is room for it."""
+        if not self._lent:
+            return False
+        slot, node = next(iter(self._lent.items()))
+        blocks = self._take_blocks(self.checkpoint_blocks, highest=True)
+        if node.slot != slot:  # evicted meanwhile
+            if blocks is not None:
+                self._blocks.give_back(blocks)
+            return True
+        if blocks is None:
+            self._evict_state(node)
+            return True
+        self._ops.append(SaveState(slot, list(blocks)))
+        self._take_slot_back(node)
+        node.state = blocks
+        self._num_in_blocks += 1
+        self._offers.add_state(node)
+        self._offers.update(node)
+        return True
+
+    def _take_slot_back(self, node: PrefixNode) -> None:
+        if node.slot is not None:
+            del self._lent[node.slot]
+            self._slots.give_back([node.slot])
+            node.slot = None
+            self._offers.discard("slot", node)
 
     def release(self, lease: Lease, *, keep_prefix: bool = True) -> None:
         """Take everything back; the lease is empty and must not be used again.
@@ -186,43 +315,209 @@ class CacheManager:
             keep_prefix: False forgets the published blocks that no other lease reads, because their
                 content is in doubt.
         """
+        del self._leases[lease.state_slot]
         self._blocks.give_back(sorted(lease.own_blocks))
         self._slots.give_back([lease.state_slot])
         for node in reversed(lease.nodes):
-            self._tree.disown(node)
-            if not keep_prefix and not node.num_owners and not node.num_children:
-                self._reclaim(self._tree.remove(node))
+            if lease.is_detached:
+                node.num_owners -= 1
+                if not node.num_owners and node.block is not None:
+                    self._blocks.give_back([node.block])
+                continue
+            self._disown(node)
+            if not keep_prefix and node.is_device_leaf:
+                self._forget(node)
         lease.blocks, lease.own_blocks, lease.nodes = [], set(), []
         lease.state_slot = -1
 
-    def drop_checkpoints(self, slots: Iterable[int]) -> None:
-        """Forget checkpoints whose copy was not made."""
-        doomed = set(slots)
-        for node in [n for n in self._tree if n.checkpoint in doomed]:
-            slot = self._tree.drop_checkpoint(node)
-            self._checkpoints.give_back([slot - self._slots.size])
+    def reset(self) -> tuple[int, int]:
+        """Forget every prefix, in both tiers; running sequences keep what they read.
 
-    def forget_prefixes(self) -> None:
-        """Empty the prefix tree, except for what running sequences read."""
-        while self._evict():
-            pass
+        Nothing that was computed before is found by a request that is admitted later.
 
-    def _take_blocks(self, count: int) -> list[int] | None:
+        Returns:
+            Blocks and checkpoints that were forgotten.
+        """
+        counts = len(self._tree), self.num_checkpoints
+        for lease in self._leases.values():
+            lease.is_detached = True
+        for node in self._tree.clear():
+            self._free_copies(node)
+            if node.num_owners == 0 and node.block is not None:
+                self._blocks.give_back([node.block])
+            node.children = {}
+        self._num_unowned = 0
+        self._gone.clear()
+        return counts
+
+    def step_failed(self, ops: Iterable[MemoryOp]) -> None:
+        """The operations before a step were not (all) made: what is cached is in doubt."""
+        self.reset()
+        for op in ops:
+            if isinstance(op, StoreBlocks | StoreState):
+                self.host_copied(op.copy, succeeded=False)
+
+    def host_copied(self, copy: HostCopy, *, succeeded: bool = True) -> None:
+        """A copy to the host tier was made, or was not; before this it counts for nothing."""
+        if copy.is_settled:
+            return
+        node: PrefixNode = copy.holder
+        self.host.settle(copy, succeeded)
+        if copy.is_cancelled:
+            return
+        if not succeeded:
+            if node.host_state is copy:
+                node.host_state, node.lost_state = None, True
+            else:
+                node.host_block = None
+                if node.block is None:
+                    self._forget(node)
+                    return
+        self._update_host(node)
+
+    def _zero(self, blocks: list[int]) -> None:
+        last = self._ops[-1] if self._ops else None
+        if isinstance(last, ZeroBlocks):
+            last.blocks += blocks
+        elif blocks:
+            self._ops.append(ZeroBlocks(list(blocks)))
+
+    def _take_blocks(self, count: int, *, highest: bool = False) -> list[int] | None:
         if count > self.num_free_blocks:
             return None
         while self._blocks.num_free < count:
-            if not self._evict():
-                return None
-        return self._blocks.take(count)
+            item = self._offers.pop()
+            assert item is not None, "blocks that count as free cannot be evicted"
+            if item[0] != "block":
+                self._evict_state(item[1])
+            else:
+                self._evict_block(item[1])
+        return self._blocks.take(count, highest=highest)
 
-    def _evict(self) -> bool:
-        node = self._tree.oldest_removable()
-        if node is None:
-            return False
-        self._reclaim(self._tree.remove(node))
-        return True
+    def _evict_state(self, node: PrefixNode) -> None:
+        if node.host_state is None:
+            copy = self.host.reserve(self.checkpoint_blocks, node)
+            node.host_state = copy
+            if copy is not None and node.state is not None:
+                self._ops.append(StoreBlocks(list(node.state), copy))
+            elif copy is not None and node.slot is not None:
+                self._ops.append(StoreState(node.slot, copy))
+        node.lost_state |= node.host_state is None
+        self._drop_state(node)
+        self._update_host(node)
 
-    def _reclaim(self, node: PrefixNode) -> None:
+    def _drop_state(self, node: PrefixNode) -> None:
+        if node.has_device_state:
+            self._free_state(node)
+            self._offers.update(node)
+
+    def _free_state(self, node: PrefixNode) -> None:
+        self._take_slot_back(node)
+        if node.state is not None:
+            self._blocks.give_back(node.state)
+            node.state = None
+            self._num_in_blocks -= 1
+            self._offers.discard("state", node)
+
+    def _evict_block(self, node: PrefixNode) -> None:
+        assert node.block is not None
+        assert not node.has_device_state
+        is_wanted = node.host_state is not None or bool(node.children)
+        if is_wanted and node.host_block is None:
+            node.host_block = self.host.reserve(1, node)
+            if node.host_block is not None:
+                self._ops.append(StoreBlocks([node.block], node.host_block))
+        if node.host_block is None:
+            self._forget(node)
+            return
+        self._take_off_device(node)
+        self._update_host(node)
+
+    def _take_off_device(self, node: PrefixNode) -> None:
+        assert node.block is not None
         self._blocks.give_back([node.block])
-        if node.checkpoint is not None:
-            self._checkpoints.give_back([node.checkpoint - self._slots.size])
+        node.block = None
+        self._num_unowned -= 1
+        self._offers.discard("block", node)
+        if node.parent is not None:
+            node.parent.num_device_children -= 1
+            self._offers.update(node.parent)
+
+    def _put(self, node: PrefixNode, block: int) -> None:
+        """Say that an owned node's latents are in a block of the device."""
+        node.block = block
+        if node.parent is not None:
+            node.parent.num_device_children += 1
+            self._offers.update(node.parent)
+        self._update_host(node)
+
+    def _own(self, node: PrefixNode) -> None:
+        node.num_owners += 1
+        if node.num_owners == 1:
+            if node.block is not None:
+                self._num_unowned -= 1
+            self._offers.update(node)
+            self._update_host(node)
+
+    def _disown(self, node: PrefixNode) -> None:
+        node.num_owners -= 1
+        if node.num_owners == 0:
+            if node.block is not None:
+                self._num_unowned += 1
+            self._offers.update(node)
+            self._update_host(node)
+
+    def _load_state(self, node: PrefixNode, slot: int) -> None:
+        self._touch(node)
+        if node.slot is not None:
+            self._ops.append(CopyState(node.slot, slot))
+            return
+        if node.state is not None:
+            self._ops.append(LoadState(list(node.state), slot))
+            return
+        assert node.host_state is not None
+        self.host.touch(("state", node))
+        self._ops.append(LoadState(list(node.host_state.blocks), slot, from_host=True))
+
+    def _touch(self, node: PrefixNode) -> None:
+        """A checkpoint was of use: keep it longer."""
+        if node.slot is not None:
+            self._lent[node.slot] = self._lent.pop(node.slot)
+        self._offers.touch(node)
+
+    def _update_host(self, node: PrefixNode) -> None:
+        if self.host.num_blocks:
+            self.host.update(node)
+
+    def _on_host_evicts(self, kind: str, node: PrefixNode) -> None:
+        """The host tier gave up a copy; what hung on it goes too."""
+        if kind == "state":
+            node.lost_state |= not node.has_device_state
+        elif node.block is None:
+            self._forget(node)
+            return
+        self._update_host(node)
+
+    def _forget(self, node: PrefixNode) -> None:
+        """Take an unowned node out of the tree, and what continues it in the host tier."""
+        doomed = [node]
+        for each in doomed:
+            doomed += each.children.values()
+        for each in reversed(doomed):
+            node.lost_state |= each.lost_state or each.has_state
+            self._drop_state(each)
+            if each.block is not None:
+                self._take_off_device(each)
+            self._free_copies(each)
+            self._gone.add(each.key)
+            self._tree.remove(each)
+        if node.parent is not None:
+            # Of what is still known it is the end now: its checkpoint was evicted with this one.
+            node.parent.lost_state |= node.lost_state
+            self._update_host(node.parent)
+
+    def _free_copies(self, node: PrefixNode) -> None:
+        """Give up a node's checkpoint and host copies, but not its block."""
+        self._free_state(node)
+        self._offers.discard("block", node)
+        self.host.drop(node)

@@ -1,21 +1,24 @@
-"""Which computed blocks and states are worth keeping, found again by their tokens.
+"""Which computed blocks and states are known, found again by their tokens.
 
 A node stands for one full block of tokens after a certain prefix. Its key is a cryptographic hash
 of the parent's key and the block's tokens; the root's key is a hash of a salt, so that two salts
-never meet. A node has a block of latents; some nodes also have a *state checkpoint*, a copy of all
-recurrent states as they were after the node's last token. A prefix can be continued only where
-both are there.
+never meet. Some nodes also have a *state checkpoint*, a copy of all recurrent states as they were
+after the node's last token. A prefix can be continued only where both are there.
 
     root(salt) -- [16 tokens] -- [16 tokens, checkpoint] -- [16 tokens]
                                                         \\-- [16 other tokens, checkpoint]
+
+Block and checkpoint may each be on the device, in the host tier, or in both. The nodes on the
+device are closed towards the root.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+
+from lingflash.cache.memory_ops import HostCopy
 
 _KEY_BYTES = 32
 
@@ -47,32 +50,89 @@ class PrefixNode:
     Attributes:
         key: see block_keys.
         parent: the node before, None for the first block.
-        block: place of its latents.
-        checkpoint: state slot with the states after it, None if there is none.
-        num_owners: leases that read the block.
-        num_children: nodes that continue it.
+        root: key of the salt, for first blocks.
+        tokens: of the block.
+        depth: tokens up to its end.
+        block: place of its latents on the device, None if they are not there.
+        state: blocks of the device that hold its state checkpoint, None if there is none.
+        slot: state slot of the device that does, if one was idle.
+        host_block, host_state: the same in the host tier.
+        lost_state: a checkpoint was evicted here, or after it together with its blocks.
+        num_owners: leases that read the block, which is on the device then.
+        children: nodes that continue it, by key.
+        num_device_children: those of them on the device.
     """
 
-    __slots__ = ("block", "checkpoint", "key", "num_children", "num_owners", "parent")
+    __slots__ = (
+        "block",
+        "children",
+        "depth",
+        "host_block",
+        "host_state",
+        "key",
+        "lost_state",
+        "num_device_children",
+        "num_owners",
+        "parent",
+        "root",
+        "slot",
+        "state",
+        "tokens",
+    )
 
-    def __init__(self, key: bytes, parent: PrefixNode | None, block: int) -> None:
-        self.key, self.parent, self.block = key, parent, block
-        self.checkpoint: int | None = None
-        self.num_owners = self.num_children = 0
+    def __init__(
+        self, key: bytes, parent: PrefixNode | None, root: bytes, tokens: Sequence[int]
+    ) -> None:
+        self.key, self.parent, self.root = key, parent, root
+        self.tokens = array("I", tokens)
+        self.depth = len(tokens) + (0 if parent is None else parent.depth)
+        self.block: int | None = None
+        self.state: list[int] | None = None
+        self.slot: int | None = None
+        self.host_block: HostCopy | None = None
+        self.host_state: HostCopy | None = None
+        self.lost_state = False
+        self.num_owners = self.num_device_children = 0
+        self.children: dict[bytes, PrefixNode] = {}
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether its latents are somewhere."""
+        return self.block is not None or _is_there(self.host_block)
+
+    @property
+    def has_device_state(self) -> bool:
+        """Whether the device holds its checkpoint."""
+        return self.state is not None or self.slot is not None
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a sequence can be continued after it."""
+        return self.has_device_state or _is_there(self.host_state)
+
+    @property
+    def is_device_leaf(self) -> bool:
+        """Whether nothing on the device continues it and no lease reads it."""
+        return self.num_owners == 0 and self.num_device_children == 0
+
+    def distance_to_state(self) -> int:
+        """Tokens from the last checkpoint before this node to its end."""
+        node = self.parent
+        while node is not None and not node.has_state:
+            node = node.parent
+        return self.depth - (0 if node is None else node.depth)
+
+
+def _is_there(copy: HostCopy | None) -> bool:
+    return copy is not None and copy.is_complete
 
 
 class PrefixTree:
-    """All nodes, and which of them may go.
-
-    Only leaves that no lease reads may go, the longest unused one first, so that a chain is never
-    broken in the middle.
-    """
+    """All nodes, by key."""
 
     def __init__(self) -> None:
         self._nodes: dict[bytes, PrefixNode] = {}
-        self._removable: OrderedDict[bytes, PrefixNode] = OrderedDict()
-        self._checkpoints: OrderedDict[bytes, PrefixNode] = OrderedDict()
-        self.num_unowned = 0
+        self._firsts: dict[bytes, dict[bytes, PrefixNode]] = {}  # first blocks of each root
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -85,74 +145,43 @@ class PrefixTree:
         return self._nodes.get(key)
 
     def match(self, keys: Sequence[bytes]) -> list[PrefixNode]:
-        """The nodes of the longest known beginning of a chain."""
+        """The readable nodes of the longest known beginning of a chain."""
         found = []
         for key in keys:
             node = self._nodes.get(key)
-            if node is None:
+            if node is None or not node.is_readable:
                 break
             found.append(node)
         return found
 
-    def insert(self, key: bytes, parent: PrefixNode | None, block: int) -> PrefixNode:
-        """Add a node that is owned by the lease that computed it."""
-        node = self._nodes[key] = PrefixNode(key, parent, block)
-        node.num_owners = 1
-        if parent is not None:
-            parent.num_children += 1
-            self._removable.pop(parent.key, None)
+    def insert(
+        self, key: bytes, parent: PrefixNode | None, root: bytes, tokens: Sequence[int]
+    ) -> PrefixNode:
+        """Add a node; where its latents are is the caller's to say."""
+        node = self._nodes[key] = PrefixNode(key, parent, root, tokens)
+        self._siblings(node)[key] = node
         return node
 
-    def own(self, node: PrefixNode) -> None:
-        """A lease begins to read the node."""
-        if node.num_owners == 0:
-            self.num_unowned -= 1
-            self._removable.pop(node.key, None)
-        node.num_owners += 1
+    def remove(self, node: PrefixNode) -> None:
+        """Take out a node without children."""
+        del self._nodes[node.key]
+        siblings = self._siblings(node)
+        del siblings[node.key]
+        if node.parent is None and not siblings:
+            del self._firsts[node.root]
 
-    def disown(self, node: PrefixNode) -> None:
-        """A lease no longer reads the node."""
-        node.num_owners -= 1
-        if node.num_owners == 0:
-            self.num_unowned += 1
-            self._offer(node)
+    def continuations(self, parent: PrefixNode | None, root: bytes) -> Iterator[PrefixNode]:
+        """What is known to follow a node, or a salt's root; the newest first."""
+        children = self._firsts.get(root, {}) if parent is None else parent.children
+        return reversed(children.values())
 
-    def set_checkpoint(self, node: PrefixNode, slot: int) -> None:
-        """Say that a slot holds the states after this node."""
-        node.checkpoint = slot
-        self._checkpoints[node.key] = node
+    def clear(self) -> list[PrefixNode]:
+        """Take out everything; the nodes are the caller's then."""
+        nodes = list(self._nodes.values())
+        self._nodes, self._firsts = {}, {}
+        return nodes
 
-    def touch_checkpoint(self, node: PrefixNode) -> None:
-        """A hit used it: keep it longer."""
-        self._checkpoints.move_to_end(node.key)
-
-    def drop_checkpoint(self, node: PrefixNode) -> int:
-        """Give up a node's checkpoint; its slot."""
-        del self._checkpoints[node.key]
-        slot, node.checkpoint = node.checkpoint, None
-        assert slot is not None
-        return slot
-
-    def drop_oldest_checkpoint(self) -> int | None:
-        """Give up the checkpoint that was unused for longest; its slot, None if there is none."""
-        if not self._checkpoints:
-            return None
-        return self.drop_checkpoint(next(iter(self._checkpoints.values())))
-
-    def oldest_removable(self) -> PrefixNode | None:
-        """The leaf that nobody reads and that was unused for longest."""
-        return next(iter(self._removable.values()), None)
-
-    def remove(self, node: PrefixNode) -> PrefixNode:
-        """Take out a leaf that nobody reads; its block and checkpoint are the caller's then."""
-        del self._removable[node.key], self._nodes[node.key]
-        self._checkpoints.pop(node.key, None)
-        self.num_unowned -= 1
-        if node.parent is not None:
-            node.parent.num_children -= 1
-            self._offer(node.parent)
-        return node
-
-    def _offer(self, node: PrefixNode) -> None:
-        if node.num_owners == 0 and node.num_children == 0:
-            self._removable[node.key] = node
+    def _siblings(self, node: PrefixNode) -> dict[bytes, PrefixNode]:
+        if node.parent is None:
+            return self._firsts.setdefault(node.root, {})
+        return node.parent.children

@@ -86,6 +86,8 @@ def make_engine_config(
     num_speculative_tokens: int = 0,
     batch_invariant: bool = False,
     prefix_caching: bool = True,
+    cache_self_test: bool = True,
+    host_cache_gib: float | None = None,
     seed: int | None = None,
 ) -> EngineConfig:
     """Build the engine's settings from options as typed.
@@ -108,6 +110,8 @@ def make_engine_config(
         num_speculative_tokens=num_speculative_tokens,
         batch_invariant=batch_invariant,
         prefix_caching=prefix_caching,
+        cache_self_test=cache_self_test,
+        host_cache_gib=host_cache_gib,
         seed=seed,
     )
 

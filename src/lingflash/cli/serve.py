@@ -74,6 +74,21 @@ def serve(
             help="Keep computed prefixes for later requests.",
         ),
     ] = True,
+    cache_self_test: Annotated[
+        bool,
+        typer.Option(
+            "--cache-self-test/--no-cache-self-test",
+            envvar=ENV["--cache-self-test"],
+            help="Show at start-up that a prompt is found again.",
+        ),
+    ] = True,
+    host_cache_gib: Annotated[
+        float | None,
+        _option(
+            "--host-cache-gib",
+            "Host memory for prefixes that the GPU has no room for; on the CPU none if left out.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, _option("--seed", "Of requests that give none, for repeatable runs.")
     ] = None,
@@ -83,6 +98,9 @@ def serve(
     ] = None,
     api_key: Annotated[
         list[str] | None, _option("--api-key", "Accepted key; repeat it for several.")
+    ] = None,
+    admin_api_key: Annotated[
+        str | None, _option("--admin-api-key", "Key of /reset_prefix_cache, which is off without.")
     ] = None,
     engine_restarts: Annotated[
         int, _option("--engine-restarts", "How often a dead engine is started again.")
@@ -125,6 +143,8 @@ def serve(
         num_speculative_tokens=num_speculative_tokens,
         batch_invariant=batch_invariant,
         prefix_caching=prefix_caching,
+        cache_self_test=cache_self_test,
+        host_cache_gib=host_cache_gib,
         seed=seed,
     )
     if engine_restarts < 0:
@@ -138,6 +158,7 @@ def serve(
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
+        admin_api_key=admin_api_key,
         drain_timeout_s=drain_timeout_s,
         request_timeout_s=request_timeout_s,
         max_body_bytes=int(max_body_mb * 2**20),
@@ -189,6 +210,7 @@ def describe(state: ServerState) -> str:
         f"  context    {info.max_model_len:>12,} tokens; {info.max_num_seqs} sequences at once, "
         f"{info.num_blocks * info.block_size:,} tokens in the cache"
     )
+    lines.append(f"  prefix cache: {info.prefix_cache}")
     if state.text is None:
         lines.append("  no tokenizer.json: token-id mode, /v1/completions only")
     return "\n".join(lines)

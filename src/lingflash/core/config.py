@@ -43,6 +43,10 @@ class EngineConfig:
         block_size: tokens in a block of the paged cache; prefixes are found again block by block.
         prefix_caching: keep computed prefixes and state checkpoints for later requests.
         tensor_parallel_size: GPUs of this host (on the CPU: processes) to split the model over.
+        cache_self_test: show at start-up that a prompt is found again and answered alike.
+        host_cache_gib: memory of the host for what the device's cache has no room for; None is as
+            much as the device's cache, up to a quarter of the host's memory, on CUDA, and none on
+            the CPU, whose memory it would share, or with several ranks.
         num_speculative_tokens: drafts per step from the MTP layer; only 0 is supported so far.
         batch_invariant: bitwise equal logits whatever the batch; CPU and float32 only, slower.
         seed: first number of the per-request seeds, for repeatable runs; None draws one.
@@ -62,6 +66,8 @@ class EngineConfig:
     memory_fraction: float = 0.8
     block_size: int = 16
     prefix_caching: bool = True
+    cache_self_test: bool = True
+    host_cache_gib: float | None = None
     tensor_parallel_size: int = 1
     num_speculative_tokens: int = 0
     batch_invariant: bool = False
@@ -90,6 +96,21 @@ class EngineConfig:
             self.block_size > 0 and self.block_size % ANCHOR_TOKENS == 0,
             "block_size",
             f"a positive multiple of {ANCHOR_TOKENS}, the distance of state anchors",
+        )
+        check(
+            self.host_cache_gib is None or self.host_cache_gib >= 0,
+            "host_cache_gib",
+            "0 (no host tier) or more",
+        )
+        check(
+            self.prefix_caching or not self.host_cache_gib,
+            "host_cache_gib",
+            "0 without the prefix cache; leave --no-prefix-caching away",
+        )
+        check(
+            self.tensor_parallel_size == 1 or not self.host_cache_gib,
+            "host_cache_gib",
+            "0 with --tensor-parallel-size; the host tier serves one process so far",
         )
         check(
             1 <= self.tensor_parallel_size <= 64,

@@ -107,11 +107,30 @@ class _EngineCollector(Collector):
             ("state_slots_total", "State slots", stats.num_state_slots),
             ("prefix_cache_blocks", "Cache blocks kept for later requests", stats.cached_blocks),
             ("state_checkpoints", "States kept for later requests", stats.state_checkpoints),
+            (
+                "prefix_cache_live",
+                "1 if the self-test at start-up found a prompt again",
+                float(stats.prefix_cache_live),
+            ),
             ("engine_ready", "1 if the server can serve", float(self._read_ready())),
             ("asyncio_tasks", "Tasks on the server's event loop", _num_tasks()),
         ]
         for name, what, value in gauges:
             yield GaugeMetricFamily(f"lingflash_{name}", what, value=value)
+        by_use = GaugeMetricFamily(
+            "lingflash_cache_bytes", "Bytes of the cache by what they serve", labels=["use"]
+        )
+        for use, num_bytes in stats.cache_bytes.items():
+            by_use.add_metric([use], num_bytes)
+        yield by_use
+        lookups = CounterMetricFamily(
+            "lingflash_prefix_cache_lookups",
+            "Sequences by why no more was found",
+            labels=["result"],
+        )
+        for result, count in stats.prefix_results.items():
+            lookups.add_metric([result], count)
+        yield lookups
         counters: list[tuple[str, str, float]] = [
             ("preemptions", "Sequences put back to waiting", stats.num_preemptions),
             ("engine_steps", "Steps of the engine", stats.num_steps),
@@ -119,6 +138,7 @@ class _EngineCollector(Collector):
             ("engine_generation_tokens", "Tokens sampled by the engine", stats.generated_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up", stats.prefix_queried_tokens),
             ("prefix_cache_hits", "Prompt tokens found computed", stats.prefix_hit_tokens),
+            ("prefix_cache_resets", "Times that it was emptied on request", stats.prefix_resets),
         ]
         for name, what, value in counters:
             yield CounterMetricFamily(f"lingflash_{name}", what, value=value)

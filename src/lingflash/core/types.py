@@ -94,6 +94,41 @@ class SamplingParams:
             check(-100.0 <= bias <= 100.0, "logit_bias", "token ids with a bias from -100 to 100")
 
 
+CacheResult = Literal[
+    "found",
+    "new_tokens",
+    "differs",
+    "no_prefix",
+    "no_checkpoint",
+    "checkpoint_evicted",
+    "blocks_evicted",
+    "too_short",
+    "prompt_logprobs",
+    "caching_off",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """Why the prefix cache did not give more of a prompt than it did.
+
+    Nothing in it depends on what requests of another salt said.
+
+    Args:
+        result: "found": all of the prompt's full blocks (its last token is always computed);
+            "new_tokens": everything known was found, the rest is new; "differs": what is known goes
+            on with another token at `position`; "no_prefix": nothing known begins like this;
+            "no_checkpoint", "checkpoint_evicted": the blocks up to `position` are known, but the
+            recurrent states there were never kept or are gone; "blocks_evicted": the block at
+            `position` was known and is gone; "too_short": no full block before the last token;
+            "prompt_logprobs": those need every token computed; "caching_off".
+        position: see there, else None.
+    """
+
+    result: CacheResult
+    position: int | None = None
+
+
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "answer"]
 
 
@@ -171,6 +206,7 @@ class TokenEvent:
         num_cached_tokens: prompt tokens that were not computed anew; on the first event of a
             choice.
         prompt_logprobs: on the first event of choice 0, if asked for; None for the first token.
+        cache_report: on the first event of a choice that was admitted.
     """
 
     request_id: str
@@ -183,6 +219,7 @@ class TokenEvent:
     error_message: str | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    cache_report: CacheReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +239,8 @@ class EngineInfo:
         dtype: such as "float32".
         batch_invariant: whether logits are bitwise independent of the company.
         memory_plan: label to bytes, as printed at start-up.
+        prefix_cache: "off"; "live" if the self-test at start-up found a prompt again and got equal
+            answers; "untested"; or "failed: " and why, and then it is off.
     """
 
     model: str
@@ -216,14 +255,17 @@ class EngineInfo:
     dtype: str
     batch_invariant: bool = False
     memory_plan: dict[str, int] = field(default_factory=dict)
+    prefix_cache: str = "untested"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Gauges and counters of the engine, sent with its events at most a few times a second.
 
+    prefix_cache_live says what the self-test at start-up found, see EngineInfo.prefix_cache.
     Counters only grow. Gauges: running, waiting, free_blocks (what the prefix cache keeps counts as
-    free), free_state_slots, cached_blocks, state_checkpoints.
+    free), free_state_slots, cached_blocks, state_checkpoints, cache_bytes (by what they are used
+    for; all but "host" add up to the cache's budget).
     """
 
     num_running: int = 0
@@ -240,3 +282,7 @@ class EngineStats:
     state_checkpoints: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0
+    prefix_cache_live: bool = False
+    prefix_resets: int = 0
+    prefix_results: dict[str, int] = field(default_factory=dict)
+    cache_bytes: dict[str, int] = field(default_factory=dict)

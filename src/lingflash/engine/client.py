@@ -56,6 +56,17 @@ class EngineClient(Protocol):
         """End a request within one step; unknown ids are fine. Its choices end as "aborted"."""
         ...
 
+    async def reset_prefix_cache(self) -> tuple[int, int]:
+        """Forget every computed prefix; blocks and state checkpoints that were forgotten.
+
+        Running requests go on; what is submitted from now on finds nothing that was computed
+        before.
+
+        Raises:
+            EngineDeadError: the engine is gone.
+        """
+        ...
+
     async def wait_dead(self) -> None:
         """Return when the engine has failed for good; not after stop()."""
         ...

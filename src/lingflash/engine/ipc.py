@@ -2,8 +2,8 @@
 frames.
 
     server process                               engine process (worker.py)
-    IpcEngineClient  -- Start, Submit, Abort -->  EngineLoop
-                     <-- Loading, Ready, Answer, Events --
+    IpcEngineClient  -- Start, Submit, Abort, Reset -->  EngineLoop
+                     <-- Loading, Ready, Answer, ResetDone, Events --
 
 If the engine dies, running requests end with an error event, `is_ready` turns false, and it is
 started again up to `max_restarts` times; after that `wait_dead` returns and the server exits.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -55,6 +56,20 @@ class Abort(msgspec.Struct, tag=True):
     request_id: str
 
 
+class Reset(msgspec.Struct, tag=True):
+    """Forget every computed prefix."""
+
+    number: int
+
+
+class ResetDone(msgspec.Struct, tag=True):
+    """It was done: blocks and state checkpoints that were forgotten."""
+
+    number: int
+    blocks: int
+    checkpoints: int
+
+
 class Loading(msgspec.Struct, tag=True):
     """Bytes of weights read so far and in all."""
 
@@ -92,8 +107,8 @@ class Events(msgspec.Struct, tag=True):
     stats: EngineStats | None = None
 
 
-ToEngine = Start | Submit | Abort
-FromEngine = Loading | Ready | Failed | Answer | Events
+ToEngine = Start | Submit | Abort | Reset
+FromEngine = Loading | Ready | Failed | Answer | ResetDone | Events
 
 encoder = msgspec.msgpack.Encoder()
 to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)
@@ -155,6 +170,8 @@ class IpcEngineClient:
         self._reading: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._answers: dict[str, asyncio.Future[None]] = {}
+        self._resets: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._reset_numbers = itertools.count()
         self._streams: dict[str, EventStream] = {}
         # Choices that the engine has not ended; kept past an abort, so that an id is not used again
         # while events of its last use may still arrive.
@@ -258,6 +275,18 @@ class IpcEngineClient:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(Abort(request_id)))
 
+    async def reset_prefix_cache(self) -> tuple[int, int]:
+        """See EngineClient.reset_prefix_cache."""
+        if not self._is_ready or self._writer is None:
+            raise EngineDeadError("The engine is not running; try again later.")
+        number = next(self._reset_numbers)
+        done = self._resets[number] = asyncio.get_running_loop().create_future()
+        self._writer.write(frame(Reset(number)))
+        try:
+            return await done
+        finally:
+            del self._resets[number]
+
     async def stop(self) -> None:
         """See EngineClient.stop."""
         self._stopping = True
@@ -310,6 +339,10 @@ class IpcEngineClient:
                         answer.set_result(None)
                     else:
                         answer.set_exception(error_from(code, text, param))
+            case ResetDone(number, blocks, checkpoints):
+                reset = self._resets.get(number)
+                if reset is not None and not reset.done():
+                    reset.set_result((blocks, checkpoints))
             case Loading(done, total):
                 if self._on_loading is not None:
                     self._on_loading(done, total)
@@ -339,7 +372,7 @@ class IpcEngineClient:
         """End what ran, then start again or give up."""
         was_ready, self._is_ready = self._is_ready, False
         message = "The engine process ended while this request ran."
-        for answer in list(self._answers.values()):
+        for answer in [*self._answers.values(), *self._resets.values()]:
             if not answer.done():
                 answer.set_exception(EngineDeadError(message))
         for request_id, choices in list(self._open_choices.items()):

@@ -14,6 +14,7 @@ from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEv
 from lingflash.engine.constrained import load_vocabulary
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.engine.scheduler import Scheduler
+from lingflash.engine.self_test import run_self_test
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 
@@ -34,18 +35,8 @@ class EngineLoop:
     def __init__(self, config: EngineConfig, runner: ModelRunner) -> None:
         plan = runner.plan
         self.runner = runner
-        self.scheduler = Scheduler(
-            CacheManager(
-                plan.num_blocks, plan.block_size, plan.num_state_slots, plan.num_checkpoints
-            ),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_num_waiting=config.max_num_waiting,
-            max_model_len=plan.max_model_len,
-            vocab_size=runner.model.config.vocab_size,
-            stop_token_ids=runner.stop_token_ids,
-            checkpoint_interval=plan.checkpoint_interval,
-        )
+        self._config = config
+        self.scheduler = self._new_scheduler(plan.checkpoint_blocks)
         self.info = EngineInfo(
             model=config.model,
             max_model_len=plan.max_model_len,
@@ -59,6 +50,7 @@ class EngineLoop:
             dtype=str(runner.model.dtype).removeprefix("torch."),
             batch_invariant=config.batch_invariant,
             memory_plan=plan.as_dict(),
+            prefix_cache="untested" if plan.checkpoint_blocks else "off",
         )
         self.grammars = GrammarCompiler(
             lambda: load_vocabulary(
@@ -68,6 +60,45 @@ class EngineLoop:
         self._next_seed = config.seed
         self._failed_steps = 0
 
+    def _new_scheduler(self, checkpoint_blocks: int) -> Scheduler:
+        config, plan, model = self._config, self.runner.plan, self.runner.model
+        cache = CacheManager(
+            plan.num_blocks,
+            plan.block_size,
+            plan.num_state_slots,
+            checkpoint_blocks,
+            plan.num_host_blocks,
+            block_bytes=plan.block_bytes,
+            slot_bytes=plan.state_bytes_per_seq,
+        )
+        return Scheduler(
+            cache,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_waiting=config.max_num_waiting,
+            max_model_len=plan.max_model_len,
+            vocab_size=model.config.vocab_size,
+            stop_token_ids=self.runner.stop_token_ids,
+        )
+
+    def self_test(self) -> None:
+        """Show that the prefix cache is live; one that fails is switched off. For start-up only.
+
+        `info.prefix_cache` says what came of it. Nothing of it stays or is counted.
+        """
+        if not self.scheduler.cache.keeps_prefixes or not self._config.cache_self_test:
+            return
+        outcome = run_self_test(self)
+        self.runner.memory.drain()  # of copies that the next scheduler knows nothing of
+        self._failed_steps = 0
+        self.info = replace(self.info, prefix_cache=outcome)
+        is_usable = not outcome.startswith("failed")
+        self.scheduler = self._new_scheduler(self.runner.plan.checkpoint_blocks * is_usable)
+
+    def reset_prefix_cache(self) -> tuple[int, int]:
+        """Forget every prefix; blocks and state checkpoints that were forgotten."""
+        return self.scheduler.prefixes.reset()
+
     @property
     def has_work(self) -> bool:
         """Whether step() would do anything."""
@@ -75,7 +106,8 @@ class EngineLoop:
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
-        return self.scheduler.stats()
+        is_live = self.info.prefix_cache == "live"
+        return replace(self.scheduler.stats(), prefix_cache_live=is_live)
 
     def add(self, request: EngineRequest, matcher: TokenMatcher | None = None) -> None:
         """Queue a request; one without a seed gets one, so that preemption repeats its samples.
@@ -113,6 +145,8 @@ class EngineLoop:
         Raises:
             EngineError: several steps failed in a row, or a rank is gone; it is of no more use.
         """
+        for copy, succeeded in self.runner.memory.poll():
+            self.scheduler.cache.host_copied(copy, succeeded=succeeded)
         events = self.scheduler.expire(time.monotonic())
         output = self.scheduler.schedule()
         if not output.scheduled:

@@ -21,10 +21,10 @@ from lingflash.parallel.shard import Shard
 # widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
 # float32.
 _ACTIVATION_COPIES = 16
-# Part of what is left after weights and running states that checkpoints may take, and how many of
-# them are of use: a few branch points for each sequence that can run.
-_CHECKPOINT_SHARE = 0.25
+# State checkpoints beyond this many for each sequence that can run are of little use.
 _CHECKPOINTS_PER_SEQ = 8
+# The most of the host's memory that the host tier takes unasked.
+_HOST_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +43,9 @@ class MemoryPlan:
         num_blocks: blocks of the paged cache.
         block_size: tokens in a block.
         num_state_slots: sequences that run at once.
-        num_checkpoints: further states, kept for prefixes that come back.
         num_ranks: processes that share the model, each with this plan.
+        checkpoint_blocks: blocks that one state checkpoint takes; 0 without a prefix cache.
+        num_host_blocks: blocks of the host tier.
         max_model_len: context limit that was asked for or that fits.
         wanted_model_len: context limit before it was cut to what fits.
     """
@@ -62,34 +63,29 @@ class MemoryPlan:
     num_state_slots: int
     max_model_len: int
     wanted_model_len: int
-    num_checkpoints: int = 0
     num_ranks: int = 1
+    checkpoint_blocks: int = 0
+    num_host_blocks: int = 0
 
     @property
-    def checkpoint_bytes(self) -> int:
-        """One state checkpoint: a state without its tail, which is empty at an anchor."""
-        return self.state_bytes_per_seq - self.tail_bytes_per_seq
-
-    @property
-    def checkpoint_interval(self) -> int:
-        """Tokens between the checkpoints of a long prompt: as many as take a checkpoint's memory.
-
-        Fewer would spend more on states than on the latents they make usable, more would save less
-        than half of the memory and cost longer recomputation.
-        """
-        tokens = self.checkpoint_bytes // max(self.latent_bytes_per_token, 1)
-        return max(tokens, 16 * self.block_size) // self.block_size * self.block_size
+    def block_bytes(self) -> int:
+        """One block of the paged cache, on the device or on the host."""
+        return self.block_size * self.latent_bytes_per_token
 
     @property
     def states_bytes(self) -> int:
-        """All recurrent states and checkpoints."""
-        running = self.num_state_slots * self.state_bytes_per_seq
-        return running + self.num_checkpoints * self.checkpoint_bytes
+        """All running sequences' recurrent states."""
+        return self.num_state_slots * self.state_bytes_per_seq
 
     @property
     def cache_bytes(self) -> int:
-        """The paged latent cache."""
-        return self.num_blocks * self.block_size * self.latent_bytes_per_token
+        """The paged cache, of latents and state checkpoints."""
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def host_cache_bytes(self) -> int:
+        """The host tier."""
+        return self.num_host_blocks * self.block_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -104,6 +100,7 @@ class MemoryPlan:
             "workspace": self.workspace_bytes,
             "states": self.states_bytes,
             "cache": self.cache_bytes,
+            "host cache": self.host_cache_bytes,
         }
 
     def render(self) -> str:
@@ -116,11 +113,14 @@ class MemoryPlan:
             f"  weights    {_size(self.weights_bytes)}",
             f"  workspace  {_size(self.workspace_bytes)}",
             f"  states     {_size(self.states_bytes)}   {self.num_state_slots} sequences x "
-            f"{_size(self.state_bytes_per_seq).strip()}, {self.num_checkpoints} checkpoints",
+            f"{_size(self.state_bytes_per_seq).strip()}",
             f"  cache      {_size(self.cache_bytes)}   {tokens:,} tokens x "
-            f"{self.latent_bytes_per_token:,} bytes",
+            f"{self.latent_bytes_per_token:,} bytes; a state checkpoint takes "
+            f"{self.checkpoint_blocks * self.block_size:,} tokens' place",
             f"  context    {self.max_model_len:,} tokens",
         ]
+        if self.num_host_blocks:
+            lines.insert(-1, f"  host cache {_size(self.host_cache_bytes)}")
         if self.max_model_len < self.wanted_model_len:
             lines[-1] += f" (the model's {self.wanted_model_len:,} do not fit)"
         return "\n".join(lines)
@@ -263,13 +263,15 @@ def plan_checkpoint(
     widths = {model.linear_rotary_dim, model.qk_rope_head_dim}
     workspace += wanted * sum(widths) * 4
     left = available - weights - workspace - config.max_num_seqs * state
-    num_checkpoints = 0
-    if config.prefix_caching and left > 0:
-        share = int(left * _CHECKPOINT_SHARE) // (state - tail)
-        num_checkpoints = min(share, _CHECKPOINTS_PER_SEQ * config.max_num_seqs)
-        left -= num_checkpoints * (state - tail)
     block_bytes = config.block_size * latent
-    num_blocks = min(left // block_bytes, config.max_num_seqs * -(-wanted // config.block_size))
+    checkpoint_blocks = -(-(state - tail) // block_bytes) if config.prefix_caching else 0
+    useful = -(-wanted // config.block_size) + _CHECKPOINTS_PER_SEQ * checkpoint_blocks
+    host_bytes = _host_cache_bytes(
+        config, device, min(left, config.max_num_seqs * useful * block_bytes)
+    )
+    if device.type == "cpu":
+        left -= host_bytes
+    num_blocks = min(left // block_bytes, config.max_num_seqs * useful)
     fitting = min(wanted, max(num_blocks, 0) * config.block_size)
     needed = wanted if config.max_model_len else min(wanted, config.block_size)
     if fitting < needed:
@@ -309,11 +311,33 @@ def plan_checkpoint(
         num_blocks=num_blocks,
         block_size=config.block_size,
         num_state_slots=config.max_num_seqs,
-        num_checkpoints=num_checkpoints,
         num_ranks=shard.size,
+        checkpoint_blocks=checkpoint_blocks,
+        num_host_blocks=host_bytes // block_bytes,
         max_model_len=fitting,
         wanted_model_len=wanted,
     )
+
+
+def _host_cache_bytes(config: EngineConfig, device: torch.device, device_bytes: int) -> int:
+    """Size of the host tier.
+
+    Raises:
+        NotEnoughMemoryError: the host has not so much.
+    """
+    if not config.prefix_caching or config.tensor_parallel_size > 1:
+        return 0
+    free = available_memory_bytes(torch.device("cpu"))
+    if config.host_cache_gib is None:
+        wanted = max(min(device_bytes, int(free * _HOST_SHARE)), 0)
+        return wanted if device.type == "cuda" else 0
+    wanted = int(config.host_cache_gib * 2**30)
+    if wanted > free:
+        raise NotEnoughMemoryError(
+            f"--host-cache-gib is {config.host_cache_gib:g}, but the host has only "
+            f"{_size(free).strip()} free."
+        )
+    return wanted
 
 
 def model_context(model: ModelConfig) -> int:

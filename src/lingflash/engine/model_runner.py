@@ -13,9 +13,10 @@ from torch import Tensor
 from lingflash.core.config import EngineConfig
 from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
+from lingflash.engine.cache_memory import CacheMemory
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
-from lingflash.engine.ranks import LeadCache, LeadModel, Ranks, connect
+from lingflash.engine.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.kernels.cpu.allocator import keep_freed_memory
@@ -63,8 +64,10 @@ class ModelRunner:
         if model.device.type == "cpu":
             keep_freed_memory()
         self.cache = allocate_cache(model, plan)
-        if ranks is not None:
-            self.model, self.cache = LeadModel(model, ranks), LeadCache(self.cache, ranks)
+        if ranks is None:
+            self.memory = CacheMemory(self.cache, plan.num_host_blocks)
+        else:
+            self.model, self.memory = LeadModel(model, ranks), LeadMemory(self.cache, ranks)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
         if batch_invariant:
             check_batch_invariance(
@@ -72,7 +75,7 @@ class ModelRunner:
                 lambda num_seqs, num_blocks: allocate_cache(
                     model,
                     replace(
-                        plan, num_state_slots=num_seqs, num_blocks=num_blocks, num_checkpoints=0
+                        plan, num_state_slots=num_seqs, num_blocks=num_blocks, checkpoint_blocks=0
                     ),
                 ),
                 plan.block_size,
@@ -115,14 +118,7 @@ class ModelRunner:
 
     def run(self, output: SchedulerOutput) -> list[StepResult]:
         """Compute one step; one result per scheduled sequence, in order."""
-        if output.saves:
-            self.cache.copy_states(output.saves)
-        if output.new_slots:
-            self.cache.forget_slots(output.new_slots)
-        if output.new_blocks:
-            self.cache.forget_blocks(output.new_blocks)
-        if output.restores:
-            self.cache.copy_states(output.restores)
+        self.memory.run(output.memory_ops)
         # Threads that meet at every small operation cost more than they compute: with two, decoding
         # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
         # which the order of sums may depend.
@@ -244,8 +240,7 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
             c.latent_dim,
             dtype=plan.dtype,
         ),
-        # Checkpoints are taken at anchors, where the tail is empty: they need a state alone.
-        states=zeros(layers, slots + plan.num_checkpoints, heads, d, d, dtype=torch.float32),
+        states=zeros(layers, slots, heads, d, d, dtype=torch.float32),
         tail_k=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
         tail_v=zeros(layers, slots, heads, ANCHOR, d, dtype=torch.float32),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lingflash.core.errors import LingflashError
+from lingflash.engine.cache_memory import CacheMemory
 from lingflash.engine.model_runner import allocate_cache
 from lingflash.engine.ranks import STEP_TIMEOUT_S, read_message, write_message
 from lingflash.models.loader import load_model
@@ -49,6 +50,7 @@ def main(fd: int) -> int:
                 mesh=mesh,
             )
             cache = allocate_cache(model, plan)
+            memory = CacheMemory(cache)
         except LingflashError as error:
             write_message(sock, error)
             return 1
@@ -68,8 +70,8 @@ def main(fd: int) -> int:
         elif call == "mtp_forward":
             hidden_states, next_token_ids, batch = arguments
             model.mtp_forward(hidden_states, next_token_ids, batch, cache)
-        elif call in ("forget_slots", "copy_states", "forget_blocks"):
-            getattr(cache, call)(*arguments)
+        elif call == "run_memory":
+            memory.run(*arguments)
         else:
             log.critical("rank %d was told to %r, which it cannot", shard.rank, call)
             return 1

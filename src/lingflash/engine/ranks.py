@@ -18,8 +18,6 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lingflash.cache.memory_ops import MemoryOp
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineDeadError, LingflashError
+from lingflash.engine.cache_memory import CacheMemory
 from lingflash.engine.memory_plan import MemoryPlan
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, Trace
@@ -276,31 +276,20 @@ class LeadModel(BailingHybrid):
             return super().mtp_forward(hidden_states, next_token_ids, batch, cache, trace)
 
 
-class LeadCache(CacheTensors):
-    """Rank 0's memory: what is done to it is done on all ranks.
+class LeadMemory(CacheMemory):
+    """Rank 0's memory: what is done to it is done on all ranks. There is no host tier.
 
     Args:
-        cache: rank 0's part; shared, not copied.
+        tensors: rank 0's part.
         ranks: the others.
     """
 
-    __slots__ = ("_ranks",)
+    def __init__(self, tensors: CacheTensors, ranks: Ranks) -> None:
+        super().__init__(tensors)
+        self._ranks = ranks
 
-    def __init__(self, cache: CacheTensors, ranks: Ranks) -> None:
-        super().__init__(*(getattr(cache, field.name) for field in fields(CacheTensors)))
-        object.__setattr__(self, "_ranks", ranks)
-
-    def forget_slots(self, slots: Sequence[int]) -> None:
-        """See CacheTensors.forget_slots."""
-        self._ranks.tell("forget_slots", slots)
-        super().forget_slots(slots)
-
-    def copy_states(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """See CacheTensors.copy_states."""
-        self._ranks.tell("copy_states", pairs)
-        super().copy_states(pairs)
-
-    def forget_blocks(self, blocks: Sequence[int]) -> None:
-        """See CacheTensors.forget_blocks."""
-        self._ranks.tell("forget_blocks", blocks)
-        super().forget_blocks(blocks)
+    def run(self, ops: list[MemoryOp]) -> None:
+        """See CacheMemory.run."""
+        if ops:
+            self._ranks.tell("run_memory", ops)
+        super().run(ops)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lingflash.cache.manager import Lease
+from lingflash.cache.lease import Lease
 from lingflash.cache.prefix_tree import block_keys, root_key
-from lingflash.core.types import EngineRequest, SamplingParams, TokenLogprob
+from lingflash.core.types import CacheReport, EngineRequest, SamplingParams, TokenLogprob
 from lingflash.structured.masks import TokenMatcher
 
 
@@ -30,6 +30,7 @@ class Sequence:
         root: key that its chain of block keys starts from.
         keys: of its first full blocks, as far as they were needed.
         num_cached_tokens: prompt tokens that were found computed when it was first admitted.
+        cache_report: why no more than that, until an event has told of it.
         last_checkpoint: position of its newest state checkpoint, 0 if there is none.
         matcher: what its output must follow; it has taken all output tokens.
     """
@@ -49,6 +50,7 @@ class Sequence:
     root: bytes = b""
     keys: list[bytes] = field(default_factory=list)
     num_cached_tokens: int = 0
+    cache_report: CacheReport | None = None
     last_checkpoint: int = 0
     matcher: TokenMatcher | None = None
 
@@ -56,6 +58,11 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and generated tokens."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def take_cache_report(self) -> CacheReport | None:
+        """The report for the next event; once."""
+        report, self.cache_report = self.cache_report, None
+        return report
 
     def keys_to(self, num_tokens: int, block_size: int) -> list[bytes]:
         """Keys of the full blocks of the first `num_tokens` tokens."""

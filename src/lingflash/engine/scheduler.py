@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from lingflash.cache.manager import CacheManager, Lease
-from lingflash.core.config import ANCHOR_TOKENS
+from lingflash.cache.manager import CacheManager
+from lingflash.cache.memory_ops import MemoryOp
 from lingflash.core.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -34,6 +34,7 @@ from lingflash.core.types import (
     TokenEvent,
     TokenLogprob,
 )
+from lingflash.engine.prefix_keeper import PrefixKeeper
 from lingflash.engine.request import Sequence, sequences_of
 from lingflash.structured.masks import TokenMatcher
 
@@ -62,18 +63,11 @@ class SchedulerOutput:
 
     Args:
         scheduled: sequences in it, in the order of the batch.
-        saves: (state slot, checkpoint slot), states to copy before anything else, because their
-            sequences go on or have ended.
-        new_slots: state slots that changed owner and must be zeroed then.
-        new_blocks: blocks that changed owner, likewise.
-        restores: (checkpoint slot, state slot), states to copy after that.
+        memory_ops: what to do to the memory before anything else, in this order.
     """
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
-    saves: list[tuple[int, int]] = field(default_factory=list)
-    new_slots: list[int] = field(default_factory=list)
-    new_blocks: list[int] = field(default_factory=list)
-    restores: list[tuple[int, int]] = field(default_factory=list)
+    memory_ops: list[MemoryOp] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -111,7 +105,6 @@ class Scheduler:
         max_model_len: prompt and answer together.
         vocab_size: token ids are below it.
         stop_token_ids: the model's own.
-        checkpoint_interval: tokens after which a long prompt or answer gets a state checkpoint.
     """
 
     def __init__(
@@ -124,7 +117,6 @@ class Scheduler:
         max_model_len: int,
         vocab_size: int,
         stop_token_ids: Iterable[int],
-        checkpoint_interval: int = 1024,
     ) -> None:
         if cache.blocks_for(max_model_len) > cache.num_blocks or cache.num_slots < 1:
             raise ValueError("the cache cannot hold one sequence of max_model_len tokens.")
@@ -135,14 +127,12 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.stop_token_ids = frozenset(stop_token_ids)
-        self.checkpoint_interval = checkpoint_interval
+        self.prefixes = PrefixKeeper(cache)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order of admission, oldest first
         self._by_request: dict[str, list[Sequence]] = {}
         self._num_steps = self._num_preemptions = 0
         self._prompt_tokens = self._generated_tokens = 0
-        self._prefix_queried = self._prefix_hit = 0
-        self._saves: list[tuple[int, int]] = []  # of the next step
         self._has_deadlines = False
 
     @property
@@ -165,8 +155,11 @@ class Scheduler:
             generated_tokens=self._generated_tokens,
             cached_blocks=self.cache.num_cached_blocks,
             state_checkpoints=self.cache.num_checkpoints,
-            prefix_queried_tokens=self._prefix_queried,
-            prefix_hit_tokens=self._prefix_hit,
+            prefix_queried_tokens=self.prefixes.queried_tokens,
+            prefix_hit_tokens=self.prefixes.hit_tokens,
+            prefix_resets=self.prefixes.num_resets,
+            prefix_results=dict(self.prefixes.results),
+            cache_bytes=self.cache.bytes_by_use(),
         )
 
     def validate(self, request: EngineRequest) -> None:
@@ -272,7 +265,7 @@ class Scheduler:
                 chosen[sequence] = 1
                 budget -= 1
                 continue
-            while (added := self.cache.grow(sequence.lease, num_tokens)) is None:
+            while not self.cache.grow(sequence.lease, num_tokens):
                 victim = self._running[-1]
                 preempted = True
                 budget += chosen.pop(victim, 0)
@@ -281,7 +274,6 @@ class Scheduler:
                     break
             if sequence.lease is None:
                 break
-            output.new_blocks += added or ()
             chosen[sequence] = 1
             budget -= 1
         for sequence in self._running:
@@ -294,97 +286,36 @@ class Scheduler:
         for sequence in list(self._waiting) if has_room else ():
             if budget <= 0 or len(self._running) >= self.max_num_seqs:
                 break
-            if self._can_share_soon(sequence):
+            if self.prefixes.can_share_soon(sequence, self._running):
                 continue
-            lease = self._admit(sequence)
-            if lease is None:
+            if self.prefixes.admit(sequence) is None:
                 break
             self._waiting.remove(sequence)
             self._running.append(sequence)
-            output.new_blocks += lease.own_blocks
-            output.new_slots.append(lease.state_slot)
-            if lease.hit_checkpoint is not None:
-                output.restores.append((lease.hit_checkpoint, lease.state_slot))
             chosen[sequence] = self._chunk(sequence, budget)
             budget -= chosen[sequence]
         if chosen:
-            output.saves, self._saves = self._saves, []
+            output.memory_ops = self.cache.take_ops()
         for sequence, count in chosen.items():
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count == num_tokens < sequence.max_total_tokens
             output.scheduled.append(ScheduledSequence(sequence, start, count, wants_token))
         return output
 
-    def _admit(self, sequence: Sequence) -> Lease | None:
-        """Lease memory for a waiting sequence, with what is known of its beginning."""
-        keys: list[bytes] = []
-        # Prompt log probabilities need the logits of every prompt token, found ones have none.
-        if self.cache.keeps_prefixes and sequence.sampling.prompt_logprobs is None:
-            keys = sequence.keys_to(sequence.num_tokens, self.cache.block_size)
-        lease = self.cache.admit(sequence.num_tokens, keys)
-        if lease is None:
-            return None
-        sequence.lease = lease
-        sequence.num_computed = sequence.last_checkpoint = lease.num_hit_tokens
-        if not sequence.num_preemptions:
-            hit = min(lease.num_hit_tokens, len(sequence.prompt_token_ids))
-            sequence.num_cached_tokens = hit
-            self._prefix_queried += len(sequence.prompt_token_ids)
-            self._prefix_hit += hit
-        return lease
-
-    def _can_share_soon(self, sequence: Sequence) -> bool:
-        """Whether a running sequence is just computing the block that this one needs next."""
-        if not self.cache.keeps_prefixes or sequence.sampling.prompt_logprobs is not None:
-            return False
-        keys = sequence.keys_to(sequence.num_tokens, self.cache.block_size)
-        for other in self._running:
-            if other.lease is None or other.num_tokens - other.num_computed <= 1:
-                continue
-            place = len(other.lease.nodes)
-            if place < min(len(keys), len(other.keys)) and keys[place] == other.keys[place]:
-                return True
-        return False
-
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         """How many tokens of a sequence to compute next; ends where a checkpoint will be wanted."""
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget)
-        for place in self._cuts(sequence):
+        for place in self.prefixes.cuts(sequence):
             if start < place < end:
                 end = place
         return end - start
 
-    def _cuts(self, sequence: Sequence) -> tuple[int, ...]:
-        """Positions where the states of a sequence will be of use to others."""
-        if sequence.lease is None or not self.cache.keeps_prefixes:
-            return ()
-        # An exact repeat of this prompt needs the states of a block's end before its last token.
-        size = self.cache.block_size
-        before_last = (len(sequence.prompt_token_ids) - 1) // size * size
-        return sequence.lease.branch_tokens, before_last
-
-    def _keep(self, sequence: Sequence, *, checkpoint: bool) -> None:
-        """Publish a sequence's full blocks, and keep its states if they are at a block's end."""
-        lease, size = sequence.lease, self.cache.block_size
-        if lease is None or not self.cache.keeps_prefixes:
-            return
-        num_full = sequence.num_computed // size
-        if num_full > len(lease.nodes):
-            self.cache.publish(lease, sequence.keys_to(num_full * size, size))
-        # The state has been folded up to here; it can be kept if this is a block's end too.
-        place = sequence.num_computed // ANCHOR_TOKENS * ANCHOR_TOKENS
-        distance = place - sequence.last_checkpoint
-        if place % size == 0 and distance >= (1 if checkpoint else self.checkpoint_interval):
-            slot = self.cache.checkpoint(lease, place)
-            sequence.last_checkpoint = place
-            if slot is not None:
-                self._saves.append((lease.state_slot, slot))
-
     def step_failed(self, output: SchedulerOutput, error: LingflashError) -> list[TokenEvent]:
-        """The step was not (fully) made: end its sequences, trust none of its copies."""
-        self.cache.drop_checkpoints(target for _, target in output.saves)
-        return self.fail([item.sequence for item in output.scheduled], error)
+        """The step was not (fully) made: end its sequences, trust nothing that is cached."""
+        events = self.fail([item.sequence for item in output.scheduled], error)
+        self.cache.step_failed(output.memory_ops)
+        return events
 
     def commit(self, output: SchedulerOutput, results: Iterable[StepResult]) -> list[TokenEvent]:
         """Take in what the model said; returns the events to send."""
@@ -407,7 +338,7 @@ class Scheduler:
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = item.num_tokens > 1 and end == sequence.num_tokens
-        self._keep(sequence, checkpoint=ends_prompt or end in self._cuts(sequence))
+        self.prefixes.keep(sequence, checkpoint=ends_prompt or end in self.prefixes.cuts(sequence))
         if end < sequence.num_tokens:
             return None
         if not item.wants_token:
@@ -431,6 +362,7 @@ class Scheduler:
             token_ids=[token],
             logprobs=logprobs,
             num_cached_tokens=sequence.num_cached_tokens,
+            cache_report=sequence.take_cache_report(),
             prompt_logprobs=self._first_prompt_logprobs(sequence),
         )
 
@@ -455,7 +387,7 @@ class Scheduler:
         if sequence.lease is not None:
             self._running.remove(sequence)
             if error is None:
-                self._keep(sequence, checkpoint=True)
+                self.prefixes.keep(sequence, checkpoint=True)
             self.cache.release(sequence.lease, keep_prefix=error is None)
             sequence.lease = None
         else:
@@ -472,6 +404,7 @@ class Scheduler:
             finish_reason=reason,
             stop_token_id=stop_token_id,
             num_cached_tokens=sequence.num_cached_tokens,
+            cache_report=sequence.take_cache_report(),
             error_code=None if error is None else error.code,
             error_message=None if error is None else error.message,
             prompt_logprobs=self._first_prompt_logprobs(sequence) if error is None else None,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from lingflash.core.errors import EngineDeadError, LingflashError, QueueFullError
 from lingflash.core.types import (
+    CacheReport,
     EngineInfo,
     EngineRequest,
     EngineStats,
@@ -40,6 +41,7 @@ class Behaviour:
         fail_after_tokens: a sequence ends with `fail_with` after so many tokens.
         fail_with: the error of such a sequence.
         num_cached_tokens: reported for every request.
+        cache_report: the same.
     """
 
     delay_s: float = 0.0
@@ -50,6 +52,7 @@ class Behaviour:
     fail_after_tokens: int | None = None
     fail_with: LingflashError = field(default_factory=lambda: LingflashError("scripted failure"))
     num_cached_tokens: int = 0
+    cache_report: CacheReport | None = None
 
 
 class _Sequence:
@@ -95,6 +98,7 @@ class ScriptedEngine:
         self.behaviour = behaviour or Behaviour()
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
+        self.num_resets = 0
         self._dead = asyncio.Event()
         self._running: dict[str, _Running] = {}
         self._waiting: deque[_Running] = deque()
@@ -168,6 +172,13 @@ class ScriptedEngine:
         for sequence in entry.sequences:
             self._end(entry, sequence, [], "aborted")
         self._admit()
+
+    async def reset_prefix_cache(self) -> tuple[int, int]:
+        """Count it; there is nothing to forget."""
+        if not self._ready:
+            raise EngineDeadError("The engine is not running.")
+        self.num_resets += 1
+        return 0, 0
 
     async def stop(self) -> None:
         """Abort everything and end the loop."""
@@ -345,6 +356,7 @@ class ScriptedEngine:
                 error_code=error_code,
                 error_message=error_message,
                 num_cached_tokens=self.behaviour.num_cached_tokens if is_first else 0,
+                cache_report=self.behaviour.cache_report if is_first else None,
                 prompt_logprobs=prompt_logprobs,
             )
         )

@@ -50,6 +50,7 @@ def main(fd: int) -> int:
                 sock.sendall(ipc.frame(ipc.Loading(done, total)))
 
         loop = EngineLoop(start.config, ModelRunner.from_config(start.config, tell))
+        loop.self_test()
     except LingflashError as error:
         sock.sendall(ipc.frame(ipc.Failed(error.code, error.message, error.param)))
         return 1
@@ -80,7 +81,7 @@ def _serve(sock: socket.socket, inbox: Inbox, loop: EngineLoop) -> None:
     last_stats = 0.0
     was_busy = True
     while True:
-        out: list[ipc.Answer] = []
+        out: list[ipc.Answer | ipc.ResetDone] = []
         events: list[TokenEvent] = []
         while not inbox.empty() or not (loop.has_work or was_busy):
             message = inbox.get()
@@ -104,6 +105,8 @@ def _serve(sock: socket.socket, inbox: Inbox, loop: EngineLoop) -> None:
                     answer.code, answer.message = error.code, error.message
                     answer.param = error.param
                 out.append(answer)
+            elif isinstance(message, ipc.Reset):
+                out.append(ipc.ResetDone(message.number, *loop.reset_prefix_cache()))
             elif isinstance(message, ipc.Abort):
                 events += compiling.abort(message.request_id)
                 events += loop.abort(message.request_id)

@@ -29,9 +29,8 @@ class CacheTensors:
 
     Args:
         latents: [num_mla_layers, num_blocks, block_size, R + P], model dtype; the MTP layer's, if
-            it is loaded, come last.
-        states: float32 [num_lightning_layers, slots + checkpoints, H, K, V], folded to each
-            sequence's anchor.
+            it is loaded, come last. Some blocks hold state checkpoints, as bits.
+        states: float32 [num_lightning_layers, slots, H, K, V], folded to each sequence's anchor.
         tail_k, tail_v: float32 [num_lightning_layers, slots, H, tail, K or V], (k, v) past the
             anchor.
     """
@@ -46,17 +45,6 @@ class CacheTensors:
         index = torch.tensor(slots, device=self.states.device)
         for pool in (self.states, self.tail_k, self.tail_v):
             pool.index_fill_(1, index, 0.0)
-
-    def copy_states(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the states of all layers from one slot to another, for each (source, target).
-
-        All sources are read before any target is written; of two copies to one target the later
-        counts.
-        """
-        by_target = {target: source for source, target in pairs}
-        sources = torch.tensor(list(by_target.values()), device=self.states.device)
-        targets = torch.tensor(list(by_target), device=self.states.device)
-        self.states.index_copy_(1, targets, self.states.index_select(1, sources))
 
     def forget_blocks(self, blocks: Sequence[int]) -> None:
         """Zero blocks that change owner: a NaN in a masked key would spoil the sum over keys."""

@@ -94,6 +94,8 @@ class LLM:
         memory_fraction: float = 0.8,
         block_size: int = 16,
         prefix_caching: bool = True,
+        cache_self_test: bool = True,
+        host_cache_gib: float | None = None,
         tensor_parallel_size: int = 1,
         num_speculative_tokens: int = 0,
         batch_invariant: bool = False,
@@ -111,6 +113,8 @@ class LLM:
             memory_fraction=memory_fraction,
             block_size=block_size,
             prefix_caching=prefix_caching,
+            cache_self_test=cache_self_test,
+            host_cache_gib=host_cache_gib,
             tensor_parallel_size=tensor_parallel_size,
             num_speculative_tokens=num_speculative_tokens,
             batch_invariant=batch_invariant,
@@ -118,6 +122,7 @@ class LLM:
         )
         self._text = ModelText.from_folder(resolve_model(model))
         self._loop = EngineLoop(config, ModelRunner.from_config(config))
+        self._loop.self_test()
         self._ids = itertools.count()
 
     @property

@@ -56,6 +56,9 @@ class SamplingFields(BaseModel):
     return_token_ids: bool | None = Field(
         None, description="add the prompt's and the answer's token ids"
     )
+    return_cache_report: bool | None = Field(
+        None, description="add to the usage why no more of the prompt was found in the cache"
+    )
     cache_salt: str | None = Field(
         None, max_length=256, description="share computed prefixes only with requests of this salt"
     )

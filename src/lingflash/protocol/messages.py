@@ -67,6 +67,9 @@ class MessagesRequest(_Conversation):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    return_cache_report: bool | None = Field(
+        None, description="add to the usage why no more of the prompt was found in the cache"
+    )
     timeout: float | None = Field(
         None, gt=0, description="seconds after which the request ends with an error"
     )

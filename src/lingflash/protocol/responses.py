@@ -111,6 +111,9 @@ class ResponsesRequest(BaseModel):
     )
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
+    return_cache_report: bool | None = Field(
+        None, description="add to the usage why no more of the prompt was found in the cache"
+    )
     timeout: float | None = Field(
         None, gt=0, description="seconds after which the request ends with an error"
     )

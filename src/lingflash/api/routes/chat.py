@@ -90,6 +90,7 @@ async def prepare_chat(
         [token_ids],
         sampling,
         cache_salt=cache_salt(request, body.cache_salt),
+        return_cache_report=bool(body.return_cache_report),
         timeout_s=body.timeout or state.config.request_timeout_s,
         grammar=grammar,
         skip_special_tokens=body.skip_special_tokens is not False,

@@ -64,6 +64,7 @@ async def create_completion(request: Request) -> Response:
         prompts,
         sampling,
         cache_salt=cache_salt(request, body.cache_salt),
+        return_cache_report=bool(body.return_cache_report),
         timeout_s=body.timeout or state.config.request_timeout_s,
         grammar=grammar,
         skip_special_tokens=body.skip_special_tokens is not False,

@@ -22,9 +22,10 @@ async def health() -> Response:
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """Say whether a request sent now would be served; a load balancer asks this."""
-    reason = state_of(request).not_ready
+    state = state_of(request)
+    reason = state.not_ready
     if reason is None:
-        return json_response({"status": "ready"})
+        return json_response({"status": "ready", "prefix_cache": state.engine.info.prefix_cache})
     return json_response(
         {"status": "not ready", "reason": reason},
         status=503,

@@ -144,6 +144,7 @@ class _MessageAnswer(ChunkWriter):
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": usage["completion_tokens"],
+            **{key: usage[key] for key in ("cache_report",) if key in usage},
         }
 
 

@@ -31,7 +31,8 @@ class MlaPlan:
     Args:
         decode_rows: int64 [Nd], rows of the sequences with one query token; None if that is all
             rows.
-        decode_blocks: int64 [Nd, max blocks], their block tables, padded with 0.
+        decode_blocks: int64 [Nd, max blocks], their block tables, padded with blocks of their own,
+            since a masked NaN in another's would still spoil the sum.
         decode_mask: bool [Nd, 1, max blocks * block_size], True where no key of the sequence is;
             None if no key is masked.
         runs: per other sequence: first row, row after the last, length with this step, block table.
@@ -89,6 +90,7 @@ def plan_mla(
     tables = np.zeros((len(decode), width), dtype=np.int64)
     for i, (_, _, blocks) in enumerate(decode):
         tables[i, : len(blocks)] = blocks
+        tables[i, len(blocks) :] = blocks[0]
     lengths = np.array([total for _, total, _ in decode])
     mask = np.arange(width * block_size)[None] >= lengths[:, None]
     rows = None

@@ -1,0 +1,98 @@
+"""The cache's report on every endpoint, and its reset, with a scripted engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from api_support import parse_events, read_named_events
+from lingflash.core.types import CacheReport
+from lingflash.engine.scripted import Behaviour
+
+HELLO = [{"role": "user", "content": "hi"}]
+REPORT = {"cached_tokens": 32, "result": "differs", "position": 40}
+# Path to the fields of a request.
+ENDPOINTS = {
+    "/v1/chat/completions": {"messages": HELLO},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"model": "toy", "messages": HELLO, "max_tokens": 9},
+}
+BEHAVIOUR = Behaviour(num_cached_tokens=32, cache_report=CacheReport("differs", 40))
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_report_when_asked_for_then_in_the_usage_of_every_endpoint(make_server, path):
+    server = make_server(behaviour=BEHAVIOUR)
+    fields = ENDPOINTS[path]
+    assert "cache_report" not in server.post(path, fields).json()["usage"]
+    body = server.post(path, {**fields, "return_cache_report": True}).json()
+    assert body["usage"]["cache_report"] == [REPORT]
+    refused = server.post(path, {**fields, "return_cache_report": "yes"})
+    assert refused.status_code == 400
+    assert "return_cache_report" in refused.text
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_report_when_streamed_then_where_the_usage_is(make_server, path):
+    server = make_server(behaviour=BEHAVIOUR)
+    fields = {**ENDPOINTS[path], "return_cache_report": True, "stream": True}
+    if "completions" in path:
+        fields["stream_options"] = {"include_usage": True}
+    with server.client.stream("POST", path, json=fields) as response:
+        data = response.read()
+    if "completions" in path:
+        usage = parse_events(data)[-2]["usage"]
+    elif path == "/v1/responses":
+        usage = next(
+            e["response"]["usage"]
+            for e in read_named_events(data)
+            if e != "[DONE]" and e["type"] == "response.completed"
+        )
+    else:
+        usage = read_named_events(data)[0]["message"]["usage"]
+    assert usage["cache_report"] == [REPORT]
+
+
+def test_report_when_several_prompts_then_one_for_each(make_server):
+    server = make_server(behaviour=BEHAVIOUR)
+    body = server.complete(["a", "b"], return_cache_report=True).json()
+    assert body["usage"]["cache_report"] == [REPORT, REPORT]
+
+
+def reset(server, key=None):
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return server.client.post("/reset_prefix_cache", headers=headers)
+
+
+def test_reset_when_there_is_no_admin_key_then_off_and_says_how_to_switch_it_on(make_server):
+    server = make_server(api_keys=("k",))
+    for key in (None, "k", "other"):
+        response = reset(server, key)
+        assert response.status_code == 404
+        assert "--admin-api-key" in response.json()["error"]["message"]
+    assert server.engine.num_resets == 0
+
+
+def test_reset_when_the_key_is_not_the_admins_then_refused(make_server):
+    server = make_server(api_keys=("k",), admin_api_key="boss")
+    for key in (None, "k", "other"):
+        response = reset(server, key)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+    assert server.engine.num_resets == 0
+    assert reset(server, "boss").json() == {"status": "reset", "blocks": 0, "checkpoints": 0}
+    assert server.engine.num_resets == 1
+    chat = {"messages": HELLO}
+    headers = {"authorization": "Bearer boss"}
+    assert server.post("/v1/chat/completions", chat, headers=headers).status_code == 401
+
+
+def test_reset_when_the_engine_is_gone_then_503(make_server):
+    server = make_server(admin_api_key="boss")
+    server.call(server.engine.die)
+    assert reset(server, "boss").status_code == 503
+
+
+def test_ready_then_says_what_the_self_test_found(make_server):
+    body = make_server().client.get("/ready").json()
+    assert body == {"status": "ready", "prefix_cache": "untested"}
