@@ -368,3 +368,36 @@ def test_keys_when_tokens_salt_or_prefix_differ_then_differ():
     assert [len(c) for c in chains] == [3] * 6
     assert chains[0][:2] == chains[1][:2]
     assert len({key for chain in chains for key in chain}) == 2 * (3 + 1 + 3)
+
+
+def test_fast_mode_when_cached_then_close_to_off_and_divergences_have_a_near_tie():
+    """The default mode promises closeness, not bits: count divergences and look at their margin."""
+
+    def run(caching, number):
+        recorder, prompt = Recorder(), [(13 * t + 31 * number) % 500 for t in range(40 + number)]
+        with pytest.MonkeyPatch.context() as patch:
+            recorder.install(patch)
+            loop = new_engine(prefix_caching=caching, num_blocks=40)
+            first = tokens_of(ask(loop, "first", prompt, max_tokens=9))["first", 0]
+            # Given to both, so that the second turn's prompts are the same.
+            events = ask(loop, "second", prompt + firsts.setdefault(number, first) + [7] * 11)
+        return recorder.logits, cached(events)
+
+    firsts, diverged = {}, 0
+    for number in range(12):
+        off, none = run(False, number)
+        on, found = run(True, number)
+        assert (none, found > 0) == (0, True)
+        for key in sorted(off, key=lambda key: (key[0], key[2])):
+            if key not in on:
+                break
+            # Only a flipped expert or an earlier flipped token moves logits this far.
+            if (on[key] - off[key]).abs().max() > 2e-3:
+                diverged += 1
+                break
+            if on[key].argmax() != off[key].argmax():
+                best = off[key].topk(2).values
+                assert best[0] - best[1] < 4e-3, key
+                diverged += 1
+                break
+    assert diverged <= 2, f"{diverged} of 12 conversations diverged"

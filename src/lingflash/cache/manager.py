@@ -456,15 +456,20 @@ class CacheManager:
         if node.num_owners == 1:
             if node.block is not None:
                 self._num_unowned -= 1
-            self._offers.update(node)
-            self._update_host(node)
+            self._on_owner_change(node)
 
     def _disown(self, node: PrefixNode) -> None:
         node.num_owners -= 1
         if node.num_owners == 0:
             if node.block is not None:
                 self._num_unowned += 1
+            self._on_owner_change(node)
+
+    def _on_owner_change(self, node: PrefixNode) -> None:
+        # Nodes in the middle of a chain, most of a long prompt's, are not offered in either case.
+        if not node.num_device_children:
             self._offers.update(node)
+        if not node.children:
             self._update_host(node)
 
     def _load_state(self, node: PrefixNode, slot: int) -> None:
