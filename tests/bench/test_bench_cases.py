@@ -72,7 +72,7 @@ def test_peak_watch_when_memory_is_freed_again_then_the_peak_stays():
     with PeakWatch() as watch:
         before = watch.peak_bytes
         # Straight from the system: what an earlier test freed may still be this process's.
-        block = mmap.mmap(-1, 64 << 20)
+        block = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for page in range(0, len(block), mmap.PAGESIZE):
             block[page] = 1
         deadline = time.monotonic() + 20
