@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from api_support import parse_events, read_named_events
+from lingflash.api.config import ServerConfig
+from lingflash.core.errors import ConfigError
 from lingflash.core.types import CacheReport
 from lingflash.engine.scripted import Behaviour
 
@@ -96,3 +98,10 @@ def test_reset_when_the_engine_is_gone_then_503(make_server):
 def test_ready_then_says_what_the_self_test_found(make_server):
     body = make_server().client.get("/ready").json()
     assert body == {"status": "ready", "prefix_cache": "untested"}
+
+
+@pytest.mark.parametrize("key", ["k", "", "clé"])
+def test_admin_key_when_no_key_of_its_own_then_refused_without_being_said(key):
+    with pytest.raises(ConfigError, match="--admin-api-key") as caught:
+        ServerConfig(api_keys=("k",), admin_api_key=key)
+    assert repr(key) not in caught.value.message

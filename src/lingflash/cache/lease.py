@@ -17,6 +17,7 @@ class Lease:
         num_hit_tokens: tokens that were found computed; a multiple of the block size.
         num_known_tokens: tokens whose blocks were known; more than were found where a checkpoint
             is missing.
+        lost_checkpoint: there was one among the known blocks beyond the hit, and it was evicted.
         nodes: published nodes of the first blocks, all owned by this lease.
         own_blocks: blocks that are nobody else's: not yet full, or full but published by another
             first.
@@ -27,6 +28,7 @@ class Lease:
     blocks: list[int] = field(default_factory=list)
     num_hit_tokens: int = 0
     num_known_tokens: int = 0
+    lost_checkpoint: bool = False
     nodes: list[PrefixNode] = field(default_factory=list)
     own_blocks: set[int] = field(default_factory=set)
     is_detached: bool = False

@@ -173,6 +173,7 @@ class CacheManager:
             slots[0],
             num_hit_tokens=depth * self.block_size,
             num_known_tokens=len(matched) * self.block_size,
+            lost_checkpoint=any(node.lost_state for node in matched[depth:]),
             nodes=hit,
         )
         self._leases[lease.state_slot] = lease
@@ -205,10 +206,7 @@ class CacheManager:
             root: key of the salt.
             tokens: gives the sequence's tokens from a position, so many.
         """
-        known = lease.num_known_tokens
-        return explain(
-            self._tree, self._gone, keys, lease.nodes, known, root, tokens, self.block_size
-        )
+        return explain(self._tree, self._gone, keys, lease, root, tokens)
 
     def grow(self, lease: Lease, num_tokens: int) -> bool:
         """Add the blocks that `num_tokens` need, or nothing and False if there are too few."""

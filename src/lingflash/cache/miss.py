@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from lingflash.cache.prefix_tree import PrefixNode, PrefixTree
+from lingflash.cache.lease import Lease
+from lingflash.cache.prefix_tree import PrefixTree
 from lingflash.core.types import CacheReport
 
 # Known continuations that are compared, newest first.
@@ -52,11 +53,9 @@ def explain(
     tree: PrefixTree,
     gone: GoneKeys,
     keys: Sequence[bytes],
-    hit: Sequence[PrefixNode],
-    num_known_tokens: int,
+    lease: Lease,
     root: bytes,
     tokens: Callable[[int, int], Sequence[int]],
-    block_size: int,
 ) -> CacheReport:
     """Say why not all of a sequence's blocks were found.
 
@@ -64,31 +63,31 @@ def explain(
         tree: what is known.
         gone: what was.
         keys: of the blocks that were looked up.
-        hit: nodes that were found, with a state after the last.
-        num_known_tokens: tokens whose blocks were known when they were looked up.
+        lease: what was found; some of what was known then may have made room for it since.
         root: key of the salt.
         tokens: gives the sequence's tokens from a position, so many.
-        block_size: tokens in a block.
     """
-    num_known = num_known_tokens // block_size
     if not keys:
         return CacheReport("too_short")
-    if len(hit) == len(keys):
+    if len(lease.nodes) == len(keys):
         return CacheReport("found")
-    if num_known > len(hit):
-        # Some may have been evicted since, to make room for this very sequence.
-        known = [tree.get(key) for key in keys[len(hit) : num_known]]
-        was_there = any(node is not None and node.lost_state for node in known)
-        return CacheReport("checkpoint_evicted" if was_there else "no_checkpoint", num_known_tokens)
-    if keys[num_known] in gone or tree.get(keys[num_known]) is not None:
-        return CacheReport("blocks_evicted", num_known_tokens)
-    mine = tokens(num_known_tokens, block_size)
-    last = hit[-1] if hit else None
-    known_next = islice(tree.continuations(last, root), _COMPARED)
-    num_equal = max((_num_equal(mine, node.tokens) for node in known_next), default=None)
+    known = lease.num_known_tokens
+    if known > lease.num_hit_tokens:
+        return CacheReport(
+            "checkpoint_evicted" if lease.lost_checkpoint else "no_checkpoint", known
+        )
+    key = keys[len(lease.nodes)]
+    if key in gone or tree.get(key) is not None:
+        return CacheReport("blocks_evicted", known)
+    last = lease.nodes[-1] if lease.nodes else None
+    mine: Sequence[int] = ()
+    num_equal = None
+    for node in islice(tree.continuations(last, root), _COMPARED):
+        mine = mine or tokens(known, len(node.tokens))
+        num_equal = max(num_equal or 0, _num_equal(mine, node.tokens))
     if num_equal is None:
-        return CacheReport("new_tokens" if hit else "no_prefix", num_known_tokens)
-    position = num_known_tokens + num_equal
+        return CacheReport("new_tokens" if known else "no_prefix", known)
+    position = known + num_equal
     return CacheReport("differs" if position else "no_prefix", position)
 
 
