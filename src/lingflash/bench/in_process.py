@@ -19,6 +19,7 @@ from lingflash.models.checkpoint import read_checkpoint
 from lingflash.models.config import load_model_config
 from lingflash.models.forward_batch import make_forward_batch
 from lingflash.models.hub import resolve_model
+from lingflash.quant.scheme import read_formats
 
 
 def random_prompts(count: int, length: int, vocab_size: int, seed: int) -> list[list[int]]:
@@ -113,10 +114,15 @@ def prefill_flops(model: str, num_tokens: int) -> tuple[float, float]:
     folder = resolve_model(model)
     config = load_model_config(folder)
     active = head = 0.0
-    for name, entry in read_checkpoint(folder).items():
-        if len(entry.shape) != 2:
+    entries = read_checkpoint(folder)
+    formats = read_formats(config.quantization_config, entries)
+    stored = {name for f in formats.values() for name in (f.values, f.scale)}
+    shapes = {name: entry.shape for name, entry in entries.items() if name not in stored}
+    shapes |= {name: f.shape for name, f in formats.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 2:
             continue
-        size = float(entry.shape[0] * entry.shape[1])
+        size = float(shape[0] * shape[1])
         if name.startswith(f"model.layers.{config.num_hidden_layers}."):
             continue
         if name == "lm_head.weight" or (config.tie_word_embeddings and "embed" in name):

@@ -13,6 +13,7 @@ from lingflash import __version__
 from lingflash.bench.command import app as bench_app
 from lingflash.cli.bench_speculation import speculation
 from lingflash.cli.chat import chat
+from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
 from lingflash.cli.serve import serve
 from lingflash.core.env import check_environment
@@ -21,7 +22,7 @@ from lingflash.train.command import train_command
 
 app = typer.Typer(
     name="ling",
-    help="Run Ling-2.6-flash and its family: serve, chat, look at the machine, train, measure.",
+    help="Run Ling-2.6-flash and its family: serve, chat, see what fits, convert, train, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,6 +50,7 @@ def _root(
 app.command()(serve)
 app.command()(chat)
 app.command()(doctor)
+app.command("convert")(convert_command)
 app.command("train")(train_command)
 bench_app.command()(speculation)
 app.add_typer(bench_app, name="bench")

@@ -45,7 +45,10 @@ def doctor(
     for label, value in describe_machine():
         typer.echo(f"{label:<10} {value}")
     from lingflash.engine.memory_plan import plan_memory
+    from lingflash.models.checkpoint import read_checkpoint
+    from lingflash.models.config import load_model_config
     from lingflash.models.hub import resolve_model
+    from lingflash.quant.scheme import describe_formats, read_formats
     from lingflash.text.chat_prompt import ModelText
 
     folder = resolve_model(model)
@@ -57,6 +60,10 @@ def doctor(
         template = "with" if text.template is not None else "without"
         size = text.tokenizer.vocab_size
         typer.echo(f"{'text':<10} {size:,} tokens, {template} chat template")
+    entries = read_checkpoint(folder)
+    formats = read_formats(load_model_config(folder).quantization_config, entries)
+    if formats:
+        typer.echo(f"{'format':<10} {describe_formats(formats)}")
     typer.echo(plan_memory(config).render())
 
 

@@ -45,11 +45,11 @@ class EngineConfig:
             start-up) that weights, states and cache may use together.
         block_size: tokens in a block of the paged cache; prefixes are found again block by block.
         prefix_caching: keep computed prefixes and state checkpoints for later requests.
+        tensor_parallel_size: GPUs of this host (on the CPU: processes) to split the model over.
         cache_self_test: show at start-up that a prompt is found again and answered alike.
         host_cache_gib: memory of the host for what the device's cache has no room for; None is as
             much as the device's cache, up to a quarter of the host's memory, on CUDA, and none on
-            the CPU, whose memory it would share.
-        tensor_parallel_size: GPUs to split the model over; only 1 is supported so far.
+            the CPU, whose memory it would share, or with several ranks.
         num_speculative_tokens: drafts of each sequence and step from the MTP layer, 0 to 4. They
             are made only while that is measured to be faster. "auto" is 0 so far: on a CPU they do
             not pay, on CUDA it was not measured.
@@ -113,9 +113,14 @@ class EngineConfig:
             "0 without the prefix cache; leave --no-prefix-caching away",
         )
         check(
-            self.tensor_parallel_size == 1,
+            self.tensor_parallel_size == 1 or not self.host_cache_gib,
+            "host_cache_gib",
+            "0 with --tensor-parallel-size; the host tier serves one process so far",
+        )
+        check(
+            1 <= self.tensor_parallel_size <= 64,
             "tensor_parallel_size",
-            "1; splitting over several GPUs is not built yet",
+            "1 to 64, and at most the model's group_norm_size",
         )
         check(
             self.num_speculative_tokens == "auto"
@@ -123,11 +128,22 @@ class EngineConfig:
             "num_speculative_tokens",
             f"auto, or 0 (off) to {MAX_SPECULATIVE_TOKENS}",
         )
+        check(
+            self.tensor_parallel_size == 1 or self.num_speculative_tokens in ("auto", 0),
+            "num_speculative_tokens",
+            "auto or 0 with --tensor-parallel-size; drafts are made in one process so far",
+        )
         if self.batch_invariant and (self.device == "cuda" or self.dtype == "bfloat16"):
             raise ConfigError(
                 "--batch-invariant runs on the CPU in float32; leave --device and --dtype at auto, "
                 "or set cpu and float32.",
                 param="batch_invariant",
+            )
+        if self.batch_invariant and self.tensor_parallel_size > 1:
+            raise ConfigError(
+                "--batch-invariant runs in one process: a sum over several depends on its size; "
+                "leave --tensor-parallel-size at 1.",
+                param="tensor_parallel_size",
             )
 
 

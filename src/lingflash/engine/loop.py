@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from lingflash.cache.manager import CacheManager
 from lingflash.core.config import EngineConfig
-from lingflash.core.errors import EngineError
+from lingflash.core.errors import EngineDeadError, EngineError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.engine.constrained import load_vocabulary
 from lingflash.engine.model_runner import ModelRunner
@@ -149,7 +149,7 @@ class EngineLoop:
         A step that fails ends the sequences in it with an error and leaves the others alone.
 
         Raises:
-            EngineError: several steps failed in a row; the engine is of no more use.
+            EngineError: several steps failed in a row, or a rank is gone; it is of no more use.
         """
         start_s = time.monotonic()
         for copy, succeeded in self.runner.memory.poll():
@@ -169,7 +169,7 @@ class EngineLoop:
             log.exception("step failed with %d sequences", len(output.scheduled))
             failure = EngineError(f"The step failed: {type(error).__name__}. See the server's log.")
             events += self.scheduler.step_failed(output, failure)
-            if self._failed_steps >= _MAX_FAILED_STEPS:
+            if self._failed_steps >= _MAX_FAILED_STEPS or isinstance(error, EngineDeadError):
                 raise EngineError(
                     f"{self._failed_steps} steps failed in a row; the last: {error}"
                 ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
+from lingflash.engine.weight_bytes import count_weights, fitting_format
 from lingflash.kernels.lightning_attn import ANCHOR
-from lingflash.models.checkpoint import read_checkpoint
+from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import ModelConfig, load_model_config
 from lingflash.models.hub import resolve_model
+from lingflash.parallel.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ _HOST_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of everything that is allocated, and the context that fits.
+    """Bytes of everything that one rank allocates, and the context that fits.
 
     Args:
         device: where the model runs, "cpu" or "cuda".
@@ -46,6 +49,7 @@ class MemoryPlan:
         num_blocks: blocks of the paged cache.
         block_size: tokens in a block.
         num_state_slots: sequences that run at once.
+        num_ranks: processes that share the model, each with this plan.
         checkpoint_blocks: blocks that one state checkpoint takes; 0 without a prefix cache.
         num_host_blocks: blocks of the host tier.
         num_speculative_tokens: most drafts of a sequence and step, 0 for no speculation.
@@ -66,6 +70,7 @@ class MemoryPlan:
     num_state_slots: int
     max_model_len: int
     wanted_model_len: int
+    num_ranks: int = 1
     checkpoint_blocks: int = 0
     num_host_blocks: int = 0
     num_speculative_tokens: int = 0
@@ -110,7 +115,8 @@ class MemoryPlan:
         """A few lines for people."""
         tokens = self.num_blocks * self.block_size
         lines = [
-            f"memory plan ({self.device}, {str(self.dtype).removeprefix('torch.')}): "
+            f"memory plan ({self.device}, {str(self.dtype).removeprefix('torch.')}"
+            f"{f', each of {self.num_ranks} ranks' if self.num_ranks > 1 else ''}): "
             f"{_size(self.total_bytes)} of {_size(self.available_bytes)} allowed",
             f"  weights    {_size(self.weights_bytes)}",
             f"  workspace  {_size(self.workspace_bytes)}",
@@ -200,9 +206,43 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         NotEnoughMemoryError: weights and one sequence do not fit; says what would.
     """
     folder = resolve_model(config.model)
-    model = load_model_config(folder, config.rope_scaling)
     device = resolve_device(config)
+    available = int(available_memory_bytes(device) * config.memory_fraction)
+    if device.type == "cpu":
+        available //= config.tensor_parallel_size  # its ranks share the memory
+    return plan_checkpoint(
+        config,
+        load_model_config(folder, config.rope_scaling),
+        read_checkpoint(folder),
+        device=device,
+        available=available,
+    )
+
+
+def plan_checkpoint(
+    config: EngineConfig,
+    whole: ModelConfig,
+    entries: Mapping[str, TensorEntry],
+    *,
+    device: torch.device,
+    available: int,
+) -> MemoryPlan:
+    """Count the bytes of a checkpoint that is known by its headers; the plan of one rank.
+
+    Args:
+        config: settings.
+        whole: the model's shape.
+        entries: its tensors.
+        device: where it would run.
+        available: bytes that may be used there.
+
+    Raises:
+        ModelLoadError, ConfigError, NotEnoughMemoryError: see plan_memory.
+    """
     dtype = resolve_dtype(config, device)
+    shard = Shard(0, config.tensor_parallel_size)
+    weights, scratch = count_weights(whole, entries, dtype, shard)
+    model = whole.share(shard)
     own_len = model_context(model)
     wanted = config.max_model_len or own_len
     if wanted > own_len:
@@ -212,18 +252,13 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
             f'"original_max_position_embeddings": {model.max_position_embeddings}}}\'.',
             param="max_model_len",
         )
-    entries = read_checkpoint(folder)
     item = dtype.itemsize
     mtp_prefix = f"model.layers.{model.num_hidden_layers}."
     has_mtp = any(name.startswith(mtp_prefix) for name in entries)
     num_latent_layers = len(model.mla_layers) + has_mtp
-    num_drafts = resolve_num_speculative_tokens(config, device, has_mtp, mtp_prefix)
-    weights = 0
-    for name, entry in entries.items():
-        elements = 1
-        for n in entry.shape:
-            elements *= n
-        weights += elements * (4 if ".mlp.gate." in name else item)
+    num_drafts = 0
+    if config.tensor_parallel_size == 1:
+        num_drafts = resolve_num_speculative_tokens(config, device, has_mtp, mtp_prefix)
     heads, d = model.num_attention_heads, model.head_dim
     tail = len(model.lightning_layers) * heads * 2 * (ANCHOR + num_drafts) * d * 4
     state = len(model.lightning_layers) * heads * d * d * 4 + tail
@@ -236,8 +271,10 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         heads * d,
     )
     workspace = config.max_num_batched_tokens * widest * 4 * _ACTIVATION_COPIES
-    workspace += 128 * model.vocab_size * 4 * 3
-    available = int(available_memory_bytes(device) * config.memory_fraction)
+    workspace += 128 * model.vocab_size * 4 * 3 + scratch
+    # Rotary tables: cosines and sines per position, two tables if the two kinds differ.
+    widths = {model.linear_rotary_dim, model.qk_rope_head_dim}
+    workspace += wanted * sum(widths) * 4
     left = available - weights - workspace - config.max_num_seqs * state
     block_bytes = config.block_size * latent
     checkpoint_blocks = -(-(state - tail) // block_bytes) if config.prefix_caching else 0
@@ -251,19 +288,29 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
     fitting = min(wanted, max(num_blocks, 0) * config.block_size)
     needed = wanted if config.max_model_len else min(wanted, config.block_size)
     if fitting < needed:
-        one = weights + workspace + state + -(-needed // config.block_size) * block_bytes
+        blocks = -(-needed // config.block_size) * block_bytes
+        one = weights + workspace + state + blocks
+        most_seqs = (available - weights - workspace - blocks) // state
+        if fitting > 0:
+            advice = f"; a context of {fitting:,} tokens (--max-model-len) fits as it is"
+        elif most_seqs > 0:
+            advice = f"; --max-num-seqs {most_seqs} fits"
+        else:
+            # The workspace counts what quantized weights take while they are used; so does this.
+            budget = available - (workspace - scratch) - state - blocks
+            fits = fitting_format(whole, entries, dtype, shard, budget)
+            advice = "; lower --max-num-batched-tokens or --max-model-len"
+            if fits is not None:
+                advice = f"; converted with ling convert {fits} one sequence fits"
+        if most_seqs <= 0 and device.type == "cuda":
+            advice += ", or split the model with --tensor-parallel-size"
         raise NotEnoughMemoryError(
             f"{config.model} does not fit: weights {_size(weights).strip()}, workspace "
             f"{_size(workspace).strip()}, {config.max_num_seqs} states "
             f"{_size(config.max_num_seqs * state).strip()} and a context of {needed:,} tokens "
             f"{_size(needed * latent).strip()}, but {_size(available).strip()} may be used "
             f"(--memory-fraction {config.memory_fraction}). With --max-num-seqs 1 it takes "
-            f"{_size(one).strip()}"
-            + (
-                f"; a context of {max(fitting, 0):,} tokens (--max-model-len) fits as it is."
-                if fitting > 0
-                else "; lower --max-num-seqs, --max-num-batched-tokens or --max-model-len."
-            )
+            f"{_size(one).strip()}{advice}."
         )
     return MemoryPlan(
         device=device.type,
@@ -277,6 +324,7 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         num_blocks=num_blocks,
         block_size=config.block_size,
         num_state_slots=config.max_num_seqs,
+        num_ranks=shard.size,
         checkpoint_blocks=checkpoint_blocks,
         num_host_blocks=host_bytes // block_bytes,
         num_speculative_tokens=num_drafts,
@@ -319,7 +367,7 @@ def _host_cache_bytes(config: EngineConfig, device: torch.device, device_bytes: 
     Raises:
         NotEnoughMemoryError: the host has not so much.
     """
-    if not config.prefix_caching:
+    if not config.prefix_caching or config.tensor_parallel_size > 1:
         return 0
     free = available_memory_bytes(torch.device("cpu"))
     if config.host_cache_gib is None:

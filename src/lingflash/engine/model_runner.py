@@ -17,6 +17,7 @@ from lingflash.engine.batch_invariance import check_batch_invariance
 from lingflash.engine.cache_memory import CacheMemory, blocks_written
 from lingflash.engine.constrained import StepMasks
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
+from lingflash.engine.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.request import DraftedSequence, Sequence
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, Sampled, sample, token_logprobs
 from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
@@ -28,6 +29,8 @@ from lingflash.models.cpu_decoder import CpuDecoder
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, make_forward_batch
 from lingflash.models.hub import resolve_model
 from lingflash.models.loader import load_model, load_stop_token_ids
+from lingflash.parallel.mesh import Mesh
+from lingflash.parallel.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class ModelRunner:
         batch_invariant: run so that a sequence's logits are bitwise independent of its company.
         stop_token_ids: the model's own.
         folder: of the checkpoint, where the tokenizer lies; None has none.
+        ranks: the other processes of a split model, of which `model` is rank 0's part.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class ModelRunner:
         batch_invariant: bool,
         stop_token_ids: list[int],
         folder: Path | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.plan = model, plan
         self.batch_invariant = batch_invariant
@@ -62,7 +67,10 @@ class ModelRunner:
         if model.device.type == "cpu":
             keep_freed_memory()
         self.cache = allocate_cache(model, plan)
-        self.memory = CacheMemory(self.cache, plan.num_host_blocks)
+        if ranks is None:
+            self.memory = CacheMemory(self.cache, plan.num_host_blocks)
+        else:
+            self.model, self.memory = LeadModel(model, ranks), LeadMemory(self.cache, ranks)
         self.speculator: Speculator | None = None
         if plan.num_speculative_tokens:
             self.speculator = Speculator(model, self.cache, plan.num_blocks)
@@ -90,20 +98,28 @@ class ModelRunner:
         """
         plan = plan_memory(config)
         folder = resolve_model(config.model)
+        device = torch.device(plan.device)
+        mesh, ranks = Mesh(Shard(0, config.tensor_parallel_size)), None
+        if mesh.shard.size > 1:
+            ranks = Ranks(config, plan, folder)
         model = load_model(
             folder,
             dtype=plan.dtype,
-            device=torch.device(plan.device),
+            device=device,
             max_model_len=plan.max_model_len,
             rope_scaling=config.rope_scaling,
             progress=progress,
+            mesh=mesh,
         )
+        if ranks is not None:
+            connect(mesh, ranks, device)
         return cls(
             model,
             plan,
             batch_invariant=config.batch_invariant,
             stop_token_ids=load_stop_token_ids(folder, model.config),
             folder=folder,
+            ranks=ranks,
         )
 
     def run(self, output: SchedulerOutput) -> list[StepResult]:

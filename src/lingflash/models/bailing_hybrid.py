@@ -28,6 +28,9 @@ from lingflash.models.layers.lightning import LightningLayer
 from lingflash.models.layers.mla import MlaLayer
 from lingflash.models.layers.weights import WeightSlots
 from lingflash.models.mtp import MtpLayer, Rotary
+from lingflash.parallel.mesh import Mesh
+from lingflash.quant.matrix import Matrix, linear
+from lingflash.quant.scheme import MatrixFormat
 
 
 class RotaryTables:
@@ -71,9 +74,15 @@ class DecoderLayer:
     """Pre-norm attention and feed-forward around the residual stream."""
 
     def __init__(
-        self, config: ModelConfig, layer_idx: int, weights: WeightSlots, latent_index: int | None
+        self,
+        config: ModelConfig,
+        layer_idx: int,
+        weights: WeightSlots,
+        latent_index: int | None,
+        mesh: Mesh,
     ) -> None:
         prefix = f"model.layers.{layer_idx}."
+        self._mesh = mesh
         self.eps, self.layer_idx = config.rms_norm_eps, layer_idx
         self.is_mla = latent_index is not None
         self.w_input_norm = weights.take(prefix + "input_layernorm.weight", config.hidden_size)
@@ -111,10 +120,12 @@ class DecoderLayer:
             attn_out = self.attention.forward(u, *rotary[1], batch, cache, final)
         else:
             attn_out = self.attention.forward(u, *rotary[0], batch, cache)
+        attn_out = self._mesh.sum(attn_out)
         x = (x if final is None else x.index_select(0, final.rows)) + attn_out
         if not x.shape[0]:
             return x  # the middle of a prompt: its latents are written, nothing else was wanted
         mlp_out = self.mlp.forward(rms_norm(x, self.w_post_norm, self.eps), batch, trace)
+        mlp_out = self._mesh.sum(mlp_out)
         x = x + mlp_out
         if trace is not None:
             trace.record(f"layer{self.layer_idx}.attn_out", attn_out)
@@ -127,12 +138,14 @@ class BailingHybrid:
     """The whole model. Weights are uninitialised until the loader has filled `weight_slots`.
 
     Args:
-        config: its shape.
+        config: its shape; that of the rank's share (ModelConfig.share) if there are several.
         shapes: of the checkpoint's tensors, by name.
-        dtype: of weights and activations.
+        dtype: of activations and of weights that are not quantized.
         device: where they are.
         max_model_len: length of the rotary tables.
         with_mtp: whether the checkpoint has the MTP layer.
+        formats: how the quantized matrices are stored, by name.
+        mesh: the ranks that share the model; None for one.
     """
 
     def __init__(
@@ -144,27 +157,33 @@ class BailingHybrid:
         device: torch.device,
         max_model_len: int,
         with_mtp: bool,
+        formats: Mapping[str, MatrixFormat] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.config, self.dtype, self.device = config, dtype, device
         self.max_model_len = max_model_len
-        weights = WeightSlots(shapes, dtype, device)
-        vocab, hidden = config.vocab_size, config.hidden_size
+        self.mesh = mesh = mesh or Mesh()
+        weights = WeightSlots(shapes, dtype, device, formats or {}, mesh.shard)
+        vocab = mesh.shard.share(config.vocab_size, "vocab_size")
+        hidden = config.hidden_size
         self.w_embed = weights.take("model.word_embeddings.weight", vocab, hidden)
         latent_of = {layer: i for i, layer in enumerate(config.mla_layers)}
         self.layers = [
-            DecoderLayer(config, i, weights, latent_of.get(i))
+            DecoderLayer(config, i, weights, latent_of.get(i), mesh)
             for i in range(config.num_hidden_layers)
         ]
         self.w_norm = weights.take("model.norm.weight", hidden)
-        self.w_head = self.w_embed
+        self.w_head: Matrix = self.w_embed
         if not config.tie_word_embeddings:
             self.w_head = weights.take_matrix("lm_head.weight", vocab, hidden)
         self.mtp: MtpLayer | None = None
         if with_mtp:
             index = config.num_hidden_layers
-            block = DecoderLayer(config, index, weights, len(config.mla_layers))
+            block = DecoderLayer(config, index, weights, len(config.mla_layers), mesh)
             self.mtp = MtpLayer(config, index, block, weights)
         self.weight_slots = weights.slots
+        self.is_quantized = weights.has_quantized
+        self.num_weight_bytes = weights.num_bytes
         self._rotary = RotaryTables(config, max_model_len, device)
 
     @property
@@ -180,6 +199,17 @@ class BailingHybrid:
         """Residual stream [T, D] to hidden states [T, D]."""
         return rms_norm(x, self.w_norm, self.config.rms_norm_eps)
 
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Embeddings of int64 [T] token ids, [T, D]."""
+        shard = self.mesh.shard
+        if shard.size == 1:
+            return F.embedding(token_ids, self.w_embed)
+        rows = self.w_embed.shape[0]
+        local = token_ids - shard.rank * rows
+        is_mine = (local >= 0) & (local < rows)
+        found = F.embedding(local.where(is_mine, 0), self.w_embed)
+        return self.mesh.sum(found.where(is_mine[:, None], 0))
+
     @torch.inference_mode()
     def forward(
         self, batch: ForwardBatch, cache: CacheTensors, trace: Trace | None = None
@@ -189,7 +219,7 @@ class BailingHybrid:
         Returns:
             Hidden states [T_pad, D], model dtype; [R, D] of batch.final's rows if it is set.
         """
-        x = F.embedding(batch.token_ids, self.w_embed)
+        x = self.embed(batch.token_ids)
         if trace is not None:
             trace.record("embed", x)
         rotary = self.rotary_at(batch.positions)
@@ -206,7 +236,7 @@ class BailingHybrid:
         """Scores of the vocabulary: rows [R, D] of forward()'s result to float32 [R, V]."""
         rows = hidden_states.shape[0]
         padded = pad_rows(hidden_states, -(-rows // row_multiple) * row_multiple)
-        return F.linear(padded, self.w_head)[:rows].float()
+        return self.mesh.gather(linear(padded, self.w_head)[:rows].float())
 
     @torch.inference_mode()
     def mtp_forward(
@@ -233,6 +263,6 @@ class BailingHybrid:
         """
         if self.mtp is None:
             raise ValueError("this checkpoint has no MTP layer.")
-        embedded = F.embedding(next_token_ids, self.w_embed)
+        embedded = self.embed(next_token_ids)
         rotary = self.rotary_at(batch.positions)
         return self.mtp.forward(embedded, hidden_states, rotary, batch, cache, trace)

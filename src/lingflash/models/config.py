@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lingflash.core.errors import ModelLoadError, UnsupportedModelError
+from lingflash.core.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from lingflash.parallel.shard import Shard, allowed_sizes
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,10 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Shape and constants of a Ling hybrid model. Names are config.json's."""
+    """Shape and constants of a Ling hybrid model, or of one rank's share. Names are config.json's.
+
+    `shard` is the rank's place; the vocabulary's size is always the whole one.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -79,6 +83,33 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     eos_token_ids: tuple[int, ...] = ()
     quantization_config: dict[str, Any] | None = field(default=None, hash=False)
+    shard: Shard = field(default_factory=Shard)
+
+    def share(self, shard: Shard) -> ModelConfig:
+        """The shape of what one of several ranks computes: its heads, norm groups and widths.
+
+        Raises:
+            ConfigError: the model cannot be split so many ways.
+        """
+        if shard.size == 1:
+            return self
+        groups = self.group_norm_size
+        if groups % shard.size:
+            raise ConfigError(
+                f"--tensor-parallel-size is {shard.size}, but the linear attention normalises its "
+                f"output in {groups} groups of channels (group_norm_size), and a group cannot be "
+                f"split between ranks; allowed: {allowed_sizes(groups)}.",
+                param="tensor_parallel_size",
+            )
+        shard.share(self.vocab_size, "vocab_size")
+        return replace(
+            self,
+            num_attention_heads=shard.share(self.num_attention_heads, "num_attention_heads"),
+            group_norm_size=groups // shard.size,
+            intermediate_size=shard.share(self.intermediate_size, "intermediate_size"),
+            moe_intermediate_size=shard.share(self.moe_intermediate_size, "moe_intermediate_size"),
+            shard=shard,
+        )
 
     @property
     def softmax_scale(self) -> float:
@@ -285,7 +316,7 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
         quantization_config=raw.get("quantization_config"),
     )
     _check_consistent(config, raw)
-    used = set(ModelConfig.__dataclass_fields__) | {
+    used = set(ModelConfig.__dataclass_fields__) - {"shard"} | {
         "eos_token_id", "hidden_act", "score_function", "use_bias", "use_qkv_bias",
         "rope_interleave", "num_kv_heads_for_linear_attn",
     }  # fmt: skip

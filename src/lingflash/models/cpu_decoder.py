@@ -65,6 +65,8 @@ class CpuDecoder:
         fits = (
             model.device.type == "cpu"
             and model.dtype == torch.float32
+            and not model.is_quantized  # it reads plain numbers
+            and model.mesh.shard.size == 1  # and computes whole layers
             and max(c.num_experts, c.n_group) <= MAX_EXPERTS
             and c.num_experts_per_tok <= MAX_TOPK
         )

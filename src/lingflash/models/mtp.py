@@ -6,12 +6,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lingflash.kernels.rmsnorm import rms_norm
 from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import CacheTensors, FinalRows, ForwardBatch, Trace
 from lingflash.models.layers.weights import WeightSlots
+from lingflash.quant.matrix import linear
 
 Rotary = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -58,7 +58,7 @@ class MtpLayer:
             rms_norm(embedded, self.w_enorm, self.eps),
             rms_norm(hidden_states, self.w_hnorm, self.eps),
         ]
-        x = F.linear(torch.cat(both, -1), self.w_eh)
+        x = linear(torch.cat(both, -1), self.w_eh)
         if trace is not None:
             trace.record("mtp.eh", x)
         x = self.block.forward(x, rotary, batch, cache, trace, batch.final)

@@ -113,10 +113,12 @@ def address(x: Tensor | None) -> int | None:
     return x.data_ptr()
 
 
-def matrix_address(w: Tensor) -> int | None:
+def matrix_address(w: object) -> int | None:
     """Address of a weight [..., out, in] whose memory is [..., in, out].
 
     Raises:
-        ValueError: its memory lies otherwise.
+        ValueError: its memory lies otherwise, or it is no plain tensor (quantized).
     """
+    if not isinstance(w, Tensor):
+        raise ValueError(f"a plain float32 tensor is needed, got {type(w).__name__}.")
     return address(w.transpose(-1, -2))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lingflash.kernels.moe_gemm.reference import expert_mlp_reference
 
-__all__ = ["expert_mlp", "expert_mlp_reference", "silu_and_mul"]
+__all__ = ["ExpertMatrices", "expert_mlp", "expert_mlp_reference", "silu_and_mul"]
+
+
+class ExpertMatrices(Protocol):
+    """One matrix per expert, given as numbers when it is asked for: weights kept in fewer bits."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    def __getitem__(self, expert: int, /) -> Tensor: ...
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
@@ -19,8 +30,8 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
 def expert_mlp(
     x: Tensor,
-    w_gate_up: Tensor,
-    w_down: Tensor,
+    w_gate_up: Tensor | ExpertMatrices,
+    w_down: Tensor | ExpertMatrices,
     topk_ids: Tensor,
     topk_weights: Tensor,
     *,
@@ -30,8 +41,8 @@ def expert_mlp(
 
     Args:
         x: float [T, D].
-        w_gate_up: same dtype [E, 2I, D].
-        w_down: same dtype [E, D, I].
+        w_gate_up: same dtype [E, 2I, D], or matrices that are made when they are used.
+        w_down: same dtype [E, D, I], or the same.
         topk_ids: int64 [T, k].
         topk_weights: float32 [T, k].
         row_multiple: each expert's rows are padded to a multiple of this. With
@@ -93,7 +104,11 @@ def expert_mlp(
 
 
 def _one_token(
-    x: Tensor, w_gate_up: Tensor, w_down: Tensor, topk_ids: Tensor, topk_weights: Tensor
+    x: Tensor,
+    w_gate_up: Tensor | ExpertMatrices,
+    w_down: Tensor | ExpertMatrices,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
 ) -> Tensor:
     """expert_mlp for one token, without sorting: two products per expert, then a weighted sum."""
     experts = topk_ids[0].tolist()

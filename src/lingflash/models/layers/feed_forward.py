@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lingflash.kernels.moe_gemm import expert_mlp, silu_and_mul
 from lingflash.kernels.moe_route import route_tokens
 from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import ForwardBatch, Trace
 from lingflash.models.layers.weights import WeightSlots
+from lingflash.quant.matrix import linear
 
 
 class DenseMlp:
@@ -24,7 +24,7 @@ class DenseMlp:
 
     def forward(self, x: Tensor, batch: ForwardBatch, trace: Trace | None) -> Tensor:
         """[T_pad, D] to [T_pad, D]."""
-        return F.linear(silu_and_mul(F.linear(x, self.w_gate_up)), self.w_down)
+        return linear(silu_and_mul(linear(x, self.w_gate_up)), self.w_down)
 
 
 class MoeMlp:
@@ -43,13 +43,13 @@ class MoeMlp:
             self.expert_bias = weights.take(
                 prefix + "gate.expert_bias", c.num_experts, dtype=torch.float32
             )
-        self.w_gate_up = weights.matrix(c.num_experts, 2 * width, hidden)
-        self.w_down = weights.matrix(c.num_experts, hidden, width)
-        for e in range(c.num_experts):
-            expert = f"{prefix}experts.{e}."
-            weights.assign(expert + "gate_proj.weight", self.w_gate_up[e, :width])
-            weights.assign(expert + "up_proj.weight", self.w_gate_up[e, width:])
-            weights.assign(expert + "down_proj.weight", self.w_down[e])
+        experts = [f"{prefix}experts.{e}." for e in range(c.num_experts)]
+        self.w_gate_up = weights.experts(
+            [[e + "gate_proj.weight", e + "up_proj.weight"] for e in experts],
+            [width, width],
+            hidden,
+        )
+        self.w_down = weights.experts([[e + "down_proj.weight"] for e in experts], [hidden], width)
         self.shared: DenseMlp | None = None
         if c.num_shared_experts:
             # Ports disagree on the formula for this width, so the tensor decides.

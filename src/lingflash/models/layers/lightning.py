@@ -14,6 +14,7 @@ from lingflash.kernels.rope import apply_rope_half_split
 from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, pad_rows
 from lingflash.models.layers.weights import WeightSlots
+from lingflash.quant.matrix import linear
 
 
 def head_slopes(num_heads: int) -> list[float]:
@@ -30,13 +31,15 @@ def head_slopes(num_heads: int) -> list[float]:
 
 
 def layer_decay_rate(config: ModelConfig, layer_idx: int) -> Tensor:
-    """-ln of each head's decay per token in a layer, float64 [H].
+    """-ln of each head's decay per token in a layer, float64 [H], of this rank's heads.
 
     The factor falls from 1 at the first to 1e-5 at the last layer, layers of both kinds counted
     from 0.
     """
+    heads, shard = config.num_attention_heads, config.shard
+    slopes = head_slopes(heads * shard.size)[shard.rank * heads : (shard.rank + 1) * heads]
     factor = 1.0 - layer_idx / max(config.num_hidden_layers - 1, 1) + 1e-5
-    return torch.tensor(head_slopes(config.num_attention_heads), dtype=torch.float64) * factor
+    return torch.tensor(slopes, dtype=torch.float64) * factor
 
 
 class LightningLayer:
@@ -77,7 +80,7 @@ class LightningLayer:
         c, heads = self.config, self.config.num_attention_heads
         inner = heads * c.head_dim
         rows = u.shape[0]
-        fused = F.linear(u, self.w_qkvg)
+        fused = linear(u, self.w_qkvg)
         qkv = fused[:, : 3 * inner].float()
         if c.linear_silu:
             qkv = F.silu(qkv)
@@ -105,4 +108,4 @@ class LightningLayer:
             c.rms_norm_eps,
         )
         y = y.mul_(fused[:, 3 * inner :].float().sigmoid())
-        return F.linear(y.to(u.dtype), self.w_dense)
+        return linear(y.to(u.dtype), self.w_dense)

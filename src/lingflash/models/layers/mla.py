@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lingflash.kernels.mla import MlaPlan, mla_attention
 from lingflash.kernels.rmsnorm import rms_norm
@@ -12,6 +11,7 @@ from lingflash.kernels.rope import apply_rope_interleaved
 from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import CacheTensors, FinalRows, ForwardBatch
 from lingflash.models.layers.weights import WeightSlots
+from lingflash.quant.matrix import Matrix, linear
 
 
 class MlaLayer:
@@ -25,7 +25,7 @@ class MlaLayer:
         prefix = f"model.layers.{layer_idx}.attention."
         heads, hidden = c.num_attention_heads, c.hidden_size
         q_width = heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
-        self.w_q_b: Tensor | None = None
+        self.w_q_b: Matrix | None = None
         if c.q_lora_rank is not None:
             names, rows = ["q_a_proj.weight"], [c.q_lora_rank]
             self.w_q_b = weights.take_matrix(prefix + "q_b_proj.weight", q_width, c.q_lora_rank)
@@ -60,10 +60,10 @@ class MlaLayer:
         """
         c = self.config
         if final is None:
-            first, kv = F.linear(u, self.w_in).split([self.first_width, c.latent_dim], -1)
+            first, kv = linear(u, self.w_in).split([self.first_width, c.latent_dim], -1)
         else:
             w_first, w_kv = self.w_in.split([self.first_width, c.latent_dim])
-            first, kv = F.linear(u.index_select(0, final.rows), w_first), F.linear(u, w_kv)
+            first, kv = linear(u.index_select(0, final.rows), w_first), linear(u, w_kv)
         latent = rms_norm(kv[:, : c.kv_lora_rank], self.w_kv_norm, c.rms_norm_eps)
         k_rope = apply_rope_interleaved(kv[:, None, c.kv_lora_rank :], cos, sin)[:, 0]
         pool = cache.latents[self.latent_index]
@@ -84,8 +84,8 @@ class MlaLayer:
         heads, nope = c.num_attention_heads, c.qk_nope_head_dim
         q = first
         if self.w_q_b is not None:
-            q = F.linear(rms_norm(first, self.w_q_norm, c.rms_norm_eps), self.w_q_b)
+            q = linear(rms_norm(first, self.w_q_norm, c.rms_norm_eps), self.w_q_b)
         q = q.reshape(rows, heads, nope + c.qk_rope_head_dim)
         q_rope = apply_rope_interleaved(q[..., nope:], cos, sin)
         out = mla_attention(q[..., :nope], q_rope, pool, self.w_kvb, c.softmax_scale, plan)
-        return F.linear(out.reshape(rows, heads * c.v_head_dim), self.w_dense)
+        return linear(out.reshape(rows, heads * c.v_head_dim), self.w_dense)
