@@ -94,7 +94,9 @@ class EngineLoop:
         """
         if not self.scheduler.cache.keeps_prefixes or not self._config.cache_self_test:
             return
+        speculation, self.speculation = self.speculation, None  # its times are not to be judged
         outcome = run_self_test(self)
+        self.speculation = speculation
         self.runner.memory.drain()  # of copies that the next scheduler knows nothing of
         self._failed_steps = 0
         self.info = replace(self.info, prefix_cache=outcome)
