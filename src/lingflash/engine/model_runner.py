@@ -35,7 +35,7 @@ from lingflash.parallel.shard import Shard
 log = logging.getLogger(__name__)
 
 # Tokens of a step from which more than one CPU thread pays.
-_THREADS_FROM = 256
+_THREADS_FROM = 96
 
 
 class ModelRunner:
