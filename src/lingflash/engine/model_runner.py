@@ -34,8 +34,9 @@ from lingflash.parallel.shard import Shard
 
 log = logging.getLogger(__name__)
 
-# Tokens of a step from which more than one CPU thread pays.
+# Work of a step from which more than one CPU thread pays: tokens, and keys that they attend to.
 _THREADS_FROM = 96
+_KEYS_LIKE_A_TOKEN = 4096
 
 
 class ModelRunner:
@@ -131,7 +132,7 @@ class ModelRunner:
         # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
         # which the order of sums may depend.
         many = torch.get_num_threads()
-        if many > 1 and output.num_tokens < _THREADS_FROM and not self.batch_invariant:
+        if many > 1 and not self.batch_invariant and _work(output) < _THREADS_FROM:
             torch.set_num_threads(1)
         try:
             return self._run(output)
@@ -261,6 +262,15 @@ def logit_rows(
         for i in range(len(item.draft_tokens)):
             rows.append(DraftedSequence(item.sequence, [*item.draft_tokens[: i + 1]]))
     return rows, groups
+
+
+def _work(output: SchedulerOutput) -> int:
+    """A step's work in tokens: a few tokens over a long prefix take as long as many without."""
+    work = output.num_tokens
+    for item in output.scheduled:
+        if item.num_tokens > 1:
+            work += item.num_tokens * (item.start + item.num_tokens) // _KEYS_LIKE_A_TOKEN
+    return work
 
 
 def _wants_prompt_logprobs(item: ScheduledSequence) -> bool:

@@ -167,10 +167,13 @@ def _expanding_pays(num_queries: int, w_kvb: Tensor) -> bool:
     """Whether making keys and values from the latents costs less than scores of latent width.
 
     Multiplications per cached token and head: absorbed m (2R + P); expanded R (N + V) once, then
-    m (N + P + V). The break-even is at 171 queries for Ling-2.6-flash, 58 for ling-nano.
+    m (N + P + V). On the CPU what is expanded is written, put together and read again, which was
+    measured to cost as much as four times its multiplications. The break-even is at 171 queries
+    for Ling-2.6-flash on a GPU, 232 for ling-nano on a CPU.
     """
     _, kv_width, rank = w_kvb.shape
-    return num_queries * (2 * rank - kv_width) > rank * kv_width
+    cost = 4 if w_kvb.device.type == "cpu" else 1
+    return num_queries * (2 * rank - kv_width) > cost * rank * kv_width
 
 
 def _absorb(q_nope: Tensor, q_rope: Tensor, w_kvb: Tensor) -> Tensor:
