@@ -342,8 +342,10 @@ def _fill(
     cost = statistics.median(
         a.seconds / b.seconds for a, b in zip(outcomes["starved"], off, strict=True)
     )
+    # A tenth of few conversations holds not even one of them; the budget is then what one needs.
+    part = round(100 * starved.num_blocks / working_set)
     record.targets.append(
-        Target("time with a tenth of the working set over cache off", cost, 1.05, "at most")
+        Target(f"time with {part} % of the working set over cache off", cost, 1.05, "at most")
     )
     record.notes.append(
         "new: beyond the longest prefix that this conversation has processed; an answer's last "
