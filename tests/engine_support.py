@@ -152,3 +152,24 @@ def poison_rows(loop: EngineLoop, request_id: str) -> None:
 
     runner.build_batch = building
     runner.model = poisoned
+
+
+# What ling-nano answers with a call.
+WEATHER_MESSAGES = [
+    {"role": "user", "content": "What will the weather be like in Lisbon tomorrow?"}
+]
+WEATHER_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather forecast for a city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "name of the city"},
+                "day": {"type": "string", "enum": ["today", "tomorrow"]},
+            },
+            "required": ["city"],
+        },
+    },
+}

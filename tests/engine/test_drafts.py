@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_constrained import CHOICE, STOP, vocabulary
 
-from engine_support import finish, new_engine, request, tokens_of
+from engine_support import WEATHER_MESSAGES, WEATHER_TOOL, finish, new_engine, request, tokens_of
 from lingflash import LLM
 from lingflash.core.config import EngineConfig, parse_num_speculative_tokens
 from lingflash.core.errors import ConfigError
@@ -288,24 +288,6 @@ def test_config_when_the_number_is_wrong_or_no_layer_is_there_then_says_so(tmp_p
     assert plan_memory(EngineConfig(device="cpu")).num_speculative_tokens == 0
 
 
-MESSAGES = [{"role": "user", "content": "What will the weather be like in Lisbon tomorrow?"}]
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather forecast for a city",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string", "description": "name of the city"},
-                "day": {"type": "string", "enum": ["today", "tomorrow"]},
-            },
-            "required": ["city"],
-        },
-    },
-}
-
-
 def test_ling_nano_when_speculating_then_the_same_answers_in_fewer_steps():
     """The bundled model's own layer, several tokens an event, stop strings and tool grammars."""
     greedy = SamplingParams(temperature=0.0, max_tokens=60, logprobs=2)
@@ -326,9 +308,9 @@ def test_ling_nano_when_speculating_then_the_same_answers_in_fewer_steps():
         loop = llm._loop
         if num_drafts:
             loop.speculation.is_adaptive = False
-        asked = {"tools": [TOOL]}
-        free = llm.chat([MESSAGES] * len(params), params, **asked)
-        bound = llm.chat(MESSAGES, greedy, tool_choice="required", **asked)
+        asked = {"tools": [WEATHER_TOOL]}
+        free = llm.chat([WEATHER_MESSAGES] * len(params), params, **asked)
+        bound = llm.chat(WEATHER_MESSAGES, greedy, tool_choice="required", **asked)
         outputs = [o for answer in [*free, *bound] for o in answer.outputs]
         found = [(o.text, o.token_ids, o.logprobs, o.finish_reason, o.stop_reason) for o in outputs]
         return found, loop.stats()

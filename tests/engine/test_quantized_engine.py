@@ -6,28 +6,10 @@ import json
 
 import pytest
 
+from engine_support import WEATHER_MESSAGES, WEATHER_TOOL
 from lingflash import LLM, SamplingParams
 from lingflash.models.hub import bundled_folder
 from quant_support import quantize
-
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "Get the weather forecast for a city",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string", "description": "name of the city"},
-                    "day": {"type": "string", "enum": ["today", "tomorrow"]},
-                },
-                "required": ["city"],
-            },
-        },
-    }
-]
-MESSAGES = [{"role": "user", "content": "What will the weather be like in Lisbon tomorrow?"}]
 
 
 @pytest.mark.parametrize("name", ["fp8", "int4", "int4-fp8"])
@@ -35,7 +17,7 @@ def test_nano_when_converted_then_still_calls_the_tool(tmp_path, name):
     folder = quantize(bundled_folder(), tmp_path / "nano", name)
     options = {"device": "cpu", "max_model_len": 512, "max_num_seqs": 2, "memory_fraction": 0.2}
     llm = LLM(model=str(folder), **options)
-    (answer,) = llm.chat(MESSAGES, SamplingParams(temperature=0.0), tools=TOOLS)
+    (answer,) = llm.chat(WEATHER_MESSAGES, SamplingParams(temperature=0.0), tools=[WEATHER_TOOL])
     text = answer.outputs[0].text
     call = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert call == {"name": "get_weather", "arguments": {"city": "Lisbon", "day": "tomorrow"}}

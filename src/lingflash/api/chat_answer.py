@@ -10,7 +10,7 @@ from typing import Any
 from lingflash.api.generation import Deltas, Generation
 from lingflash.api.logprobs import chat_logprobs
 from lingflash.api.state import ServerState
-from lingflash.api.stream import ChunkWriter
+from lingflash.api.stream import AnswerWriter
 from lingflash.core.types import TokenLogprob
 from lingflash.protocol.chat import ChatCompletionRequest
 from lingflash.protocol.sse import DONE, ChunkEncoder
@@ -147,7 +147,7 @@ def _delta_of(event: AnswerEvent) -> dict[str, Any] | None:
     return None  # an end shows in the finish reason, what was broken follows as content
 
 
-class ChatAnswer(ChunkWriter):
+class ChatAnswer(AnswerWriter):
     """Writes an answer while it is generated, or collects it.
 
     Args:

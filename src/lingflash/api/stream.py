@@ -13,9 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from lingflash.api.body import json_response
 from lingflash.api.error_map import envelope
 from lingflash.api.generation import ClientGone, Deltas, Generation, until_client_gone
 from lingflash.core.errors import LingflashError
@@ -46,6 +48,18 @@ class ChunkWriter(ABC):
 
     async def finished(self) -> None:  # noqa: B027 (most have nothing to do)
         """Called once, before the last bytes are sent, however the answer ended."""
+
+
+class AnswerWriter(ChunkWriter):
+    """A ChunkWriter that can make one body of the same answer instead."""
+
+    @abstractmethod
+    async def collect(self) -> None:
+        """Read the whole answer."""
+
+    @abstractmethod
+    def whole(self) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
 
 
 class EventStreamResponse(Response):
@@ -122,6 +136,21 @@ class EventStreamResponse(Response):
     def _is_stalled(self) -> bool:
         since = self._sending_since
         return since is not None and time.monotonic() - since > STALL_TIMEOUT_S
+
+
+async def send_answer(
+    generation: Generation, answer: AnswerWriter, request: Request, *, stream: bool
+) -> Response:
+    """The response of a generation that the engine has accepted: a stream, or one body.
+
+    Raises:
+        LingflashError: the engine failed before there was a body.
+    """
+    if stream:
+        return EventStreamResponse(generation, answer)
+    if not await collect_answer(generation, answer.collect(), request.receive):
+        return Response(status_code=499)  # for the log; nobody reads it
+    return json_response(answer.whole())
 
 
 async def collect_answer(

@@ -113,6 +113,20 @@ def _children(pid: int) -> list[int]:
 
 
 @contextlib.asynccontextmanager
+async def running(server: ServerProcess) -> AsyncIterator[ServerProcess]:
+    """A server once it is ready; it ends with the block.
+
+    Raises:
+        EngineError: it did not start.
+    """
+    try:
+        await server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.asynccontextmanager
 async def server_at(
     url: str | None, model: str, api_key: str | None, flags: Sequence[str] = ()
 ) -> AsyncIterator[tuple[Address, ServerProcess | None]]:
@@ -123,9 +137,5 @@ async def server_at(
         )
         yield Address.parse(url, api_key), None
         return
-    server = ServerProcess.ling_serve(model, flags)
-    try:
-        await server.wait_ready()
+    async with running(ServerProcess.ling_serve(model, flags)) as server:
         yield server.address, server
-    finally:
-        server.stop()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lingflash.bench.http_client import Address, BadAnswer
 from lingflash.bench.record import Record, Target, model_label, require
-from lingflash.bench.scripted_server import SENTENCE
-from lingflash.bench.server_process import ServerProcess, free_port
+from lingflash.bench.scripted_server import HOST, SENTENCE
+from lingflash.bench.server_process import ServerProcess, free_port, running
 from lingflash.bench.stream_client import Stream, stream_chat
 from lingflash.models.hub import resolve_model
 
@@ -66,16 +66,16 @@ async def run_stream(
         "repeats": repeats,
     }
     folder = resolve_model(model)
-    async with _scripted(folder, 0.0) as address:
+    async with running(_scripted(folder, 0.0)) as server:
         for _ in range(_WARM_UP):
-            await stream_chat(address, 8)
-        alone = [await stream_chat(address, 8) for _ in range(num_first)]
+            await stream_chat(server.address, 8)
+        alone = [await stream_chat(server.address, 8) for _ in range(num_first)]
     await _check(alone, 8)
     ttft_ms = [1e3 * (stream.first_s - stream.started_s) for stream in alone]
     rounds: list[list[Stream]] = []
-    async with _scripted(folder, step_ms) as address:
+    async with running(_scripted(folder, step_ms)) as server:
         for i in range(repeats + 1):  # the first warms up
-            requests = [stream_chat(address, num_tokens) for _ in range(num_clients)]
+            requests = [stream_chat(server.address, num_tokens) for _ in range(num_clients)]
             streams = await asyncio.gather(*requests)
             await _check(streams, num_tokens)
             if i:
@@ -85,25 +85,12 @@ async def run_stream(
     return record
 
 
-class _scripted:
-    """A scripted server in a process of its own, and where it listens."""
-
-    def __init__(self, folder: Path, step_ms: float) -> None:
-        address = Address("127.0.0.1", free_port())
-        script = "lingflash.bench.scripted_server"
-        command = [sys.executable, "-m", script, str(folder), str(address.port), str(step_ms)]
-        self._server = ServerProcess(address, command)
-
-    async def __aenter__(self) -> Address:
-        try:
-            await self._server.wait_ready()
-        except BaseException:
-            self._server.stop()
-            raise
-        return self._server.address
-
-    async def __aexit__(self, *error: object) -> None:
-        self._server.stop()
+def _scripted(folder: Path, step_ms: float) -> ServerProcess:
+    address = Address(HOST, free_port())
+    script = "lingflash.bench.scripted_server"
+    return ServerProcess(
+        address, [sys.executable, "-m", script, str(folder), str(address.port), str(step_ms)]
+    )
 
 
 async def _check(streams: list[Stream], num_tokens: int) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request, Response
-from starlette.responses import Response as EmptyResponse
 
 from lingflash.api.auth import cache_salt, caller_of
-from lingflash.api.body import json_response, read_request
+from lingflash.api.body import read_request
 from lingflash.api.chat_answer import ChatAnswer
 from lingflash.api.generation import Generation
 from lingflash.api.openapi import json_body
 from lingflash.api.sampling import build_sampling, check_lengths, check_text_size
 from lingflash.api.state import ServerState, state_of
-from lingflash.api.stream import EventStreamResponse, collect_answer
+from lingflash.api.stream import send_answer
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.types import MAX_LOGPROBS, GrammarSpec, SamplingParams
 from lingflash.protocol.chat import ChatCompletionRequest
@@ -38,11 +37,7 @@ async def create_chat_completion(request: Request) -> Response:
     generation = await prepare_chat(state, request, body)
     answer = ChatAnswer(state, body, model, generation, caller_of(request))
     await generation.start()
-    if body.stream:
-        return EventStreamResponse(generation, answer)
-    if not await collect_answer(generation, answer.collect(), request.receive):
-        return EmptyResponse(status_code=499)  # for the log; nobody reads it
-    return json_response(answer.whole())
+    return await send_answer(generation, answer, request, stream=bool(body.stream))
 
 
 async def prepare_chat(

@@ -8,13 +8,13 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.responses import Response as EmptyResponse
 
 from lingflash.api.auth import cache_salt
-from lingflash.api.body import json_response, read_request
+from lingflash.api.body import read_request
 from lingflash.api.generation import Deltas, Generation
 from lingflash.api.logprobs import CompletionLogprobs
 from lingflash.api.openapi import json_body
+from lingflash.api.routes.chat import INLINE_CHARS
 from lingflash.api.sampling import (
     build_sampling,
     check_lengths,
@@ -22,7 +22,7 @@ from lingflash.api.sampling import (
     check_token_ids,
 )
 from lingflash.api.state import ServerState, state_of
-from lingflash.api.stream import ChunkWriter, EventStreamResponse, collect_answer
+from lingflash.api.stream import AnswerWriter, send_answer
 from lingflash.core.errors import ContextLengthError, InvalidRequestError
 from lingflash.core.types import EngineInfo, SamplingParams, TokenLogprob
 from lingflash.protocol.completions import CompletionRequest, split_prompts
@@ -34,7 +34,6 @@ router = APIRouter()
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 1024
-_INLINE_CHARS = 4000
 
 
 @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
@@ -71,11 +70,7 @@ async def create_completion(request: Request) -> Response:
     )
     answer = _CompletionAnswer(state, body, model, generation, given)
     await generation.start()
-    if body.stream:
-        return EventStreamResponse(generation, answer)
-    if not await collect_answer(generation, answer.collect(), request.receive):
-        return EmptyResponse(status_code=499)  # for the log; nobody reads it
-    return json_response(answer.whole())
+    return await send_answer(generation, answer, request, stream=bool(body.stream))
 
 
 async def _encode(
@@ -102,7 +97,7 @@ async def _encode(
                 result.append(tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
         return result
 
-    if sum(map(len, given)) > _INLINE_CHARS:
+    if sum(map(len, given)) > INLINE_CHARS:
         return await asyncio.to_thread(work)
     return work()
 
@@ -162,7 +157,7 @@ class _Choice:
         self.finish_reason: str | None = None
 
 
-class _CompletionAnswer(ChunkWriter):
+class _CompletionAnswer(AnswerWriter):
     def __init__(
         self,
         state: ServerState,

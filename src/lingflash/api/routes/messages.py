@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from starlette.responses import Response as EmptyResponse
 
 from lingflash.api.auth import caller_of
 from lingflash.api.body import json_response, read_request
@@ -18,7 +17,7 @@ from lingflash.api.messages_input import to_chat
 from lingflash.api.openapi import json_body
 from lingflash.api.routes.chat import prepare_chat
 from lingflash.api.state import state_of
-from lingflash.api.stream import ChunkWriter, EventStreamResponse, collect_answer
+from lingflash.api.stream import AnswerWriter, send_answer
 from lingflash.api.turn import Block, BlockStep, Turn
 from lingflash.core.errors import LingflashError
 from lingflash.protocol.messages import MESSAGES_TABLE, CountTokensRequest, MessagesRequest
@@ -45,11 +44,7 @@ async def create_message(request: Request) -> Response:
         Turn(chat_choices(state, chat, 1, caller_of(request))[0]),
         max_tokens=body.max_tokens,
     )
-    if body.stream:
-        return EventStreamResponse(generation, answer)
-    if not await collect_answer(generation, answer.collect(), request.receive):
-        return EmptyResponse(status_code=499)  # for the log; nobody reads it
-    return json_response(answer.whole())
+    return await send_answer(generation, answer, request, stream=bool(body.stream))
 
 
 @router.post("/v1/messages/count_tokens", openapi_extra=json_body(CountTokensRequest))
@@ -67,7 +62,7 @@ async def count_message_tokens(request: Request) -> Response:
     return json_response({"input_tokens": len(generation.prompts[0])})
 
 
-class _MessageAnswer(ChunkWriter):
+class _MessageAnswer(AnswerWriter):
     def __init__(self, model: str, generation: Generation, turn: Turn, *, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._generation = generation

@@ -46,7 +46,7 @@ def _normed_and_rotated(
 def _decode_kernel(
     fused_ptr, norm_ptr, cos_ptr, sin_ptr, decode_ptr, decode_query_ptr, fold_ptr, carry_ptr,
     states_ptr, tail_k_ptr, tail_v_ptr, slot_ptr, offset_ptr, out_ptr,
-    fused_stride, angle_stride, tail, eps,
+    fused_stride, angle_stride, fold_stride, tail, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, ANCHOR_TOKENS: tl.constexpr,
     HAS_NORM: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -88,7 +88,7 @@ def _decode_kernel(
     if offset == ANCHOR_TOKENS - 1:
         state *= tl.load(carry_ptr + head)
         for j in tl.static_range(ANCHOR_TOKENS):
-            weight = tl.load(fold_ptr + head * ANCHOR_TOKENS + j)
+            weight = tl.load(fold_ptr + head * fold_stride + j)
             is_j = (place == j)[:, None]
             key = tl.sum(tl.where(is_j, keys, 0.0), 0) * weight
             state += key[:, None] * tl.sum(tl.where(is_j, values, 0.0), 0)[None, :]
@@ -146,9 +146,9 @@ def lightning_decode_triton(
     block_v = min(triton.next_power_of_2(dim), 32)
     _decode_kernel[(num_seqs, heads, triton.cdiv(dim, block_v))](
         fused, cos if w_qk_norm is None else w_qk_norm, cos, sin,
-        tables.decode, tables.decode_query, tables.fold[1, :, :ANCHOR].contiguous(),
+        tables.decode, tables.decode_query, tables.fold[1],
         tables.carry[1], states, tail_k, tail_v, slots, offsets, out,
-        fused.stride(0), cos.stride(0), tail_k.shape[2], eps,
+        fused.stride(0), cos.stride(0), tables.fold.stride(1), tail_k.shape[2], eps,
         HEADS=heads, DIM=dim, HALF=cos.shape[-1], ANCHOR_TOKENS=ANCHOR,
         HAS_NORM=w_qk_norm is not None, SILU=silu,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v,
