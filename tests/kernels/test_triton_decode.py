@@ -1,0 +1,168 @@
+"""Kernels of a decode step against their references: on a GPU if there is one, else interpreted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lingflash.kernels.moe_gemm import expert_mlp_reference
+from lingflash.kernels.moe_gemm.triton_decode import (
+    BLOCK_ROWS,
+    DecodeExperts,
+    down_decode,
+    gate_up_decode,
+    nibble_order,
+    plan_rows,
+)
+from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+from lingflash.kernels.rmsnorm import rms_norm_reference
+from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+from lingflash.kernels.skinny_gemm import skinny_gemm_reference
+from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+from lingflash.quant.pack import dequantize, quantize_fp8, quantize_int4
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPS = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def relative_error(got, expected):
+    return ((got.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 40])
+@pytest.mark.parametrize(("rows", "width"), [(40, 72), (256, 384)])
+@pytest.mark.parametrize("quant", ["none", "block", "channel"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_skinny_gemm_when_sizes_are_odd_then_as_the_reference(tokens, rows, width, quant, scaled):
+    w, scale = randn(rows, width), None
+    x = randn(tokens, width + 8)[:, :width]
+    x = (x * 1e6 if scaled else x).to(torch.bfloat16 if scaled or quant == "none" else torch.half)
+    if quant == "none":
+        w = w.to(torch.bfloat16)
+    elif quant == "block":
+        scale = torch.rand(-(-rows // 128), -(-width // 128), device=DEVICE) + 0.5
+    else:
+        scale = torch.rand(rows, 1, device=DEVICE) + 0.5
+    if scale is not None:
+        w = w.to(torch.float8_e4m3fn)
+    out = torch.full((tokens, rows), float("nan"), device=DEVICE)
+    skinny_gemm_triton(x, w, scale, out, scaled=scaled)
+    expected = skinny_gemm_reference(x, w, scale)
+    assert out.isfinite().all()
+    if tokens:
+        assert relative_error(out, expected) < (2e-3 if scaled else 1e-5)
+
+
+def experts(fmt, count, rows, width):
+    """Stored matrices of `count` experts and the numbers they stand for."""
+    w = randn(count, rows, width) / width**0.5
+    if fmt == "bf16":
+        values = w.to(torch.bfloat16)
+        return DecodeExperts(values, None), values.float()
+    if fmt == "fp8":
+        pairs = [quantize_fp8(m, (128, 128)) for m in w.cpu()]
+        values, scale = (torch.stack(part).to(DEVICE) for part in zip(*pairs, strict=True))
+        block = (128, 128)
+    else:
+        block = (1, int(fmt.removeprefix("int4-")))
+        pairs = [quantize_int4(m, block[1], torch.bfloat16) for m in w.cpu()]
+        values, scale = (torch.stack(part).to(DEVICE) for part in zip(*pairs, strict=True))
+    numbers = [
+        dequantize(v, s, block, torch.float32)
+        for v, s in zip(values.cpu(), scale.cpu(), strict=True)
+    ]
+    group = block[1] if fmt.startswith("int4") else 0
+    return DecodeExperts(values, scale, group), torch.stack(numbers).to(DEVICE)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("fmt", ["bf16", "fp8", "int4-32", "int4-128"])
+def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt):
+    count, hidden, width, topk = 5, 256, 128, 3
+    gate_up, w1 = experts(fmt, count, 2 * width, hidden)
+    down, w2 = experts(fmt, count, hidden, width)
+    x = randn(tokens, hidden, dtype=torch.bfloat16)
+    # The first expert is taken by all, the last by none.
+    others = [torch.randperm(count - 2)[: topk - 1] + 1 for _ in range(tokens)]
+    ids = torch.stack([torch.cat([torch.zeros(1), o]) for o in others]).to(DEVICE, torch.int32)
+    weights = torch.rand(tokens, topk, device=DEVICE)
+    plan = None if tokens == 1 else plan_rows(ids, count)
+    given, nibbles = x.half(), fmt.startswith("int4")
+    if nibbles:
+        given = torch.empty_like(given)
+        given[:, nibble_order(hidden)] = x.half()
+    act = torch.full((tokens, topk, width), float("nan"), device=DEVICE)
+    gate_up_decode(given, gate_up, ids, plan, act, nibbles=nibbles)
+    parts = torch.full((tokens, topk, hidden), float("nan"), device=DEVICE)
+    down_decode(act, down, ids, weights, plan, parts)
+    expected = expert_mlp_reference(x, w1, w2, ids.long(), weights)
+    limit = 5e-3 if fmt == "bf16" else 2e-3
+    assert relative_error(parts.sum(1), expected) < limit
+
+
+@pytest.mark.parametrize(("tokens", "topk", "count"), [(1, 2, 4), (9, 3, 5), (40, 1, 2), (64, 8, 20)])
+def test_row_plan_when_routed_unevenly_then_each_row_is_in_a_block_of_its_expert(
+    tokens, topk, count
+):
+    ids = torch.stack([torch.rand(count).square().argsort()[:topk] for _ in range(tokens)])
+    ids[: tokens // 2] = torch.arange(topk)
+    plan = plan_rows(ids.to(DEVICE, torch.int32), count)
+    used = int(plan.num_used)
+    seen = []
+    for block in range(used):
+        rows = plan.rows[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS].tolist()
+        live = [row for row in rows if row < tokens * topk]
+        assert live
+        assert all(row == tokens * topk for row in rows[len(live) :])
+        assert all(int(ids.flatten()[row]) == int(plan.experts[block]) for row in live)
+        seen += live
+    assert sorted(seen) == list(range(tokens * topk))
+
+
+@pytest.mark.parametrize("has_shared", [False, True])
+@pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8)])
+def test_router_when_called_then_the_same_experts_and_weights(tokens, count, groups, has_shared):
+    x, w_gate, bias = randn(tokens, 200, dtype=torch.half), randn(count, 200), randn(count)
+    rules = {
+        "num_groups": groups, "topk_groups": 2, "topk": 3, "norm_topk_prob": True,
+        "scaling_factor": 2.5,
+    }  # fmt: skip
+    ids, weights = route_tokens(x, w_gate, bias, **rules)
+    columns = 3 + has_shared
+    got_ids = torch.full((tokens, columns), -7, dtype=torch.int32, device=DEVICE)
+    got_weights = torch.full((tokens, columns), float("nan"), device=DEVICE)
+    parts = torch.full((tokens, ROUTER_PARTS, count), float("nan"), device=DEVICE)
+    route_decode(x, w_gate, bias, parts, got_ids, got_weights, **rules)
+    assert torch.equal(got_ids[:, :3].long(), ids)
+    torch.testing.assert_close(got_weights[:, :3], weights, rtol=1e-5, atol=1e-5)
+    if has_shared:
+        assert (got_ids[:, 3] == count).all()
+        assert (got_weights[:, 3] == 1.0).all()
+
+
+@pytest.mark.parametrize("num_parts", [0, 1, 3])
+def test_norm_when_parts_are_added_then_the_residual_keeps_their_sum(num_parts):
+    width = 256
+    residual, weight = randn(3, width, dtype=torch.bfloat16), randn(width)
+    parts = randn(3, num_parts, width) if num_parts else None
+    extra = randn(3, width, dtype=torch.bfloat16) if num_parts else None
+    total = residual.float()
+    if parts is not None:
+        total = total + parts.sum(1) + extra.float()
+    order = nibble_order(width).to(DEVICE, torch.int32)
+    out, ordered = (torch.full((3, width), float("nan"), device=DEVICE) for _ in range(2))
+    add_parts_rms_norm(parts, extra, residual, weight, EPS, out, (ordered, order))
+    torch.testing.assert_close(residual, total.bfloat16())
+    expected = rms_norm_reference(total.bfloat16().float(), weight, EPS)
+    torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
+    assert torch.equal(ordered[:, order.long()], out)
