@@ -86,8 +86,11 @@ def experts(fmt, count, rows, width):
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-@pytest.mark.parametrize("fmt", ["bf16", "fp8", "int4-32", "int4-128"])
-def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt):
+@pytest.mark.parametrize(
+    ("fmt", "shared_fmt"),
+    [("bf16", None), ("bf16", "bf16"), ("fp8", "fp8"), ("int4-32", "bf16"), ("int4-128", "fp8")],
+)
+def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt, shared_fmt):
     count, hidden, width, topk = 5, 256, 128, 3
     gate_up, w1 = experts(fmt, count, 2 * width, hidden)
     down, w2 = experts(fmt, count, hidden, width)
@@ -96,17 +99,25 @@ def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt):
     others = [torch.randperm(count - 2)[: topk - 1] + 1 for _ in range(tokens)]
     ids = torch.stack([torch.cat([torch.zeros(1), o]) for o in others]).to(DEVICE, torch.int32)
     weights = torch.rand(tokens, topk, device=DEVICE)
-    plan = None if tokens == 1 else plan_rows(ids, count)
-    given, nibbles = x.half(), fmt.startswith("int4")
-    if nibbles:
-        given = torch.empty_like(given)
-        given[:, nibble_order(hidden)] = x.half()
-    act = torch.full((tokens, topk, width), float("nan"), device=DEVICE)
-    gate_up_decode(given, gate_up, ids, plan, act, nibbles=nibbles)
-    parts = torch.full((tokens, topk, hidden), float("nan"), device=DEVICE)
-    down_decode(act, down, ids, weights, plan, parts)
     expected = expert_mlp_reference(x, w1, w2, ids.long(), weights)
-    limit = 5e-3 if fmt == "bf16" else 2e-3
+    shared = shared_down = None
+    if shared_fmt is not None:
+        shared, s1 = experts(shared_fmt, 1, 2 * width, hidden)
+        shared_down, s2 = experts(shared_fmt, 1, hidden, width)
+        none = torch.zeros(tokens, 1, dtype=torch.int64, device=DEVICE)
+        expected += expert_mlp_reference(x, s1, s2, none, torch.ones(tokens, 1, device=DEVICE))
+    plan = None if tokens == 1 else plan_rows(ids, count)
+    plain = x.half()
+    given, nibbles = plain, fmt.startswith("int4")
+    if nibbles:
+        given = torch.empty_like(plain)
+        given[:, nibble_order(hidden)] = plain
+    choices = topk + (shared is not None)
+    act = torch.full((tokens, choices, width), float("nan"), device=DEVICE)
+    gate_up_decode(given, gate_up, ids, plan, act, nibbles=nibbles, plain=plain, shared=shared)
+    parts = torch.full((tokens, choices, hidden), float("nan"), device=DEVICE)
+    down_decode(act, down, ids, weights, plan, parts, shared=shared_down)
+    limit = 2e-3 if shared_fmt == "fp8" else 5e-3
     assert relative_error(parts.sum(1), expected) < limit
 
 
@@ -129,25 +140,20 @@ def test_row_plan_when_routed_unevenly_then_each_row_is_in_a_block_of_its_expert
     assert sorted(seen) == list(range(tokens * topk))
 
 
-@pytest.mark.parametrize("has_shared", [False, True])
 @pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8)])
-def test_router_when_called_then_the_same_experts_and_weights(tokens, count, groups, has_shared):
+def test_router_when_called_then_the_same_experts_and_weights(tokens, count, groups):
     x, w_gate, bias = randn(tokens, 200, dtype=torch.half), randn(count, 200), randn(count)
     rules = {
         "num_groups": groups, "topk_groups": 2, "topk": 3, "norm_topk_prob": True,
         "scaling_factor": 2.5,
     }  # fmt: skip
     ids, weights = route_tokens(x, w_gate, bias, **rules)
-    columns = 3 + has_shared
-    got_ids = torch.full((tokens, columns), -7, dtype=torch.int32, device=DEVICE)
-    got_weights = torch.full((tokens, columns), float("nan"), device=DEVICE)
+    got_ids = torch.full((tokens, 3), -7, dtype=torch.int32, device=DEVICE)
+    got_weights = torch.full((tokens, 3), float("nan"), device=DEVICE)
     parts = torch.full((tokens, ROUTER_PARTS, count), float("nan"), device=DEVICE)
     route_decode(x, w_gate, bias, parts, got_ids, got_weights, **rules)
-    assert torch.equal(got_ids[:, :3].long(), ids)
-    torch.testing.assert_close(got_weights[:, :3], weights, rtol=1e-5, atol=1e-5)
-    if has_shared:
-        assert (got_ids[:, 3] == count).all()
-        assert (got_weights[:, 3] == 1.0).all()
+    assert torch.equal(got_ids.long(), ids)
+    torch.testing.assert_close(got_weights, weights, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_parts", [0, 1, 3])

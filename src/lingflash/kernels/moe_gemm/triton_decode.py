@@ -14,6 +14,7 @@ eight values meet eight slices of x without being moved between threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +25,6 @@ from lingflash.kernels.skinny_gemm.triton_kernel import SCALE_BLOCK, narrow
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import (
     launch_options,
-    prefetch_rows,
     start_next,
     wait_for_previous,
 )
@@ -93,24 +93,20 @@ def _one_row_int4(
 
 
 @triton.jit
-def _gate_up_one_kernel(
-    x_ptr, w_ptr, scale_ptr, ids_ptr, act_ptr, expert_stride, scale_expert_stride, scale_stride,
+def _one_gate_up(
+    x_ptr, w_ptr, scale_ptr, act_ptr, tile, scale_stride,
     INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    start_next(PDL)
-    choice = tl.program_id(1)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """One row of x through BLOCK_N gate and up columns of one expert."""
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < WIDTH
-    wait_for_previous(PDL)
-    expert = tl.load(ids_ptr + choice).to(tl.int64)
-    scales = scale_ptr + expert * scale_expert_stride
     gate = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     if INT4:
-        row = w_ptr + expert * expert_stride + column[:, None] * (HIDDEN // 8)
-        scale_row = scales + column[:, None] * scale_stride
+        row = w_ptr + column[:, None] * (HIDDEN // 8)
+        scale_row = scale_ptr + column[:, None] * scale_stride
         for start in tl.range(0, HIDDEN // 8, BLOCK_K, num_stages=STAGES):
             gate += _one_row_int4(
                 x_ptr, row, scale_row, inside, start, HIDDEN // 8, GROUP, BLOCK_N, BLOCK_K
@@ -120,8 +116,8 @@ def _gate_up_one_kernel(
                 start, HIDDEN // 8, GROUP, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     else:
-        row = w_ptr + expert * expert_stride + column[:, None] * HIDDEN
-        scale_row = scales + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
+        row = w_ptr + column[:, None] * HIDDEN
+        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
         up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
         k = tl.arange(0, BLOCK_K)
         for start in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
@@ -139,37 +135,31 @@ def _gate_up_one_kernel(
                 up += w_up * x[None, :]
     g, u = tl.sum(gate, 1), tl.sum(up, 1)
     act = g * tl.sigmoid(g) * u
-    at = act_ptr + choice * WIDTH + place_of(column, NIBBLES)
+    at = act_ptr + place_of(column, NIBBLES)
     tl.store(at, act.to(act_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _down_one_kernel(
-    act_ptr, w_ptr, scale_ptr, ids_ptr, weight_ptr, out_ptr,
-    expert_stride, scale_expert_stride, scale_stride,
+def _one_down(
+    x_ptr, w_ptr, scale_ptr, out_ptr, weight, tile, scale_stride,
     INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    start_next(PDL)
-    choice = tl.program_id(1)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """One row of activations through BLOCK_N columns of one expert's way back."""
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < HIDDEN
-    wait_for_previous(PDL)
-    expert = tl.load(ids_ptr + choice).to(tl.int64)
-    scales = scale_ptr + expert * scale_expert_stride
-    x_ptr = act_ptr + choice * WIDTH
     total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     if INT4:
-        row = w_ptr + expert * expert_stride + column[:, None] * (WIDTH // 8)
-        scale_row = scales + column[:, None] * scale_stride
+        row = w_ptr + column[:, None] * (WIDTH // 8)
+        scale_row = scale_ptr + column[:, None] * scale_stride
         for start in tl.range(0, WIDTH // 8, BLOCK_K, num_stages=STAGES):
             total += _one_row_int4(
                 x_ptr, row, scale_row, inside, start, WIDTH // 8, GROUP, BLOCK_N, BLOCK_K
             )
     else:
-        row = w_ptr + expert * expert_stride + column[:, None] * WIDTH
-        scale_row = scales + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
+        row = w_ptr + column[:, None] * WIDTH
+        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
         k = tl.arange(0, BLOCK_K)
         for start in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
             at = start + k
@@ -178,8 +168,61 @@ def _down_one_kernel(
                 x *= tl.load(scale_row + at // SCALE_BLOCK, mask=at < WIDTH, other=0.0)
             mask = inside[:, None] & (at < WIDTH)[None, :]
             total += tl.load(row + at[None, :], mask=mask, other=0.0).to(tl.float32) * x[None, :]
-    out = tl.sum(total, 1) * tl.load(weight_ptr + choice)
-    tl.store(out_ptr + choice * HIDDEN + column, out, mask=inside)
+    tl.store(out_ptr + column, tl.sum(total, 1) * weight, mask=inside)
+
+
+@triton.jit
+def _gate_up_one_kernel(
+    x_ptr, w_ptr, scale_ptr, ids_ptr, act_ptr, plain_ptr, shared_ptr, shared_scale_ptr,
+    expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
+    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    start_next(PDL)
+    choice = tl.program_id(1)
+    act = act_ptr + choice * WIDTH
+    wait_for_previous(PDL)
+    if choice < topk:
+        expert = tl.load(ids_ptr + choice).to(tl.int64)
+        _one_gate_up(
+            x_ptr, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, act,
+            tl.program_id(0), scale_stride, INT4, BLOCK_SCALE, GROUP, NIBBLES, WIDTH, HIDDEN,
+            BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif SHARED:
+        _one_gate_up(
+            plain_ptr, shared_ptr, shared_scale_ptr, act, tl.program_id(0), shared_scale_stride,
+            False, SHARED_SCALE, 0, False, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
+        )  # fmt: skip
+
+
+@triton.jit
+def _down_one_kernel(
+    act_ptr, w_ptr, scale_ptr, ids_ptr, weight_ptr, out_ptr, shared_ptr, shared_scale_ptr,
+    expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
+    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    start_next(PDL)
+    choice = tl.program_id(1)
+    x, out = act_ptr + choice * WIDTH, out_ptr + choice * HIDDEN
+    wait_for_previous(PDL)
+    if choice < topk:
+        expert = tl.load(ids_ptr + choice).to(tl.int64)
+        _one_down(
+            x, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, out,
+            tl.load(weight_ptr + choice), tl.program_id(0), scale_stride, INT4, BLOCK_SCALE, GROUP,
+            WIDTH, HIDDEN, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif SHARED:
+        _one_down(
+            x, shared_ptr, shared_scale_ptr, out, 1.0, tl.program_id(0), shared_scale_stride,
+            False, SHARED_SCALE, 0, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -224,120 +267,171 @@ def _rows_int4(
 
 
 @triton.jit
-def _gate_up_kernel(
-    x_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, act_ptr,
-    num_rows, topk, x_stride, expert_stride, scale_expert_stride, scale_stride,
+def _rows_gate_up(
+    x_row, w_ptr, scale_ptr, act_row, live, tile, scale_stride,
     INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows of x through BLOCK_N gate and up columns of one expert."""
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = column < WIDTH
+    gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if INT4:
+        w_row = w_ptr + column[:, None] * (HIDDEN // 8)
+        w_up_row = w_row + WIDTH * (HIDDEN // 8)
+        scale_row = scale_ptr + column * scale_stride
+        for group in tl.range(0, HIDDEN // 128):
+            gate = _rows_int4(
+                x_row, live, w_row, scale_row, inside, group, gate, GROUP, False, BLOCK_M, BLOCK_N
+            )
+            up = _rows_int4(
+                x_row, live, w_up_row, scale_row + WIDTH * scale_stride, inside, group, up,
+                GROUP, False, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+    else:
+        w_row = w_ptr + column[:, None] * HIDDEN
+        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
+        up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
+        k = tl.arange(0, BLOCK_K)
+        for start in tl.range(0, HIDDEN, BLOCK_K):
+            at = start + k
+            x = tl.load(
+                x_row + at[None, :], mask=live[:, None] & (at < HIDDEN)[None, :], other=0.0
+            )
+            mask = inside[:, None] & (at < HIDDEN)[None, :]
+            w_gate = tl.load(w_row + at[None, :], mask=mask, other=0.0)
+            w_up = tl.load(w_row + WIDTH * HIDDEN + at[None, :], mask=mask, other=0.0)
+            if BLOCK_SCALE:
+                x = x.to(tl.float16)
+                none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                block_k = start // SCALE_BLOCK
+                part = dot(x, tl.trans(w_gate.to(tl.float16)), none)
+                gate += part * tl.load(scale_row + block_k)
+                part = dot(x, tl.trans(w_up.to(tl.float16)), none)
+                up += part * tl.load(up_scales + block_k)
+            else:
+                x = x.to(w_ptr.dtype.element_ty)
+                gate = dot(x, tl.trans(w_gate), gate)
+                up = dot(x, tl.trans(w_up), up)
+    act = gate * tl.sigmoid(gate) * up
+    at = act_row + place_of(column, NIBBLES)[None, :]
+    tl.store(at, act.to(act_row.dtype.element_ty), mask=live[:, None] & inside[None, :])
+
+
+@triton.jit
+def _rows_down(
+    act_row, w_ptr, scale_ptr, out_row, weight, live, tile, scale_stride,
+    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows of activations through BLOCK_N columns of one expert's way back."""
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = column < HIDDEN
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if INT4:
+        w_row = w_ptr + column[:, None] * (WIDTH // 8)
+        scale_row = scale_ptr + column * scale_stride
+        for group in tl.range(0, WIDTH // 128):
+            total = _rows_int4(
+                act_row, live, w_row, scale_row, inside, group, total,
+                GROUP, True, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+    else:
+        w_row = w_ptr + column[:, None] * WIDTH
+        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
+        k = tl.arange(0, BLOCK_K)
+        for start in tl.range(0, WIDTH, BLOCK_K):
+            at = start + k
+            x = tl.load(
+                act_row + at[None, :], mask=live[:, None] & (at < WIDTH)[None, :], other=0.0
+            )
+            mask = inside[:, None] & (at < WIDTH)[None, :]
+            w = tl.load(w_row + at[None, :], mask=mask, other=0.0)
+            if BLOCK_SCALE:
+                x, factor = narrow(x, True)
+                none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                part = dot(x, tl.trans(w.to(tl.float16)), none)
+                factor *= tl.load(scale_row + start // SCALE_BLOCK)
+                total += part * factor[:, None]
+            else:
+                total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
+    total *= weight[:, None]
+    tl.store(out_row + column[None, :], total, mask=live[:, None] & inside[None, :])
+
+
+@triton.jit
+def _gate_up_kernel(
+    x_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, act_ptr,
+    plain_ptr, shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
+    x_stride, expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
+    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
-    block = tl.program_id(1)
+    tile, block = tl.program_id(0), tl.program_id(1)
+    m = tl.arange(0, BLOCK_M)
     wait_for_previous(PDL)
-    if block < tl.load(used_ptr):
-        expert = tl.load(expert_ptr + block).to(tl.int64)
-        row = tl.load(row_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M))
-        live = row < num_rows
-        column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = column < WIDTH
-        x_row = x_ptr + (row // topk)[:, None] * x_stride
-        scales = scale_ptr + expert * scale_expert_stride
-        gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        if INT4:
-            w_row = w_ptr + expert * expert_stride + column[:, None] * (HIDDEN // 8)
-            w_up_row = w_row + WIDTH * (HIDDEN // 8)
-            scale_row = scales + column * scale_stride
-            for group in tl.range(0, HIDDEN // 128):
-                gate = _rows_int4(
-                    x_row, live, w_row, scale_row, inside, group, gate,
-                    GROUP, False, BLOCK_M, BLOCK_N,
-                )  # fmt: skip
-                up = _rows_int4(
-                    x_row, live, w_up_row, scale_row + WIDTH * scale_stride, inside, group, up,
-                    GROUP, False, BLOCK_M, BLOCK_N,
-                )  # fmt: skip
-        else:
-            w_row = w_ptr + expert * expert_stride + column[:, None] * HIDDEN
-            scale_row = scales + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
-            up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
-            k = tl.arange(0, BLOCK_K)
-            for start in tl.range(0, HIDDEN, BLOCK_K):
-                at = start + k
-                x = tl.load(
-                    x_row + at[None, :], mask=live[:, None] & (at < HIDDEN)[None, :], other=0.0
-                )
-                mask = inside[:, None] & (at < HIDDEN)[None, :]
-                w_gate = tl.load(w_row + at[None, :], mask=mask, other=0.0)
-                w_up = tl.load(w_row + WIDTH * HIDDEN + at[None, :], mask=mask, other=0.0)
-                if BLOCK_SCALE:
-                    x = x.to(tl.float16)
-                    none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                    block_k = start // SCALE_BLOCK
-                    part = dot(x, tl.trans(w_gate.to(tl.float16)), none)
-                    gate += part * tl.load(scale_row + block_k)
-                    part = dot(x, tl.trans(w_up.to(tl.float16)), none)
-                    up += part * tl.load(up_scales + block_k)
-                else:
-                    x = x.to(w_ptr.dtype.element_ty)
-                    gate = dot(x, tl.trans(w_gate), gate)
-                    up = dot(x, tl.trans(w_up), up)
-        act = gate * tl.sigmoid(gate) * up
-        at = act_ptr + row[:, None] * WIDTH + place_of(column, NIBBLES)[None, :]
-        mask = live[:, None] & inside[None, :]
-        tl.store(at, act.to(act_ptr.dtype.element_ty), mask=mask)
+    if block < num_blocks:
+        if block < tl.load(used_ptr):
+            expert = tl.load(expert_ptr + block).to(tl.int64)
+            row = tl.load(row_ptr + block * BLOCK_M + m)
+            token = row // topk
+            act_row = act_ptr + (token * choices + row % topk)[:, None] * WIDTH
+            _rows_gate_up(
+                x_ptr + token[:, None] * x_stride, w_ptr + expert * expert_stride,
+                scale_ptr + expert * scale_expert_stride, act_row, token < num_tokens, tile,
+                scale_stride, INT4, BLOCK_SCALE, GROUP, NIBBLES, WIDTH, HIDDEN,
+                BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+    elif SHARED:
+        token = (block - num_blocks) * BLOCK_M + m
+        act_row = act_ptr + (token * choices + topk)[:, None] * WIDTH
+        _rows_gate_up(
+            plain_ptr + token[:, None] * x_stride, shared_ptr, shared_scale_ptr, act_row,
+            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALE, 0, False,
+            WIDTH, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
 
 
 @triton.jit
 def _down_kernel(
     act_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, weight_ptr, out_ptr,
-    num_rows, expert_stride, scale_expert_stride, scale_stride,
+    shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
+    expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
     INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
-    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
-    block = tl.program_id(1)
+    tile, block = tl.program_id(0), tl.program_id(1)
+    m = tl.arange(0, BLOCK_M)
     wait_for_previous(PDL)
-    if block < tl.load(used_ptr):
-        expert = tl.load(expert_ptr + block).to(tl.int64)
-        row = tl.load(row_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M))
-        live = row < num_rows
-        column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = column < HIDDEN
-        act_row = act_ptr + row[:, None] * WIDTH
-        scales = scale_ptr + expert * scale_expert_stride
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        if INT4:
-            w_row = w_ptr + expert * expert_stride + column[:, None] * (WIDTH // 8)
-            scale_row = scales + column * scale_stride
-            for group in tl.range(0, WIDTH // 128):
-                total = _rows_int4(
-                    act_row, live, w_row, scale_row, inside, group, total,
-                    GROUP, True, BLOCK_M, BLOCK_N,
-                )  # fmt: skip
-        else:
-            w_row = w_ptr + expert * expert_stride + column[:, None] * WIDTH
-            scale_row = scales + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
-            k = tl.arange(0, BLOCK_K)
-            for start in tl.range(0, WIDTH, BLOCK_K):
-                at = start + k
-                x = tl.load(
-                    act_row + at[None, :], mask=live[:, None] & (at < WIDTH)[None, :], other=0.0
-                )
-                mask = inside[:, None] & (at < WIDTH)[None, :]
-                w = tl.load(w_row + at[None, :], mask=mask, other=0.0)
-                if BLOCK_SCALE:
-                    x, factor = narrow(x, True)
-                    none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                    part = dot(x, tl.trans(w.to(tl.float16)), none)
-                    factor *= tl.load(scale_row + start // SCALE_BLOCK)
-                    total += part * factor[:, None]
-                else:
-                    total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
-        total *= tl.load(weight_ptr + row, mask=live, other=0.0)[:, None]
-        at = out_ptr + row[:, None] * HIDDEN + column[None, :]
-        tl.store(at, total, mask=live[:, None] & inside[None, :])
+    if block < num_blocks:
+        if block < tl.load(used_ptr):
+            expert = tl.load(expert_ptr + block).to(tl.int64)
+            row = tl.load(row_ptr + block * BLOCK_M + m)
+            live = row < num_tokens * topk
+            place = row // topk * choices + row % topk
+            weight = tl.load(weight_ptr + row, mask=live, other=0.0)
+            _rows_down(
+                act_ptr + place[:, None] * WIDTH, w_ptr + expert * expert_stride,
+                scale_ptr + expert * scale_expert_stride, out_ptr + place[:, None] * HIDDEN,
+                weight, live, tile, scale_stride, INT4, BLOCK_SCALE, GROUP, WIDTH, HIDDEN,
+                BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+    elif SHARED:
+        token = (block - num_blocks) * BLOCK_M + m
+        place = token * choices + topk
+        _rows_down(
+            act_ptr + place[:, None] * WIDTH, shared_ptr, shared_scale_ptr,
+            out_ptr + place[:, None] * HIDDEN, tl.full([BLOCK_M], 1.0, tl.float32),
+            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALE, 0, WIDTH, HIDDEN,
+            BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -433,10 +527,9 @@ class DecodeExperts:
         """Whether the values are words of eight nibbles."""
         return self.values.dtype == torch.int32
 
-    def arguments(self) -> tuple[Tensor, int, int, int]:
-        """Scales, and the strides of an expert, of its scales and of a row of scales."""
-        scale = self.values if self.scale is None else self.scale
-        return scale, self.values.stride(0), scale.stride(0), scale.stride(1)
+    def scales(self) -> Tensor:
+        """The scales; the values stand in where there are none."""
+        return self.values if self.scale is None else self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,16 +542,37 @@ class ExpertTiles:
     stages: int
 
 
+def _one_k(w: DecodeExperts) -> int:
+    """Columns, or words, of one row's step: 512 bytes or half of that for INT4."""
+    return 64 if w.is_int4 else 512 // w.values.element_size()
+
+
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(16, 64 if w.is_int4 else 1024 // w.values.element_size() // 2, 4, 3)
+        return ExpertTiles(16, _one_k(w), 4, 3)
     return ExpertTiles(64, 128, 4, 4)
 
 
 def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(32, 64 if w.is_int4 else 1024 // w.values.element_size() // 2, 4, 2)
+        return ExpertTiles(32, _one_k(w), 4, 2)
     return ExpertTiles(64, 128, 4, 4)
+
+
+def _options(w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles) -> dict[str, Any]:
+    """What both products' kernels are compiled for.
+
+    Raises:
+        ValueError: a shared expert in INT4.
+    """
+    if shared is not None and shared.is_int4:
+        raise ValueError("a shared expert in INT4 is not supported.")
+    return {
+        "INT4": w.is_int4, "BLOCK_SCALE": w.scale is not None and not w.is_int4,
+        "GROUP": w.group, "SHARED": shared is not None,
+        "SHARED_SCALE": shared is not None and shared.scale is not None,
+        "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k, "num_warps": tiles.warps,
+    }  # fmt: skip
 
 
 def gate_up_decode(
@@ -468,43 +582,51 @@ def gate_up_decode(
     plan: RowPlan | None,
     act: Tensor,
     *,
-    nibbles: bool,
+    nibbles: bool = False,
+    plain: Tensor | None = None,
+    shared: DecodeExperts | None = None,
     tiles: ExpertTiles | None = None,
 ) -> Tensor:
-    """SiLU(x W_gate,e) * (x W_up,e) of every (token, choice).
+    """SiLU(x W_gate,e) * (x W_up,e) of every (token, choice), and of a shared expert.
 
     Args:
-        x: float16 or bfloat16 [T, K], contiguous rows, normed; in nibble_order for INT4 weights.
+        x: float16 or bfloat16 [T, K], contiguous, normed; in nibble_order for INT4 weights.
         w: [E, 2I, K], gate above up.
         topk_ids: int32 [T, k].
         plan: of topk_ids; None for one token.
-        act: float [T, k, I], written; in nibble_order if `nibbles`.
-        nibbles: whether the next product is with INT4 weights.
+        act: float [T, k, I], or [T, k + 1, I] with a shared expert; written, the routed experts'
+            in nibble_order if `nibbles`.
+        nibbles: whether the routed experts' next product is with INT4 weights.
+        plain: x in its own order, for the shared expert; x by default.
+        shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes.
         tiles: how to cut; by the shape if None.
 
     Numerics: accumulates in float32; FP8 and INT4 weights are exact in float16 and x is rounded to
         it. Sync: none, graph-safe.
     """
     num_tokens, topk = topk_ids.shape
-    hidden, width = x.shape[1], act.shape[-1]
+    choices, width = act.shape[1:]
     t = tiles or _gate_up_tiles(num_tokens, w)
-    scale, expert_stride, scale_expert_stride, scale_stride = w.arguments()
-    shape = {
-        "INT4": w.is_int4, "BLOCK_SCALE": w.scale is not None and not w.is_int4,
-        "GROUP": w.group, "NIBBLES": nibbles, "WIDTH": width, "HIDDEN": hidden,
-        "BLOCK_N": t.block_n, "BLOCK_K": t.block_k, "num_warps": t.warps,
-    }  # fmt: skip
+    other = w if shared is None else shared
+    plain = x if plain is None else plain
+    scale = w.scales()
+    options = _options(w, shared, t) | launch_options(x)
+    options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
     columns = triton.cdiv(width, t.block_n)
     if plan is None:
-        _gate_up_one_kernel[(columns, topk)](
-            x, w.values, scale, topk_ids, act, expert_stride, scale_expert_stride, scale_stride,
-            STAGES=t.stages, **shape, **launch_options(x),
+        _gate_up_one_kernel[(columns, choices)](
+            x, w.values, scale, topk_ids, act, plain, other.values, other.scales(),
+            w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
+            SHARED_K=_one_k(other), STAGES=t.stages, **options,
         )  # fmt: skip
         return act
-    _gate_up_kernel[(columns, plan.experts.numel())](
+    blocks = plan.experts.numel()
+    shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
+    _gate_up_kernel[(columns, blocks + shared_blocks)](
         x, w.values, scale, plan.rows, plan.experts, plan.num_used, act,
-        topk_ids.numel(), topk, x.stride(0), expert_stride, scale_expert_stride, scale_stride,
-        BLOCK_M=BLOCK_ROWS, num_stages=t.stages, **shape, **launch_options(x),
+        plain, other.values, other.scales(), num_tokens, topk, choices, blocks,
+        x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1),
+        other.scales().stride(1), BLOCK_M=BLOCK_ROWS, num_stages=t.stages, **options,
     )  # fmt: skip
     return act
 
@@ -517,42 +639,44 @@ def down_decode(
     plan: RowPlan | None,
     out: Tensor,
     *,
+    shared: DecodeExperts | None = None,
     tiles: ExpertTiles | None = None,
 ) -> Tensor:
-    """act W_down,e times the choice's weight, one part per choice.
+    """act W_down,e times the choice's weight, one part per choice; a shared expert's last.
 
     Args:
-        act: float [T, k, I], in nibble_order for INT4 weights.
+        act: float [T, k, I] or [T, k + 1, I], as gate_up_decode leaves it.
         w: [E, D, I].
         topk_ids: int32 [T, k].
         topk_weights: float32 [T, k].
         plan: of topk_ids; None for one token.
-        out: float32 [T, k, D], written.
+        out: float32 [T, k, D] or [T, k + 1, D], written.
+        shared: [1, D, I], bfloat16 or FP8.
         tiles: how to cut; by the shape if None.
 
     Numerics: as gate_up_decode; more than one row is scaled to float16's range. Sync: none,
         graph-safe.
     """
     num_tokens, topk = topk_ids.shape
-    hidden, width = out.shape[-1], act.shape[-1]
+    (choices, width), hidden = act.shape[1:], out.shape[-1]
     t = tiles or _down_tiles(num_tokens, w)
-    scale, expert_stride, scale_expert_stride, scale_stride = w.arguments()
-    shape = {
-        "INT4": w.is_int4, "BLOCK_SCALE": w.scale is not None and not w.is_int4,
-        "GROUP": w.group, "WIDTH": width, "HIDDEN": hidden,
-        "BLOCK_N": t.block_n, "BLOCK_K": t.block_k, "num_warps": t.warps,
-    }  # fmt: skip
+    other = w if shared is None else shared
+    scale = w.scales()
+    options = _options(w, shared, t) | launch_options(act) | {"WIDTH": width, "HIDDEN": hidden}
     columns = triton.cdiv(hidden, t.block_n)
     if plan is None:
-        _down_one_kernel[(columns, topk)](
-            act, w.values, scale, topk_ids, topk_weights, out,
-            expert_stride, scale_expert_stride, scale_stride, STAGES=t.stages,
-            **shape, **launch_options(act),
+        _down_one_kernel[(columns, choices)](
+            act, w.values, scale, topk_ids, topk_weights, out, other.values, other.scales(),
+            w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
+            SHARED_K=_one_k(other), STAGES=t.stages, **options,
         )  # fmt: skip
         return out
-    _down_kernel[(columns, plan.experts.numel())](
+    blocks = plan.experts.numel()
+    shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
+    _down_kernel[(columns, blocks + shared_blocks)](
         act, w.values, scale, plan.rows, plan.experts, plan.num_used, topk_weights, out,
-        topk_ids.numel(), expert_stride, scale_expert_stride, scale_stride,
-        BLOCK_M=BLOCK_ROWS, num_stages=t.stages, **shape, **launch_options(act),
+        other.values, other.scales(), num_tokens, topk, choices, blocks,
+        w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
+        BLOCK_M=BLOCK_ROWS, num_stages=t.stages, **options,
     )  # fmt: skip
     return out

@@ -67,9 +67,8 @@ def route_decode(
         w_gate: float32 [E, D], contiguous.
         expert_bias: float32 [E] or None.
         parts: float32 [T, ROUTER_PARTS, E], scratch.
-        topk_ids: int32 [T, topk] or [T, topk + 1], written. With one more column it gets expert
-            number E with weight 1: a shared expert kept behind the routed ones.
-        topk_weights: float32, shaped like topk_ids, written.
+        topk_ids: int32 [T, topk], written.
+        topk_weights: float32 [T, topk], written.
         num_groups, topk_groups, topk, norm_topk_prob, scaling_factor: as in `route_tokens`.
 
     Numerics: float32. Sync: none, graph-safe.
@@ -88,10 +87,9 @@ def route_decode(
     size = num_experts // num_groups
     choose_kernel[(num_tokens,)](
         parts, parts if expert_bias is None else expert_bias, topk_ids, topk_weights,
-        scaling_factor, topk_ids.stride(0),
-        NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
-        PARTS=ROUTER_PARTS, SHARED=topk_ids.shape[1] > topk, HAS_BIAS=expert_bias is not None,
+        scaling_factor, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
+        PARTS=ROUTER_PARTS, HAS_BIAS=expert_bias is not None,
         NORMALISE=norm_topk_prob, BLOCK_G=triton.next_power_of_2(num_groups),
         BLOCK_S=triton.next_power_of_2(size),
-        BLOCK_K=triton.next_power_of_2(topk_ids.shape[1]), **launch_options(x),
+        BLOCK_K=triton.next_power_of_2(topk), **launch_options(x),
     )  # fmt: skip

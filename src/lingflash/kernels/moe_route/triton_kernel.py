@@ -16,9 +16,9 @@ __all__ = ["choose_experts_triton", "choose_kernel"]
 
 @triton.jit
 def choose_kernel(
-    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor, out_stride,
+    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
     NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
-    TOPK: tl.constexpr, PARTS: tl.constexpr, SHARED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
     NORMALISE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -68,12 +68,9 @@ def choose_kernel(
     if NORMALISE:
         weights = weights / (tl.sum(weights, 0) + 1e-20)
     weights *= factor
-    if SHARED:
-        ids = tl.where(choice == TOPK, NUM_GROUPS * GROUP_SIZE, ids)
-        weights = tl.where(choice == TOPK, 1.0, weights)
-    at = token * out_stride + choice
-    tl.store(ids_ptr + at, ids.to(ids_ptr.dtype.element_ty), mask=choice < TOPK + SHARED)
-    tl.store(weights_ptr + at, weights, mask=choice < TOPK + SHARED)
+    at = token * TOPK + choice
+    tl.store(ids_ptr + at, ids.to(ids_ptr.dtype.element_ty), mask=choice < TOPK)
+    tl.store(weights_ptr + at, weights, mask=choice < TOPK)
 
 
 def choose_experts_triton(
@@ -113,8 +110,8 @@ def choose_experts_triton(
         size = num_experts // num_groups
         choose_kernel[(num_tokens,)](
             logits, logits if expert_bias is None else expert_bias, ids, weights, scaling_factor,
-            topk, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
-            PARTS=1, SHARED=False, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
+            NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
+            PARTS=1, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
             BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
             BLOCK_K=triton.next_power_of_2(topk), **launch_options(logits),
         )  # fmt: skip
