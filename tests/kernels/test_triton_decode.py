@@ -18,6 +18,8 @@ from lingflash.kernels.moe_route import route_tokens
 from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
 from lingflash.kernels.rmsnorm import rms_norm_reference
 from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+from lingflash.kernels.sampling import noise_key, sample_tokens
+from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
 from lingflash.kernels.skinny_gemm import skinny_gemm_reference
 from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
 from lingflash.quant.pack import dequantize, quantize_fp8, quantize_int4
@@ -69,10 +71,10 @@ def experts(fmt, count, rows, width):
     if fmt == "bf16":
         values = w.to(torch.bfloat16)
         return DecodeExperts(values, None), values.float()
-    if fmt == "fp8":
-        pairs = [quantize_fp8(m, (128, 128)) for m in w.cpu()]
+    if fmt.startswith("fp8"):
+        block = (1, 0) if fmt == "fp8-channel" else (128, 128)
+        pairs = [quantize_fp8(m, block) for m in w.cpu()]
         values, scale = (torch.stack(part).to(DEVICE) for part in zip(*pairs, strict=True))
-        block = (128, 128)
     else:
         block = (1, int(fmt.removeprefix("int4-")))
         pairs = [quantize_int4(m, block[1], torch.bfloat16) for m in w.cpu()]
@@ -88,7 +90,13 @@ def experts(fmt, count, rows, width):
 @pytest.mark.parametrize("tokens", [1, 5, 40])
 @pytest.mark.parametrize(
     ("fmt", "shared_fmt"),
-    [("bf16", None), ("bf16", "bf16"), ("fp8", "fp8"), ("int4-32", "bf16"), ("int4-128", "fp8")],
+    [
+        ("bf16", None),
+        ("bf16", "bf16"),
+        ("fp8", "fp8"),
+        ("int4-32", "bf16"),
+        ("int4-128", "fp8-channel"),
+    ],
 )
 def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt, shared_fmt):
     count, hidden, width, topk = 5, 256, 128, 3
@@ -117,11 +125,13 @@ def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt, shared_
     gate_up_decode(given, gate_up, ids, plan, act, nibbles=nibbles, plain=plain, shared=shared)
     parts = torch.full((tokens, choices, hidden), float("nan"), device=DEVICE)
     down_decode(act, down, ids, weights, plan, parts, shared=shared_down)
-    limit = 2e-3 if shared_fmt == "fp8" else 5e-3
+    limit = 2e-3 if shared_fmt is not None and "fp8" in shared_fmt else 5e-3
     assert relative_error(parts.sum(1), expected) < limit
 
 
-@pytest.mark.parametrize(("tokens", "topk", "count"), [(1, 2, 4), (9, 3, 5), (40, 1, 2), (64, 8, 20)])
+@pytest.mark.parametrize(
+    ("tokens", "topk", "count"), [(1, 2, 4), (9, 3, 5), (40, 1, 2), (64, 8, 20)]
+)
 def test_row_plan_when_routed_unevenly_then_each_row_is_in_a_block_of_its_expert(
     tokens, topk, count
 ):
@@ -172,3 +182,26 @@ def test_norm_when_parts_are_added_then_the_residual_keeps_their_sum(num_parts):
     expected = rms_norm_reference(total.bfloat16().float(), weight, EPS)
     torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
     assert torch.equal(ordered[:, order.long()], out)
+
+
+@pytest.mark.parametrize("vocab_size", [7, 5000])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sampling_when_noise_is_keyed_then_the_tokens_of_the_torch_function(vocab_size, masked):
+    rows = 6
+    logits = randn(rows, vocab_size) * 3
+    temperature = torch.tensor([0.0, 1.0, 0.3, 2.0, 0.0, 1.0], device=DEVICE)
+    keys = [noise_key(5, 0, i) for i in range(rows)]
+    allowed = None
+    expected = logits
+    if masked:
+        forbidden = torch.rand(rows, vocab_size, device=DEVICE) < 0.9
+        forbidden[:, 3] = False
+        expected = logits.masked_fill(forbidden, float("-inf"))
+        bits = torch.zeros(rows, (vocab_size + 31) // 32 * 32, dtype=torch.int64)
+        bits[:, :vocab_size] = ~forbidden.cpu()
+        words = (bits.view(rows, -1, 32) << torch.arange(32)).sum(-1)
+        allowed = words.to(torch.int32).to(DEVICE)
+    scaled = expected / torch.where(temperature == 0, 1.0, temperature)[:, None]
+    tokens = sample_tokens(scaled, temperature, keys)
+    got = sample_tokens_triton(logits, temperature, torch.tensor(keys, device=DEVICE), allowed)
+    assert torch.equal(got, tokens)

@@ -20,21 +20,21 @@ __all__ = ["launch_options", "prefetch_rows", "start_next", "wait_for_previous"]
 
 
 @triton.jit
-def start_next(PDL: tl.constexpr):  # noqa: ANN201
+def start_next(PDL: tl.constexpr):
     """Let the next kernel's programs onto the device from now on."""
     if PDL:
         gdc_launch_dependents()
 
 
 @triton.jit
-def wait_for_previous(PDL: tl.constexpr):  # noqa: ANN201
+def wait_for_previous(PDL: tl.constexpr):
     """Wait until all that earlier kernels wrote can be seen; nothing but weights before it."""
     if PDL:
         gdc_wait()
 
 
 @triton.jit
-def prefetch_rows(pointers, PDL: tl.constexpr):  # noqa: ANN001, ANN201
+def prefetch_rows(pointers, PDL: tl.constexpr):
     """Ask for the cache lines at a block of pointers; only before wait_for_previous."""
     if PDL:
         tl.inline_asm_elementwise(

@@ -14,6 +14,7 @@ eight values meet eight slices of x without being moved between threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "DecodeExperts",
     "ExpertTiles",
     "RowPlan",
+    "all_rows",
     "down_decode",
     "gate_up_decode",
     "nibble_order",
@@ -95,7 +97,7 @@ def _one_row_int4(
 @triton.jit
 def _one_gate_up(
     x_ptr, w_ptr, scale_ptr, act_ptr, tile, scale_stride,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -126,7 +128,7 @@ def _one_gate_up(
             x = tl.load(x_ptr + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
             w_gate = tl.load(row + at[None, :], mask=mask, other=0.0).to(tl.float32)
             w_up = tl.load(row + WIDTH * HIDDEN + at[None, :], mask=mask, other=0.0).to(tl.float32)
-            if BLOCK_SCALE:
+            if SCALES == "block":
                 block = at // SCALE_BLOCK
                 gate += w_gate * (x * tl.load(scale_row + block, mask=at < HIDDEN))[None, :]
                 up += w_up * (x * tl.load(up_scales + block, mask=at < HIDDEN))[None, :]
@@ -134,6 +136,9 @@ def _one_gate_up(
                 gate += w_gate * x[None, :]
                 up += w_up * x[None, :]
     g, u = tl.sum(gate, 1), tl.sum(up, 1)
+    if SCALES == "channel":
+        g *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
+        u *= tl.load(scale_ptr + (WIDTH + column) * scale_stride, mask=inside, other=0.0)
     act = g * tl.sigmoid(g) * u
     at = act_ptr + place_of(column, NIBBLES)
     tl.store(at, act.to(act_ptr.dtype.element_ty), mask=inside)
@@ -142,7 +147,7 @@ def _one_gate_up(
 @triton.jit
 def _one_down(
     x_ptr, w_ptr, scale_ptr, out_ptr, weight, tile, scale_stride,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -164,19 +169,22 @@ def _one_down(
         for start in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
             at = start + k
             x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-            if BLOCK_SCALE:
+            if SCALES == "block":
                 x *= tl.load(scale_row + at // SCALE_BLOCK, mask=at < WIDTH, other=0.0)
             mask = inside[:, None] & (at < WIDTH)[None, :]
             total += tl.load(row + at[None, :], mask=mask, other=0.0).to(tl.float32) * x[None, :]
-    tl.store(out_ptr + column, tl.sum(total, 1) * weight, mask=inside)
+    out = tl.sum(total, 1) * weight
+    if SCALES == "channel":
+        out *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
+    tl.store(out_ptr + column, out, mask=inside)
 
 
 @triton.jit
 def _gate_up_one_kernel(
     x_ptr, w_ptr, scale_ptr, ids_ptr, act_ptr, plain_ptr, shared_ptr, shared_scale_ptr,
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
-    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -188,13 +196,13 @@ def _gate_up_one_kernel(
         expert = tl.load(ids_ptr + choice).to(tl.int64)
         _one_gate_up(
             x_ptr, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, act,
-            tl.program_id(0), scale_stride, INT4, BLOCK_SCALE, GROUP, NIBBLES, WIDTH, HIDDEN,
+            tl.program_id(0), scale_stride, INT4, SCALES, GROUP, NIBBLES, WIDTH, HIDDEN,
             BLOCK_N, BLOCK_K, STAGES,
         )  # fmt: skip
     elif SHARED:
         _one_gate_up(
             plain_ptr, shared_ptr, shared_scale_ptr, act, tl.program_id(0), shared_scale_stride,
-            False, SHARED_SCALE, 0, False, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
+            False, SHARED_SCALES, 0, False, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
         )  # fmt: skip
 
 
@@ -202,8 +210,8 @@ def _gate_up_one_kernel(
 def _down_one_kernel(
     act_ptr, w_ptr, scale_ptr, ids_ptr, weight_ptr, out_ptr, shared_ptr, shared_scale_ptr,
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
-    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -215,13 +223,13 @@ def _down_one_kernel(
         expert = tl.load(ids_ptr + choice).to(tl.int64)
         _one_down(
             x, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, out,
-            tl.load(weight_ptr + choice), tl.program_id(0), scale_stride, INT4, BLOCK_SCALE, GROUP,
+            tl.load(weight_ptr + choice), tl.program_id(0), scale_stride, INT4, SCALES, GROUP,
             WIDTH, HIDDEN, BLOCK_N, BLOCK_K, STAGES,
         )  # fmt: skip
     elif SHARED:
         _one_down(
             x, shared_ptr, shared_scale_ptr, out, 1.0, tl.program_id(0), shared_scale_stride,
-            False, SHARED_SCALE, 0, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
+            False, SHARED_SCALES, 0, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
         )  # fmt: skip
 
 
@@ -269,7 +277,7 @@ def _rows_int4(
 @triton.jit
 def _rows_gate_up(
     x_row, w_ptr, scale_ptr, act_row, live, tile, scale_stride,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -297,13 +305,11 @@ def _rows_gate_up(
         k = tl.arange(0, BLOCK_K)
         for start in tl.range(0, HIDDEN, BLOCK_K):
             at = start + k
-            x = tl.load(
-                x_row + at[None, :], mask=live[:, None] & (at < HIDDEN)[None, :], other=0.0
-            )
+            x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < HIDDEN)[None, :], other=0.0)
             mask = inside[:, None] & (at < HIDDEN)[None, :]
             w_gate = tl.load(w_row + at[None, :], mask=mask, other=0.0)
             w_up = tl.load(w_row + WIDTH * HIDDEN + at[None, :], mask=mask, other=0.0)
-            if BLOCK_SCALE:
+            if SCALES == "block":
                 x = x.to(tl.float16)
                 none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
                 block_k = start // SCALE_BLOCK
@@ -311,10 +317,18 @@ def _rows_gate_up(
                 gate += part * tl.load(scale_row + block_k)
                 part = dot(x, tl.trans(w_up.to(tl.float16)), none)
                 up += part * tl.load(up_scales + block_k)
+            elif SCALES == "channel":
+                x = x.to(tl.float16)
+                gate = dot(x, tl.trans(w_gate.to(tl.float16)), gate)
+                up = dot(x, tl.trans(w_up.to(tl.float16)), up)
             else:
                 x = x.to(w_ptr.dtype.element_ty)
                 gate = dot(x, tl.trans(w_gate), gate)
                 up = dot(x, tl.trans(w_up), up)
+    if SCALES == "channel":
+        gate *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)[None, :]
+        up_at = scale_ptr + (WIDTH + column) * scale_stride
+        up *= tl.load(up_at, mask=inside, other=0.0)[None, :]
     act = gate * tl.sigmoid(gate) * up
     at = act_row + place_of(column, NIBBLES)[None, :]
     tl.store(at, act.to(act_row.dtype.element_ty), mask=live[:, None] & inside[None, :])
@@ -323,7 +337,7 @@ def _rows_gate_up(
 @triton.jit
 def _rows_down(
     act_row, w_ptr, scale_ptr, out_row, weight, live, tile, scale_stride,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -350,14 +364,17 @@ def _rows_down(
             )
             mask = inside[:, None] & (at < WIDTH)[None, :]
             w = tl.load(w_row + at[None, :], mask=mask, other=0.0)
-            if BLOCK_SCALE:
+            if SCALES != "none":
                 x, factor = narrow(x, True)
                 none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
                 part = dot(x, tl.trans(w.to(tl.float16)), none)
-                factor *= tl.load(scale_row + start // SCALE_BLOCK)
+                if SCALES == "block":
+                    factor *= tl.load(scale_row + start // SCALE_BLOCK)
                 total += part * factor[:, None]
             else:
                 total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
+    if SCALES == "channel":
+        total *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)[None, :]
     total *= weight[:, None]
     tl.store(out_row + column[None, :], total, mask=live[:, None] & inside[None, :])
 
@@ -367,8 +384,8 @@ def _gate_up_kernel(
     x_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, act_ptr,
     plain_ptr, shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
     x_stride, expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
-    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
@@ -384,7 +401,7 @@ def _gate_up_kernel(
             _rows_gate_up(
                 x_ptr + token[:, None] * x_stride, w_ptr + expert * expert_stride,
                 scale_ptr + expert * scale_expert_stride, act_row, token < num_tokens, tile,
-                scale_stride, INT4, BLOCK_SCALE, GROUP, NIBBLES, WIDTH, HIDDEN,
+                scale_stride, INT4, SCALES, GROUP, NIBBLES, WIDTH, HIDDEN,
                 BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     elif SHARED:
@@ -392,7 +409,7 @@ def _gate_up_kernel(
         act_row = act_ptr + (token * choices + topk)[:, None] * WIDTH
         _rows_gate_up(
             plain_ptr + token[:, None] * x_stride, shared_ptr, shared_scale_ptr, act_row,
-            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALE, 0, False,
+            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, False,
             WIDTH, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
@@ -402,8 +419,8 @@ def _down_kernel(
     act_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, weight_ptr, out_ptr,
     shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
-    INT4: tl.constexpr, BLOCK_SCALE: tl.constexpr, GROUP: tl.constexpr,
-    SHARED: tl.constexpr, SHARED_SCALE: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
@@ -420,7 +437,7 @@ def _down_kernel(
             _rows_down(
                 act_ptr + place[:, None] * WIDTH, w_ptr + expert * expert_stride,
                 scale_ptr + expert * scale_expert_stride, out_ptr + place[:, None] * HIDDEN,
-                weight, live, tile, scale_stride, INT4, BLOCK_SCALE, GROUP, WIDTH, HIDDEN,
+                weight, live, tile, scale_stride, INT4, SCALES, GROUP, WIDTH, HIDDEN,
                 BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     elif SHARED:
@@ -429,7 +446,7 @@ def _down_kernel(
         _rows_down(
             act_ptr + place[:, None] * WIDTH, shared_ptr, shared_scale_ptr,
             out_ptr + place[:, None] * HIDDEN, tl.full([BLOCK_M], 1.0, tl.float32),
-            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALE, 0, WIDTH, HIDDEN,
+            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, WIDTH, HIDDEN,
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
@@ -507,14 +524,28 @@ def plan_rows(topk_ids: Tensor, num_experts: int) -> RowPlan:
     return RowPlan(rows, experts, num_used)
 
 
+@cache
+def all_rows(num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor, RowPlan | None]:
+    """What routes every token to the only expert with weight 1: topk_ids, topk_weights, plan."""
+    ids = torch.zeros(num_tokens, 1, dtype=torch.int32, device=device)
+    weights = torch.ones(num_tokens, 1, dtype=torch.float32, device=device)
+    if num_tokens == 1:
+        return ids, weights, None
+    blocks = triton.cdiv(num_tokens, BLOCK_ROWS)
+    rows = torch.arange(blocks * BLOCK_ROWS, dtype=torch.int32, device=device)
+    used = torch.full((1,), blocks, dtype=torch.int32, device=device)
+    return ids, weights, RowPlan(rows.clamp(max=num_tokens), ids[:blocks, 0].clone(), used)
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeExperts:
     """The matrices of E experts as the decode kernels read them.
 
     Args:
         values: bfloat16 or float8_e4m3fn [E, R, K], or int32 [E, R, K/8]; contiguous.
-        scale: None for bfloat16; float32 [E, R/128, K/128] for FP8 (per matrix that is stacked by
-            rows a grid of its own); any float dtype [E, R, K/group] for INT4.
+        scale: None for bfloat16; float32 [E, R/128, K/128] or [E, R, 1] for FP8, blocks or rows
+            (R/128 rows of scales for each matrix that is stacked); any float dtype
+            [E, R, K/group] for INT4.
         group: columns that share a scale of INT4, 32 or 128; else 0.
     """
 
@@ -526,6 +557,15 @@ class DecodeExperts:
     def is_int4(self) -> bool:
         """Whether the values are words of eight nibbles."""
         return self.values.dtype == torch.int32
+
+    @property
+    def scale_kind(self) -> str:
+        """How FP8 values are scaled: "none", "block" or "channel"."""
+        if self.scale is None or self.is_int4:
+            return "none"
+        rows, columns = self.values.shape[1:]
+        grid = (-(-rows // 128), -(-columns // 128))
+        return "block" if self.scale.shape[1:] == grid else "channel"
 
     def scales(self) -> Tensor:
         """The scales; the values stand in where there are none."""
@@ -568,9 +608,9 @@ def _options(w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles)
     if shared is not None and shared.is_int4:
         raise ValueError("a shared expert in INT4 is not supported.")
     return {
-        "INT4": w.is_int4, "BLOCK_SCALE": w.scale is not None and not w.is_int4,
-        "GROUP": w.group, "SHARED": shared is not None,
-        "SHARED_SCALE": shared is not None and shared.scale is not None,
+        "INT4": w.is_int4, "SCALES": w.scale_kind, "GROUP": w.group,
+        "SHARED": shared is not None,
+        "SHARED_SCALES": "none" if shared is None else shared.scale_kind,
         "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k, "num_warps": tiles.warps,
     }  # fmt: skip
 

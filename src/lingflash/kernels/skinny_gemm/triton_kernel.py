@@ -81,7 +81,8 @@ def _one_row_kernel(
 
 @triton.jit
 def _rows_kernel(
-    x_ptr, w_ptr, scale_ptr, out_ptr, num_tokens, num_rows, width, x_stride, scale_stride,
+    x_ptr, w_ptr, scale_ptr, out_ptr, num_tokens, num_rows, width,
+    x_stride, out_stride, scale_stride,
     QUANT: tl.constexpr, SCALED: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +112,7 @@ def _rows_kernel(
     if QUANT == "channel":
         total *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)[None, :]
     tl.store(
-        out_ptr + token[:, None] * num_rows + row[None, :],
+        out_ptr + token[:, None] * out_stride + row[None, :],
         total.to(out_ptr.dtype.element_ty),
         mask=live[:, None] & (row < num_rows)[None, :],
     )
@@ -151,7 +152,7 @@ def skinny_gemm_triton(
         x: float16 or bfloat16 [T, K], contiguous rows.
         w: [R, K], contiguous: bfloat16 or float8_e4m3fn.
         scale: of FP8 weights, float32 [ceil(R/128), ceil(K/128)] per block, or [R, 1] per row.
-        out: any float dtype [T, R], contiguous; written.
+        out: any float dtype [T, R], contiguous rows; written.
         scaled: x is not normed, and may not fit float16.
         tiles: how to cut; by the shape if None.
 
@@ -164,8 +165,8 @@ def skinny_gemm_triton(
     (num_tokens, width), num_rows = x.shape, w.shape[0]
     if w.shape[1] != width or out.shape != (num_tokens, num_rows):
         raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, out {tuple(out.shape)}.")
-    if not w.is_contiguous() or not out.is_contiguous() or (num_tokens and x.stride(1) != 1):
-        raise ValueError("w and out must be contiguous, x's rows too.")
+    if not w.is_contiguous() or (num_tokens and not x.stride(1) == out.stride(1) == 1):
+        raise ValueError("w must be contiguous, x's and out's rows too.")
     quant = "none"
     if scale is not None:
         grid = (-(-num_rows // 128), -(-width // 128))
@@ -186,7 +187,7 @@ def skinny_gemm_triton(
         )  # fmt: skip
         return out
     _rows_kernel[(triton.cdiv(num_tokens, t.block_m), triton.cdiv(num_rows, t.block_n))](
-        x, w, scales, out, num_tokens, num_rows, width, x.stride(0), scale_stride,
+        x, w, scales, out, num_tokens, num_rows, width, x.stride(0), out.stride(0), scale_stride,
         QUANT=quant, SCALED=scaled, EVEN=even, BLOCK_M=t.block_m, BLOCK_N=t.block_n,
         BLOCK_K=t.block_k, num_warps=t.warps, num_stages=t.stages, **options,
     )  # fmt: skip
