@@ -70,29 +70,34 @@ def place_of(column, NIBBLES: tl.constexpr):
 
 
 @triton.constexpr_function
-def _nibble_assembly(j: int) -> str:
-    """PTX that makes float16 values of nibble j of two words."""
+def _nibble_assembly(j: int, bf16: bool) -> str:
+    """PTX that makes two numbers of nibble j of two words."""
     byte = j // 2
     shift = "shr.u32 t, t, 4; " if j % 2 else ""
+    bits, kind = ("0x4300", "bf16") if bf16 else ("0x6400", "f16")
+    offset = "0x4308" if bf16 else "0x6408"
     return (
-        f"{{ .reg .b32 t, m; mov.b32 m, 0x64086408; prmt.b32 t, $1, $2, {byte + (byte + 4) * 256};"
-        f" {shift}lop3.b32 t, t, 0x000F000F, 0x64006400, 0xEA; sub.f16x2 $0, t, m; }}"
+        f"{{ .reg .b32 t, m; mov.b32 m, {offset}{offset[2:]};"
+        f" prmt.b32 t, $1, $2, {byte + (byte + 4) * 256}; {shift}"
+        f"lop3.b32 t, t, 0x000F000F, {bits}{bits[2:]}, 0xEA; sub.{kind}x2 $0, t, m; }}"
     )
 
 
 @triton.jit
-def _nibble(words, j: tl.constexpr):
-    """Value of nibble j as float16, exact.
+def _nibble(words, j: tl.constexpr, BF16: tl.constexpr):
+    """Value of nibble j as float16 or bfloat16, exact.
 
     1024 + (value + 8) is made by bits, since float16's last ten count ones; then 1032 is taken
-    off. Two words at once: one byte of each is put in place, masked and filled in, subtracted.
+    off. In bfloat16 it is 128 and 136. Two words at once: one byte of each is put in place, masked
+    and filled in, subtracted.
     """
     if _INTERPRETED:
-        number = (((words >> (4 * j)) & 0xF) | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
-        return (number - 1032.0).to(tl.float16)
+        number = ((words >> (4 * j)) & 0xF).to(tl.float32) - 8.0
+        return number.to(tl.bfloat16 if BF16 else tl.float16)
     return tl.inline_asm_elementwise(
-        _nibble_assembly(j), "=r,r,r", [words], tl.float16, is_pure=True, pack=2
-    )
+        _nibble_assembly(j, BF16), "=r,r,r", [words], tl.bfloat16 if BF16 else tl.float16,
+        is_pure=True, pack=2,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -248,38 +253,33 @@ def _down_one_kernel(
 @triton.jit
 def _rows_int4(
     x_row, live, w_row, scale_row, inside, group, total,
-    GROUP: tl.constexpr, SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr, BF16: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """total + x W^T over 128 columns: eight products of 16 columns, one for each nibble."""
+    """total + x W^T over 128 columns: eight products of 16 columns, one for each nibble.
+
+    In float16 if x is normed; in bfloat16, whose range every x fits, if it is not.
+    """
+    kind: tl.constexpr = tl.bfloat16 if BF16 else tl.float16
     word = tl.arange(0, 16)
     words = tl.load(w_row + group * 16 + word[None, :], mask=inside[:, None], other=0)
-    top = tl.zeros([BLOCK_M], tl.float32)
-    if SCALED:
-        place = tl.arange(0, 128)
-        whole = tl.load(x_row + group * 128 + place[None, :], mask=live[:, None], other=0.0)
-        top = tl.max(tl.abs(whole.to(tl.float32)), 1)
-    factor = tl.maximum(top, 1e-30) * (1.0 / 1024.0)
     part = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    scale = tl.load(scale_row + group * (128 // GROUP), mask=inside, other=0.0).to(tl.float32)
-    if GROUP < 128:
-        spread = tl.load(
+    if GROUP == 128:
+        scale = tl.load(scale_row + group, mask=inside, other=0.0).to(tl.float32)
+    else:
+        scale = tl.load(
             scale_row[:, None] + (group * (128 // GROUP) + word // (GROUP // 8))[None, :],
             mask=inside[:, None], other=0.0,
-        ).to(tl.float16)  # fmt: skip
+        ).to(kind)  # fmt: skip
     for j in tl.static_range(8):
         x = tl.load(x_row + group * 128 + 16 * j + word[None, :], mask=live[:, None], other=0.0)
-        if SCALED:
-            x = (x.to(tl.float32) / factor[:, None]).to(tl.float16)
-        else:
-            x = x.to(tl.float16)
-        value = _nibble(words, j)
-        if GROUP < 128:
-            value *= spread
-        part = dot(x, tl.trans(value), part)
+        value = _nibble(words, j, BF16)
+        if GROUP < 128 and _INTERPRETED:  # which multiplies bfloat16's bits
+            value = (value.to(tl.float32) * scale.to(tl.float32)).to(kind)
+        elif GROUP < 128:
+            value *= scale
+        part = dot(x.to(kind), tl.trans(value), part)
     if GROUP == 128:
         part *= scale[None, :]
-    if SCALED:
-        part *= factor[:, None]
     return total + part
 
 
@@ -703,8 +703,8 @@ def down_decode(
         shared: [1, D, I], bfloat16 or FP8.
         tiles: how to cut; by the shape if None.
 
-    Numerics: as gate_up_decode; more than one row is scaled to float16's range. Sync: none,
-        graph-safe.
+    Numerics: as gate_up_decode; of more than one row, those for FP8 weights are scaled to
+        float16's range, those for INT4 weights rounded to bfloat16. Sync: none, graph-safe.
     """
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
