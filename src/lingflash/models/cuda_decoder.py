@@ -322,7 +322,7 @@ class CudaDecoder:
 def _products(matrix: Matrix) -> list[tuple[Tensor, Tensor | None]]:
     """Values and scales of the products that give x W^T, rows below each other."""
     if isinstance(matrix, Tensor):
-        return [(matrix, None)]
+        return [(matrix.contiguous(), None)]  # as it is on a GPU already
     if isinstance(matrix, StackedMatrix):
         return [product for part in matrix.matrices for product in _products(part)]
     rows = matrix.block[0]
@@ -334,7 +334,7 @@ def _products(matrix: Matrix) -> list[tuple[Tensor, Tensor | None]]:
 def _experts(matrices: Tensor | QuantizedExperts) -> tuple[Tensor, Tensor | None, int]:
     """Values, scales and INT4 group of a layer's experts."""
     if isinstance(matrices, Tensor):
-        return matrices, None, 0
+        return matrices.contiguous(), None, 0
     if matrices.values.dtype == torch.int32:
         return matrices.values, matrices.scale, matrices.block[1]
     return matrices.values, matrices.scale.float(), 0

@@ -1,0 +1,97 @@
+"""The GPU's decode step against the model's own forward pass: on a GPU, or in the interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
+from lingflash.models.forward_batch import CacheTensors, make_forward_batch
+from models_support import BLOCK, load, new_cache
+from oracle import write_checkpoint
+from quant_support import quantize
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Widths that the quantized kernels take.
+WIDTHS = {
+    "hidden_size": 128,
+    "moe_intermediate_size": 128,
+    "moe_shared_expert_intermediate_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "layer_group_size": 3,
+}
+
+
+def copied(cache: CacheTensors) -> CacheTensors:
+    return replace(
+        cache,
+        latents=cache.latents.clone(),
+        states=cache.states.clone(),
+        tail_k=cache.tail_k.clone(),
+        tail_v=cache.tail_v.clone(),
+    )
+
+
+def inputs(token_ids, starts, tables, slots) -> DecodeInputs:
+    def put(values):
+        return torch.tensor(values, device=DEVICE)
+
+    blocks = [table[start // BLOCK] for table, start in zip(tables, starts, strict=True)]
+    return DecodeInputs(
+        token_ids=put(token_ids),
+        positions=put(starts),
+        slot_mapping=put([b * BLOCK + s % BLOCK for b, s in zip(blocks, starts, strict=True)]),
+        state_slots=put(slots),
+        tail_offsets=put([start % ANCHOR for start in starts]),
+        lengths=put([start + 1 for start in starts]),
+        block_tables=put(tables),
+        max_length=len(tables[0]) * BLOCK,
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None, "num_shared_experts": 0}])
+@pytest.mark.parametrize("fmt", ["bf16", "fp8", "int4", "int4-fp8"])
+def test_decode_steps_when_launched_then_are_those_of_the_model(tmp_path, fmt, changes):
+    if changes and fmt != "fp8":
+        pytest.skip("other shapes are tried in one format")
+    folder = write_checkpoint(tmp_path / "m", WIDTHS | changes)
+    if fmt != "bf16":
+        folder = quantize(folder, tmp_path / "q", fmt, 128)
+    model = load(folder, dtype=torch.bfloat16, device=DEVICE)
+    cache = new_cache(model)
+    cache = CacheTensors(
+        cache.latents.to(DEVICE, torch.bfloat16), cache.states.to(DEVICE),
+        cache.tail_k.to(DEVICE), cache.tail_v.to(DEVICE),
+    )  # fmt: skip
+    lens, slots = [13, 28], [2, 1]
+    tables = [[5, 7, 9], [3, 4, 11]]
+    prompts = [[(7 * t + i) % 120 for t in range(n)] for i, n in enumerate(lens)]
+
+    def run(cache, tokens, starts):
+        batch = make_forward_batch(
+            tokens, starts, tables, slots, [], block_size=BLOCK, device=DEVICE
+        )
+        return model.logits(model.forward(batch, cache))
+
+    run(cache, prompts, [0, 0])
+    for num_seqs in (2, 1):
+        expected_cache, cache_of = copied(cache), copied(cache)
+        decoder = CudaDecoder(model, cache_of)
+        for step in range(5):
+            tokens = [(11 * step + i) % 120 for i in range(2)]
+            starts = [n + step for n in lens]
+            expected = run(expected_cache, [[t] for t in tokens], starts)[:num_seqs]
+            given = inputs(
+                tokens[:num_seqs], starts[:num_seqs], tables[:num_seqs], slots[:num_seqs]
+            )
+            got = decoder.logits(decoder.forward(given))
+            assert got.shape == expected.shape
+            error = (got - expected).norm() / expected.norm()
+            assert error < 0.05, (num_seqs, step, error)
+        # Positions 15 and 31 were passed: states were folded and tails begun anew.
+        got, expected = (c.states[:, slots[:num_seqs]] for c in (cache_of, expected_cache))
+        assert (got - expected).norm() < 0.03 * expected.norm()
