@@ -17,6 +17,9 @@ from lingflash.kernels.lightning_attn import (
 )
 from lingflash.kernels.lightning_attn.segments import cut_segments
 from lingflash.kernels.lightning_attn.triton_prefill import lightning_prefill_triton
+from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
+from lingflash.kernels.rmsnorm import rms_norm_reference
+from lingflash.kernels.rope import apply_rope_half_split, rope_inv_freq, rope_table
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -180,3 +183,32 @@ def test_lightning_op_when_planned_in_chunks_then_equals_the_segments():
         results.append([out, *pools])
     for x, y in zip(*results, strict=True) if len(results) == 2 else ():
         torch.testing.assert_close(x, y, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "dim", "rotary", "has_norm", "silu"),
+    [(3, 8, 8, True, False), (3, 12, 6, False, True), (17, 40, 20, True, True)],
+)
+def test_prepared_qkv_when_shapes_are_odd_then_as_norm_and_rotation(
+    heads, dim, rotary, has_norm, silu, dtype
+):
+    rows = 5
+    inner = heads * dim
+    fused = torch.randn(rows, 4 * inner + 3, device=DEVICE).to(dtype)[:, : 4 * inner]
+    norm = torch.randn(2, 1, dim, device=DEVICE) if has_norm else None
+    angles = rope_table(rope_inv_freq(rotary, 1000.0), rows, 1.0, DEVICE)
+    cos, sin = angles[:, None].chunk(2, -1)
+    got = prepare_qkv_triton(
+        fused, norm, cos, sin, num_heads=heads, head_dim=dim, eps=EPS, silu=silu
+    )
+    x = fused[:, : 3 * inner].float()
+    x = torch.nn.functional.silu(x) if silu else x
+    q, k, v = (part.reshape(rows, heads, dim) for part in x.chunk(3, -1))
+    if norm is not None:
+        q, k = (rms_norm_reference(x, w[0], EPS) for x, w in zip((q, k), norm, strict=True))
+    expected = apply_rope_half_split(q, cos, sin), apply_rope_half_split(k, cos, sin), v
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    for mine, reference in zip(got, expected, strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.float(), reference, rtol=limit, atol=limit)
