@@ -18,6 +18,9 @@ from lingflash.kernels.lightning_attn import (
 from lingflash.kernels.lightning_attn.segments import cut_segments
 from lingflash.kernels.lightning_attn.triton_prefill import lightning_prefill_triton
 from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
+from lingflash.kernels.mla import mla_attention, mla_attention_reference, plan_mla
+from lingflash.kernels.mla.gpu_plan import TILE_ROWS
+from lingflash.kernels.mla.triton_kernel import mla_decode_triton, part_tokens_for
 from lingflash.kernels.rmsnorm import rms_norm_reference
 from lingflash.kernels.rope import apply_rope_half_split, rope_inv_freq, rope_table
 
@@ -36,9 +39,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def near(got, expected, dtype):
+def near(got, expected, dtype, bf16_limit=1e-2):
     """Within the kernel's promise, relative to the largest value."""
-    limit = 2e-5 if dtype == torch.float32 else 1e-2
+    limit = 2e-5 if dtype == torch.float32 else bf16_limit
     error = (got.cpu().double() - expected).abs().max() / expected.abs().max()
     assert error < limit, error.item()
 
@@ -212,3 +215,115 @@ def test_prepared_qkv_when_shapes_are_odd_then_as_norm_and_rotation(
     for mine, reference in zip(got, expected, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.float(), reference, rtol=limit, atol=limit)
+
+
+class LatentPool:
+    """Blocks of NaN but for the sequences' latents: past their ends too lies what nobody wrote."""
+
+    def __init__(self, totals, block_size, heads, nope, rope, rank, value, dtype):
+        self.block_size, self.dtype, self.rank = block_size, dtype, rank
+        counts = [-(-total // block_size) for total in totals]
+        order = torch.randperm(sum(counts) + 2).tolist()
+        self.tables = [[order.pop() for _ in range(count)] for count in counts]
+        size = (sum(counts) + 2, block_size, rank + rope)
+        self.pool = torch.full(size, float("nan"), dtype=dtype, device=DEVICE)
+        self.latents = [torch.randn(n, rank + rope, device=DEVICE).to(dtype) for n in totals]
+        for table, latents in zip(self.tables, self.latents, strict=True):
+            where = torch.arange(len(latents), device=DEVICE)
+            blocks = torch.tensor(table, device=DEVICE)[where // block_size]
+            self.pool[blocks, where % block_size] = latents
+        self.w_kvb = (torch.randn(heads, nope + value, rank, device=DEVICE) * rank**-0.5).to(dtype)
+
+    def expected(self, i, q_nope, q_rope, first=0):
+        q_nope, q_rope, latents, w_kvb = (
+            x.cpu().double() for x in (q_nope, q_rope, self.latents[i][first:], self.w_kvb)
+        )
+        return mla_attention_reference(q_nope, q_rope, latents, w_kvb, 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("runs", "shape"),
+    [
+        # (start, queries): decode rows, verification, runs with and without prefix
+        ([(0, 1), (40, 1), (0, 150), (30, 3), (7, 66), (129, 129)], (3, 8, 4, 16, 12)),
+        ([(0, 5), (0, 130)], (2, 16, 16, 16, 16)),
+        ([(21, 2), (63, 1)], (17, 8, 8, 24, 8)),
+    ]
+    + [([(700, 1), (0, 1000), (3000, 4), (2000, 513)], (32, 128, 64, 512, 128))] * HAS_GPU,
+)
+def test_mla_on_the_gpu_when_decodes_and_runs_are_mixed_then_matches_the_definition(
+    runs, shape, dtype
+):
+    heads, nope, rope, rank, value = shape
+    lengths = [n for _, n in runs]
+    pool = LatentPool([s + n for s, n in runs], 16, *shape, dtype)
+    # Channels side by side, as the projection gives them.
+    q = torch.randn(sum(lengths), heads, nope + rope, device=DEVICE).to(dtype)
+    plan = plan_mla(
+        [s for s, _ in runs], lengths, pool.tables, block_size=16, device=DEVICE,
+        fixed_blocks=False, for_gpu=True,
+    )  # fmt: skip
+    q_nope, q_rope = q[..., :nope], q[..., nope:].contiguous()
+    out = mla_attention(q_nope, q_rope, pool.pool, pool.w_kvb, 0.3, plan)
+    parts = (x.split(lengths) for x in (q_nope, q_rope, out))
+    for i, (qn, qr, mine) in enumerate(zip(*parts, strict=True)):
+        near(mine, pool.expected(i, qn, qr), dtype, 2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mla_on_the_gpu_when_first_keys_are_left_out_then_they_are_not_read(dtype):
+    heads, nope, rope, rank, value = 2, 8, 4, 16, 6
+    starts, firsts = [48, 51, 90], [5, 33, 70]
+    pool = LatentPool([s + 1 for s in starts], 32, heads, nope, rope, rank, value, dtype)
+    for table, first in zip(pool.tables, firsts, strict=True):
+        for position in range(first):
+            pool.pool[table[position // 32], position % 32] = float("nan")
+    q_nope = torch.randn(3, heads, nope, device=DEVICE).to(dtype)
+    q_rope = torch.randn(3, heads, rope, device=DEVICE).to(dtype)
+    plan = plan_mla(
+        starts, [1] * 3, pool.tables, block_size=32, device=DEVICE, fixed_blocks=False,
+        first_keys=firsts, for_gpu=True,
+    )  # fmt: skip
+    out = mla_attention(q_nope, q_rope, pool.pool, pool.w_kvb, 0.3, plan)
+    for i, first in enumerate(firsts):
+        rows = slice(i, i + 1)
+        expected = pool.expected(i, q_nope[rows], q_rope[rows], first)
+        near(out[rows], expected, dtype, 2e-2)
+
+
+def test_mla_plan_when_runs_are_long_then_tiles_with_most_keys_come_first():
+    plan = plan_mla(
+        [0, 100], [300, 200], [list(range(19)), list(range(19, 38))], block_size=16, device=CPU,
+        fixed_blocks=False, for_gpu=True,
+    ).gpu  # fmt: skip
+    assert plan is not None
+    (group,) = plan.groups
+    keys = [rows + position for _, rows, _, position in group.tiles.tolist()]
+    assert keys == sorted(keys, reverse=True)
+    assert sum(rows for _, rows, _, _ in group.tiles.tolist()) == 500
+    assert max(rows for _, rows, _, _ in group.tiles.tolist()) == TILE_ROWS
+
+
+@pytest.mark.parametrize("max_length", [1, 1000, 65_536, 262_144])
+@pytest.mark.parametrize("num_seqs", [1, 2, 32, 128, 1000])
+def test_part_tokens_when_chosen_then_few_sequences_fill_the_machine_once(num_seqs, max_length):
+    tokens = part_tokens_for(num_seqs, max_length, 132)
+    programs = num_seqs * -(-max_length // tokens)
+    assert tokens % 64 == 0
+    assert programs <= max(4 * 132, num_seqs)
+    if num_seqs == 1 and max_length >= 65_536:
+        assert 120 <= programs <= 132
+
+
+def test_mla_decode_when_the_grid_is_for_longer_rows_then_unused_parts_are_not_read():
+    pool = LatentPool([5], 16, 2, 8, 4, 16, 6, torch.float32)
+    query = torch.randn(1, 2, 20, device=DEVICE)
+    tables = torch.tensor([pool.tables[0] + [-1000] * 63], device=DEVICE)
+    length = torch.tensor([5], device=DEVICE)
+    results = [
+        mla_decode_triton(query, pool.pool, tables, length, 0.3, rank=16, max_length=n)
+        for n in (5, 1024)
+    ]
+    assert torch.equal(*results)
+    assert results[0].isfinite().all()

@@ -126,11 +126,13 @@ def _carry_kernel(
     at = update_ptr + (first.to(tl.int64) * HEADS + head) * KEY * VALUE + place
     for segment in tl.range(first, end, num_stages=4):
         update = tl.load(at, mask=inside, other=0.0)
-        tl.store(at, state, mask=inside)
         line = segment_ptr + segment * _SEGMENT_WIDTH
         num_rows = tl.load(line + 1) - tl.load(line)
         # An update that nobody needed was not made; what comes of it here is not used either.
-        state = state * tl.exp2(-rate * num_rows) + update
+        after = state * tl.exp2(-rate * num_rows) + update
+        # In this order: loads run ahead of the loop and are sure to be done only when used.
+        tl.store(at, state, mask=inside)
+        state = after
         if segment == folded - 1:
             tl.store(state_at, state, mask=inside)
         at += HEADS * KEY * VALUE

@@ -44,6 +44,7 @@ class GpuPlan:
         firsts: int64 [Nd], first key of each; None if all are 0.
         max_length: largest of the lengths.
         groups: of the other rows.
+        num_rows: T, query tokens.
     """
 
     rows: Tensor | None
@@ -52,6 +53,7 @@ class GpuPlan:
     firsts: Tensor | None
     max_length: int
     groups: list[RunGroup]
+    num_rows: int
 
 
 def plan_mla_gpu(
@@ -103,7 +105,7 @@ def plan_mla_gpu(
     if tiles:
         close()
     if not decoding:
-        return GpuPlan(None, None, None, None, 0, groups)
+        return GpuPlan(None, None, None, None, 0, groups, row)
     counts = [length for _, length, _, _, _ in decoding]
     width = max(len(its_blocks) for *_, its_blocks in decoding)
     tables = np.zeros((len(decoding), width), dtype=np.int64)
@@ -126,4 +128,5 @@ def plan_mla_gpu(
         put(np.repeat([f for *_, f, _ in decoding], counts)) if any(firsts) else None,
         int(lengths.max()),
         groups,
+        row,
     )
