@@ -255,7 +255,7 @@ class LatentPool:
 def test_mla_on_the_gpu_when_decodes_and_runs_are_mixed_then_matches_the_definition(
     runs, shape, dtype
 ):
-    heads, nope, rope, rank, value = shape
+    heads, nope, rope = shape[:3]
     lengths = [n for _, n in runs]
     pool = LatentPool([s + n for s, n in runs], 16, *shape, dtype)
     # Channels side by side, as the projection gives them.

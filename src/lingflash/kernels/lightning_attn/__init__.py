@@ -116,7 +116,8 @@ def lightning_attention(
     Raises:
         ValueError: a shape or dtype does not fit.
 
-    Numerics: for plan.segments see triton_prefill.py. Else float32. Within a chunk O = ((Q K^T) * M) V + diag(lambda^(i+1)) Q S, between chunks
+    Numerics: with plan.segments as triton_prefill.py says. Else float32: within a chunk
+        O = ((Q K^T) * M) V + diag(lambda^(i+1)) Q S, between chunks
         S' = lambda^n S + sum_j lambda^(n-1-j) k_j v_j^T; within 2e-5 of reference.py relative to
         the largest output. With chunk = ANCHOR and allow_decode False a token's result is bitwise
         the same in prefill, decode and any chunking. Sync: none.

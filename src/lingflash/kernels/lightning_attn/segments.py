@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def cut_segments(
         folded = first + len(edges) - 1
         edges += _edges(max(split, 0), length, most)[1:]
         last = len(edges) - 2
-        for i, (lo, hi) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for i, (lo, hi) in enumerate(pairwise(edges)):
             needed = i < last or (split > 0 and first + i < folded)
             segments.append((row + lo, row + hi, int(needed), index if i == last else -1))
         end = len(segments)

@@ -7,8 +7,8 @@ gives the outputs. So states travel through memory once in a segment (up to 2,04
 once in a chunk of 64, while enough segments run at once to fill the machine.
 """
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and knows num_warps.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """From the projection's output to q, k and v of lightning attention in one pass over the tokens."""
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and knows num_warps.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch

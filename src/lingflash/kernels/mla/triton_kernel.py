@@ -6,8 +6,8 @@ the keys as rows and the heads as columns, since Hopper's tensor cores want 64 r
 columns: for 32 heads nothing is padded, and a latent once in shared memory serves both products.
 """
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and knows num_warps.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import math

@@ -4,8 +4,8 @@ One program takes a tile of one sequence's queries and one head, and walks the k
 sees. Keys before the tile's first query need no mask; only the last few blocks are masked.
 """
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and knows num_warps.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import math
