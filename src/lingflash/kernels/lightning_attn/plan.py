@@ -55,8 +55,9 @@ class LightningPlan:
         decode_folds: rows among the N whose tail is full after this token.
         decode_one: the only sequence's slot and place in the tail, if N is 1: views instead of
             copies.
-        segments: for the GPU, instead of all the above that speaks of chunks and grid rows, which
-            is left empty.
+        segments: for Triton's kernels, instead of all the above that speaks of chunks and grid
+            rows, which is left empty.
+        for_gpu: this plan is for Triton's kernels.
     """
 
     chunk: int
@@ -78,6 +79,7 @@ class LightningPlan:
     decode_folds: Tensor | None = None
     decode_one: tuple[int, int] | None = None
     segments: SegmentTables | None = None
+    for_gpu: bool = False
 
 
 def plan_lightning(
@@ -90,7 +92,7 @@ def plan_lightning(
     device: torch.device,
     allow_decode: bool,
     num_certain: Sequence[int] | None = None,
-    in_segments: bool | None = None,
+    for_gpu: bool | None = None,
 ) -> LightningPlan:
     """Lay a batch out in chunks, or in segments for the GPU.
 
@@ -103,7 +105,7 @@ def plan_lightning(
         device: where the index tensors go.
         allow_decode: plan the cheaper single-token form when every sequence has one query token.
         num_certain: query tokens of each that may be folded, the rest being drafts; all by default.
-        in_segments: lay out for the GPU's kernels; by default if `device` is one.
+        for_gpu: lay out for Triton's kernels; by default if `device` is a GPU.
 
     Raises:
         ValueError: chunk is no multiple of ANCHOR, the lengths differ, or (in chunks) a chunk would
@@ -115,6 +117,8 @@ def plan_lightning(
     if not num_seqs == len(anchors) == len(query_lens) == len(state_slots):
         raise ValueError("starts, anchors, query_lens and state_slots differ in length.")
     certain = query_lens if num_certain is None else num_certain
+    if for_gpu is None:
+        for_gpu = device.type == "cuda"
 
     def put(values: Sequence[int] | np.ndarray) -> Tensor:
         array = np.asarray(values, dtype=np.int64)
@@ -128,9 +132,9 @@ def plan_lightning(
             return LightningPlan(
                 chunk, num_seqs, 0, None, empty, empty, empty, empty, empty, empty, empty, [], [],
                 frozenset(), put(state_slots), put(offsets), put(folds) if folds else None,
-                (state_slots[0], offsets[0]) if num_seqs == 1 else None,
+                (state_slots[0], offsets[0]) if num_seqs == 1 else None, for_gpu=for_gpu,
             )  # fmt: skip
-    if device.type == "cuda" if in_segments is None else in_segments:
+    if for_gpu:
         ends = [anchor_at(start + sure) for start, sure in zip(starts, certain, strict=True)]
         cut = cut_segments(
             [start - anchor for start, anchor in zip(starts, anchors, strict=True)],
@@ -141,7 +145,7 @@ def plan_lightning(
         )
         return LightningPlan(
             chunk, cut.num_rows, 0, None, empty, empty, empty, empty, empty, empty, empty, [], [],
-            segments=cut,
+            segments=cut, for_gpu=True,
         )  # fmt: skip
     token_rows: list[np.ndarray] = []
     tails: list[tuple[int, int, int]] = []  # slot, length, first grid row

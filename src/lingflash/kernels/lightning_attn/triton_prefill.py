@@ -62,7 +62,8 @@ def _update_kernel(
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """sum_j lambda^(n-1-j) k_j v_j^T over the n tokens of a segment: float32 [K, V]."""
-    head, segment = tl.program_id(0), tl.program_id(1)
+    tiles_v: tl.constexpr = (VALUE + BLOCK_V - 1) // BLOCK_V
+    head, tile, segment = tl.program_id(0) // tiles_v, tl.program_id(0) % tiles_v, tl.program_id(1)
     begin = tl.load(segment_ptr + segment * _SEGMENT_WIDTH)
     num_rows = tl.load(segment_ptr + segment * _SEGMENT_WIDTH + 1) - begin
     if tl.load(segment_ptr + segment * _SEGMENT_WIDTH + 2) == 0:
@@ -70,7 +71,7 @@ def _update_kernel(
     rate = tl.load(rate_ptr + head)
     t = tl.arange(0, BLOCK_T)
     channel = tl.arange(0, BLOCK_K)
-    column = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    column = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     k_at = k_ptr + begin.to(tl.int64) * k_stride + head * KEY + channel[None, :]
     v_at = v_ptr + begin.to(tl.int64) * v_stride + head * VALUE + column[None, :]
     total = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
@@ -173,14 +174,15 @@ def _attend_kernel(
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a segment's tokens; the last segment of a sequence writes the new tail too."""
-    head, segment = tl.program_id(0), tl.program_id(1)
+    tiles_v: tl.constexpr = (VALUE + BLOCK_V - 1) // BLOCK_V
+    head, tile, segment = tl.program_id(0) // tiles_v, tl.program_id(0) % tiles_v, tl.program_id(1)
     line = segment_ptr + segment * _SEGMENT_WIDTH
     begin = tl.load(line)
     num_rows = tl.load(line + 1) - begin
     rate = tl.load(rate_ptr + head)
     t = tl.arange(0, BLOCK_T)
     channel = tl.arange(0, BLOCK_K)
-    column = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    column = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     first = begin.to(tl.int64)
     q_at = q_ptr + first * q_stride + head * KEY + channel[None, :]
     k_at = k_ptr + first * k_stride + head * KEY + channel[None, :]
@@ -218,7 +220,7 @@ def _attend_kernel(
         # Each program writes its own value columns; one of them the keys.
         _keep(v_ptr + head * VALUE, v_stride, tail_v_ptr, row, head, column, column < VALUE,
               tail, HEADS, VALUE, BLOCK_TAIL)  # fmt: skip
-        if tl.program_id(2) == 0:
+        if tile == 0:
             _keep(k_ptr + head * KEY, k_stride, tail_k_ptr, row, head, channel, channel < KEY,
                   tail, HEADS, KEY, BLOCK_TAIL)  # fmt: skip
 
@@ -275,8 +277,9 @@ def lightning_prefill_triton(
     shape = {"HEADS": heads, "KEY": key_dim, "VALUE": value_dim}
     tail = tail_k.shape[2]
     block_tail = max(triton.next_power_of_2(tail), 16)
+    # Programs that read the same rows are next to each other, so that memory gives them once.
     block_v = min(c.update_block_v, widest_v)
-    _update_kernel[(heads, segments.num_segments, triton.cdiv(value_dim, block_v))](
+    _update_kernel[(heads * triton.cdiv(value_dim, block_v), segments.num_segments)](
         k, v, segments.segments, log2_rate, memory, k.stride(0), v.stride(0),
         **shape, BLOCK_T=c.block_t, BLOCK_K=block_k, BLOCK_V=block_v,
         num_warps=c.update_warps, num_stages=c.update_stages,
@@ -288,7 +291,7 @@ def lightning_prefill_triton(
         **shape, BLOCK_TAIL=block_tail, BLOCK_K=tile_k, BLOCK_V=tile_v, num_warps=4,
     )  # fmt: skip
     block_v = min(c.block_v, widest_v)
-    _attend_kernel[(heads, segments.num_segments, triton.cdiv(value_dim, block_v))](
+    _attend_kernel[(heads * triton.cdiv(value_dim, block_v), segments.num_segments)](
         q, k, v, segments.segments, segments.sequences, log2_rate, memory, tail_k, tail_v,
         out, q.stride(0), k.stride(0), v.stride(0), tail, key_dim**-0.5,
         **shape, BLOCK_TAIL=block_tail, BLOCK_T=c.block_t, BLOCK_K=block_k, BLOCK_V=block_v,

@@ -74,12 +74,12 @@ def _walk(
         k_n = _load(at + c[None, :], live, c < NOPE, ALL_SEEN, NOPE == BLOCK_NOPE)
         k_r = _load(shared + p[None, :], live, p < ROPE, ALL_SEEN, ROPE == BLOCK_ROPE)
         scores = dot(q_n, tl.trans(k_n), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        scores = dot(q_r, tl.trans(k_r), scores) * scale
+        scores = dot(q_r, tl.trans(k_r), scores)
         if not ALL_SEEN:
             seen = key[None, :] <= first_position + m[:, None]
             scores = tl.where(seen, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weight = tl.exp2(scores - new_top[:, None])
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+        weight = tl.exp2(scores * scale - new_top[:, None])
         keep = tl.exp2(top - new_top)
         total = total * keep + tl.sum(weight, 1)
         v = _load(at + NOPE + w[None, :], live, w < VALUE, ALL_SEEN, VALUE == BLOCK_VALUE)
@@ -157,7 +157,7 @@ def mla_prefill_triton(
         tiles: int32 [n, 4], per tile of at most TILE_ROWS queries of one run: first row of q, rows,
             row of the run's first key, position of the first query in its run's keys. Those with
             the most keys should come first.
-        scale: factor of the scores.
+        scale: factor of the scores, positive.
         out: same dtype [T, H, V], contiguous; rows of tiles are written, others left.
         config: how the work is cut; a good one by dtype if None.
 

@@ -86,7 +86,7 @@ class LightningLayer:
         inner = heads * c.head_dim
         rows = u.shape[0]
         fused = linear(u, self.w_qkvg)
-        if fused.is_cuda:
+        if batch.lightning.for_gpu:
             live = slice(0, batch.num_tokens)
             y = self._attend_on_gpu(fused[live], cos[live], sin[live], batch.lightning, cache)
             return linear(pad_rows(y, rows), self.w_dense)
