@@ -284,7 +284,7 @@ def lightning_prefill_triton(
         **shape, BLOCK_T=c.block_t, BLOCK_K=block_k, BLOCK_V=block_v,
         num_warps=c.update_warps, num_stages=c.update_stages,
     )  # fmt: skip
-    tile_k, tile_v = min(32, block_k), min(64, widest_v)
+    tile_k, tile_v = min(32, block_k), min(32, widest_v)
     tiles = triton.cdiv(key_dim, tile_k) * triton.cdiv(value_dim, tile_v)
     _carry_kernel[(heads, tiles, segments.num_sequences)](
         segments.segments, segments.sequences, log2_rate, memory, states, tail_k, tail_v, tail,
