@@ -21,13 +21,13 @@ from torch import Tensor
 
 from lingflash.kernels.triton_dot import dot
 
-__all__ = ["DecodeConfig", "mla_decode_triton", "part_tokens_for"]
+__all__ = ["DecodeConfig", "mla_decode_triton", "num_parts_for"]
 
 # tl.dot wants 16 of each.
 _LEAST_BLOCK = 16
 _MOST_HEADS = 32
 # A part's result is 64 KiB for 32 heads of 512 channels, as much as 57 keys.
-_LEAST_PART = 256
+_LEAST_PART = 128
 # Programs per multiprocessor when sequences of unequal length share the machine.
 _WAVES = 4
 _FEW_SEQUENCES = 4
@@ -53,15 +53,22 @@ _FLOAT32 = DecodeConfig(block_n=16, num_warps=8, num_stages=1)
 
 
 @triton.jit
+def _tokens_of_a_part(length, num_parts, least, BLOCK_N: tl.constexpr):
+    """Context of a program: whole steps, and a row's parts as many as there are, if long enough."""
+    return tl.maximum(tl.cdiv(tl.cdiv(length, num_parts), BLOCK_N) * BLOCK_N, least)
+
+
+@triton.jit
 def _part_kernel(
     query_ptr, latents_ptr, table_ptr, length_ptr, first_ptr, part_ptr, stat_ptr,
-    scale, num_heads, table_width, part_tokens,
+    scale, num_heads, table_width, least,
     RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     HAS_FIRST: tl.constexpr, IN_BLOCKS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     sequence, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
     length = tl.load(length_ptr + sequence).to(tl.int32)
+    part_tokens = _tokens_of_a_part(length, tl.num_programs(2), least, BLOCK_N)
     begin = part * part_tokens
     if begin >= length:
         return
@@ -113,14 +120,16 @@ def _part_kernel(
 
 @triton.jit
 def _join_kernel(
-    part_ptr, stat_ptr, length_ptr, out_ptr, num_heads, num_parts, part_tokens,
+    part_ptr, stat_ptr, length_ptr, out_ptr, num_heads, num_parts, least,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PARTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     sequence, head = row // num_heads, row % num_heads
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = r < RANK
-    used = tl.cdiv(tl.load(length_ptr + sequence).to(tl.int32), part_tokens)
+    length = tl.load(length_ptr + sequence).to(tl.int32)
+    used = tl.cdiv(length, _tokens_of_a_part(length, num_parts, least, BLOCK_N))
     top, total = float("-inf"), 0.0
     mixed = tl.zeros([BLOCK_R], tl.float32)
     for begin in range(0, used, BLOCK_PARTS):
@@ -148,16 +157,14 @@ def _num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def part_tokens_for(num_seqs: int, max_length: int, num_multiprocessors: int) -> int:
-    """Context per program: one program per multiprocessor for few sequences, some for many.
+def num_parts_for(num_seqs: int, num_multiprocessors: int) -> int:
+    """Programs per sequence: one per multiprocessor in all for few sequences, some for many.
 
     Few long sequences must fill the machine in one wave, for a second of it would cost as much as
     the first. Many are of unequal length and balance better in smaller parts.
     """
     waves = 1 if num_seqs <= _FEW_SEQUENCES else _WAVES
-    parts = max(waves * num_multiprocessors // max(num_seqs, 1), 1)
-    tokens = -(-max_length // parts)
-    return max(-(-tokens // 64) * 64, _LEAST_PART)
+    return max(waves * num_multiprocessors // max(num_seqs, 1), 1)
 
 
 def mla_decode_triton(
@@ -182,9 +189,10 @@ def mla_decode_triton(
         lengths: int64 [N], keys of each with its own, at least 1.
         scale: factor of the scores.
         rank: R.
-        max_length: no length is larger; fixes the grid, so a graph needs its largest. Programs past
-            a row's length end at once.
-        part_tokens: context per program; by part_tokens_for if None.
+        max_length: no length is larger. It bounds the grid, so a graph needs its largest; a row is
+            cut by its own length all the same, and programs that it has no part for end at once.
+        part_tokens: context per program, as long as no row is longer than max_length; if None,
+            num_parts_for() programs share a row, with at least 128 tokens each.
         first_keys: int64 [N], keys before these are not attended to, at least one key being left;
             none if None.
         config: how the work is cut; a good one by dtype if None.
@@ -207,9 +215,10 @@ def mla_decode_triton(
     if not (query.is_contiguous() and latents.is_contiguous() and block_tables.is_contiguous()):
         raise ValueError("query, latents and block_tables must be contiguous.")
     device, block_size = query.device, latents.shape[1]
+    num_parts = -(-max_length // (part_tokens or _LEAST_PART))
     if part_tokens is None:
-        part_tokens = part_tokens_for(num_seqs, max_length, _num_multiprocessors(device))
-    num_parts = -(-max_length // part_tokens)
+        num_parts = min(num_parts, num_parts_for(num_seqs, _num_multiprocessors(device)))
+        part_tokens = _LEAST_PART
     parts = torch.empty(num_seqs, num_parts, num_heads, rank, dtype=torch.float32, device=device)
     stats = torch.empty(num_seqs, num_parts, num_heads, 2, dtype=torch.float32, device=device)
     out = torch.empty(num_seqs, num_heads, rank, dtype=query.dtype, device=device)
@@ -231,5 +240,6 @@ def mla_decode_triton(
     _join_kernel[(num_seqs * num_heads, triton.cdiv(rank, block_r))](
         parts, stats, lengths, out, num_heads, num_parts, part_tokens,
         RANK=rank, BLOCK_R=block_r, BLOCK_PARTS=min(triton.next_power_of_2(num_parts), 32),
+        BLOCK_N=c.block_n,
     )  # fmt: skip
     return out
