@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lingflash.kernels.lightning_attn import ANCHOR, DecayTables
+from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["lightning_decode_triton"]
 
@@ -49,11 +50,14 @@ def _decode_kernel(
     fused_stride, angle_stride, fold_stride, tail, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, ANCHOR_TOKENS: tl.constexpr,
     HAS_NORM: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    start_next(PDL)
     sequence, head = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, BLOCK_D)
     column = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     place = tl.arange(0, ANCHOR_TOKENS)
+    wait_for_previous(PDL)
     slot, offset = tl.load(slot_ptr + sequence), tl.load(offset_ptr + sequence)
     inside, shown = channel < DIM, column < DIM
     row = fused_ptr + sequence * fused_stride + head * DIM
@@ -87,11 +91,14 @@ def _decode_kernel(
     tl.store(tail_k_ptr + at + channel, k, mask=inside & (tl.program_id(2) == 0))
     if offset == ANCHOR_TOKENS - 1:
         state *= tl.load(carry_ptr + head)
-        for j in tl.static_range(ANCHOR_TOKENS):
+        # Read again one by one: kept in registers for a step in ANCHOR, they would cost each step.
+        for j in range(ANCHOR_TOKENS - 1):
             weight = tl.load(fold_ptr + head * fold_stride + j)
-            is_j = (place == j)[:, None]
-            key = tl.sum(tl.where(is_j, keys, 0.0), 0) * weight
-            state += key[:, None] * tl.sum(tl.where(is_j, values, 0.0), 0)[None, :]
+            key = tl.load(tail_k_ptr + (tail_row + j) * DIM + channel, mask=inside, other=0.0)
+            value = tl.load(tail_v_ptr + (tail_row + j) * DIM + column, mask=shown, other=0.0)
+            state += (key * weight)[:, None] * value[None, :]
+        weight = tl.load(fold_ptr + head * fold_stride + ANCHOR_TOKENS - 1)
+        state += (k * weight)[:, None] * v[None, :]
         tl.store(state_at, state, mask=whole)
 
 
@@ -151,6 +158,6 @@ def lightning_decode_triton(
         fused.stride(0), cos.stride(0), tables.fold.stride(1), tail_k.shape[2], eps,
         HEADS=heads, DIM=dim, HALF=cos.shape[-1], ANCHOR_TOKENS=ANCHOR,
         HAS_NORM=w_qk_norm is not None, SILU=silu,
-        BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v,
+        BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v, **launch_options(fused),
     )  # fmt: skip
     return out

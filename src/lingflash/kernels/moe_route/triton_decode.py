@@ -1,0 +1,115 @@
+"""The router for few tokens on the GPU: its float32 product in parts, then the choice."""
+
+# Triton declares constexpr parameters as such, which plain numbers are not.
+# pyright: reportArgumentType=false
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lingflash.kernels.moe_route.triton_kernel import choose_kernel
+from lingflash.kernels.triton_dot import dot
+from lingflash.kernels.triton_launch import (
+    launch_options,
+    prefetch_rows,
+    start_next,
+    wait_for_previous,
+)
+
+__all__ = ["ROUTER_PARTS", "route_decode"]
+
+# The product's columns are cut into this many parts, which are summed where the choice is made.
+ROUTER_PARTS = 8
+
+
+@triton.jit
+def _logits_kernel(
+    x_ptr, w_ptr, parts_ptr, num_tokens, width, x_stride,
+    EXPERTS: tl.constexpr, PART_WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, ONE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    start_next(PDL)
+    expert = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    part = tl.program_id(1)
+    begin = part * PART_WIDTH
+    end = tl.minimum(begin + PART_WIDTH, width)
+    is_expert = expert < EXPERTS
+    w_row = w_ptr + expert[:, None] * width
+    if ONE:
+        k = begin + tl.arange(0, BLOCK_K)
+        mask = is_expert[:, None] & (k < end)[None, :]
+        prefetch_rows(w_row + k[None, :], PDL)
+        w = tl.load(w_row + k[None, :], mask=mask, other=0.0)
+        wait_for_previous(PDL)
+        x = tl.load(x_ptr + k, mask=k < end, other=0.0).to(tl.float32)
+        logits = tl.sum(w * x[None, :], 1)
+        tl.store(parts_ptr + part * EXPERTS + expert, logits, mask=is_expert)
+    else:
+        token = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+        live = token < num_tokens
+        step = tl.arange(0, 64)
+        wait_for_previous(PDL)
+        total = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+        for start in tl.range(0, PART_WIDTH, 64):
+            at = begin + start + step
+            x_at = x_ptr + token[:, None] * x_stride + at[None, :]
+            rows = tl.load(x_at, mask=live[:, None] & (at < end)[None, :], other=0.0)
+            gate = tl.load(
+                w_row + at[None, :], mask=is_expert[:, None] & (at < end)[None, :], other=0.0
+            )
+            total = dot(rows.to(tl.float32), tl.trans(gate), total)
+        out = parts_ptr + (token[:, None] * PARTS + part) * EXPERTS + expert[None, :]
+        tl.store(out, total, mask=live[:, None] & is_expert[None, :])
+
+
+def route_decode(
+    x: Tensor,
+    w_gate: Tensor,
+    expert_bias: Tensor | None,
+    parts: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    *,
+    num_groups: int,
+    topk_groups: int,
+    topk: int,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+) -> None:
+    """`route_tokens` in two launches.
+
+    Args:
+        x: float [T, D], contiguous rows.
+        w_gate: float32 [E, D], contiguous.
+        expert_bias: float32 [E] or None.
+        parts: float32 [T, ROUTER_PARTS, E], scratch.
+        topk_ids: int32 [T, topk], written.
+        topk_weights: float32 [T, topk], written.
+        num_groups, topk_groups, topk, norm_topk_prob, scaling_factor: as in `route_tokens`.
+
+    Numerics: float32. Sync: none, graph-safe.
+    """
+    num_tokens, width = x.shape
+    num_experts = w_gate.shape[0]
+    if not num_tokens:
+        return
+    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
+    one = num_tokens == 1
+    block_e = 4 if one else 16
+    _logits_kernel[(triton.cdiv(num_experts, block_e), ROUTER_PARTS, triton.cdiv(num_tokens, 16))](
+        x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
+        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=block_e,
+        BLOCK_K=triton.next_power_of_2(part_width), BLOCK_M=16, ONE=one, num_warps=4,
+        **launch_options(x),
+    )  # fmt: skip
+    size = num_experts // num_groups
+    choose_kernel[(num_tokens,)](
+        parts, parts if expert_bias is None else expert_bias, topk_ids, topk_weights,
+        scaling_factor, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
+        PARTS=ROUTER_PARTS, HAS_BIAS=expert_bias is not None,
+        NORMALISE=norm_topk_prob, BLOCK_G=triton.next_power_of_2(num_groups),
+        BLOCK_S=triton.next_power_of_2(size),
+        BLOCK_K=triton.next_power_of_2(topk), **launch_options(x),
+    )  # fmt: skip
