@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import torch
@@ -265,13 +266,26 @@ def _show(config: object) -> str:
     return " ".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config))  # type: ignore
 
 
+def _error_of(run: Callable[[], object]) -> str | None:
+    try:
+        run()
+    except Exception as error:  # too much shared memory: not a choice on this GPU
+        return str(error)[:100]
+    return None
+
+
 def _sweep_one(title: str, runs: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    runs = list(runs)
+    # Compiling takes much longer than running, and is done side by side.
+    with ThreadPoolExecutor(8) as pool:
+        errors = list(pool.map(_error_of, [run for _, run in runs]))
+    torch.cuda.synchronize()
     found = []
-    for name, run in runs:
-        try:
+    for (name, run), error in zip(runs, errors, strict=True):
+        if error is None:
             found.append((_time_ms(run, 50), name))
-        except Exception as error:  # too much shared memory: not a choice on this GPU
-            print(f"{title}: {name}: {str(error)[:100]}")
+        else:
+            print(f"{title}: {name}: {error}")
     for ms, name in sorted(found, reverse=True):
         print(f"{title}: {ms:9.4f} ms  {name}", flush=True)
 
