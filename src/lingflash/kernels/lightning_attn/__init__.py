@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ class DecayTables:
         carry: float32 [C/A+1, H, 1, 1], row n: lambda^(nA).
         decode: float32 [A, H, A], row t: `within` of the token at tail place t, for one token.
         decode_query: float32 [A, H, 1], row t: `query` of it.
+        log2_rate: float32 [H], -log2 of the decay per token.
     """
 
     within: Tensor
@@ -45,6 +47,7 @@ class DecayTables:
     carry: Tensor
     decode: Tensor
     decode_query: Tensor
+    log2_rate: Tensor
 
 
 def decay_tables(decay_rate: Tensor, chunk: int, key_dim: int, device: torch.device) -> DecayTables:
@@ -82,6 +85,7 @@ def decay_tables(decay_rate: Tensor, chunk: int, key_dim: int, device: torch.dev
         carry=put(carry[..., None, None]),
         decode=put(within[:, :ANCHOR, :ANCHOR].transpose(0, 1)),
         decode_query=put(query[:, :ANCHOR].t()[..., None]),
+        log2_rate=put(rate / math.log(2)),
     )
 
 
@@ -98,8 +102,8 @@ def lightning_attention(
     """Attend to each sequence's whole past through its state and tail, and advance both.
 
     Args:
-        q, k: float32 [T, H, K], T = plan.num_tokens.
-        v: float32 [T, H, V].
+        q, k: float32 [T, H, K], T = plan.num_tokens; with plan.segments (the GPU) also bfloat16.
+        v: same dtype [T, H, V].
         tables: of this layer, for plan.chunk.
         states: float32 [slots, H, K, V], folded to each sequence's anchor; updated in place.
         tail_k: float32 [slots, H, tail, K], (k) past the anchor; updated in place. tail >= ANCHOR.
@@ -107,16 +111,24 @@ def lightning_attention(
         plan: layout of the batch.
 
     Returns:
-        float32 [T, H, V].
+        [T, H, V] in q's dtype.
 
     Raises:
         ValueError: a shape or dtype does not fit.
 
-    Numerics: float32. Within a chunk O = ((Q K^T) * M) V + diag(lambda^(i+1)) Q S, between chunks
+    Numerics: with plan.segments as triton_prefill.py says. Else float32: within a chunk
+        O = ((Q K^T) * M) V + diag(lambda^(i+1)) Q S, between chunks
         S' = lambda^n S + sum_j lambda^(n-1-j) k_j v_j^T; within 2e-5 of reference.py relative to
         the largest output. With chunk = ANCHOR and allow_decode False a token's result is bitwise
         the same in prefill, decode and any chunking. Sync: none.
     """
+    if plan.segments is not None:
+        # Not at the top: a machine without a GPU may be without Triton.
+        from lingflash.kernels.lightning_attn.triton_prefill import lightning_prefill_triton
+
+        return lightning_prefill_triton(
+            q, k, v, tables.log2_rate, states, tail_k, tail_v, plan.segments
+        )
     if q.shape[0] != plan.num_tokens or q.shape != k.shape or v.shape[:2] != q.shape[:2]:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit a plan of "

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lingflash.core.config import ANCHOR_TOKENS
+from lingflash.kernels.lightning_attn.segments import SegmentTables, cut_segments
 
 ANCHOR = ANCHOR_TOKENS
 
@@ -54,6 +55,9 @@ class LightningPlan:
         decode_folds: rows among the N whose tail is full after this token.
         decode_one: the only sequence's slot and place in the tail, if N is 1: views instead of
             copies.
+        segments: for Triton's kernels, instead of all the above that speaks of chunks and grid
+            rows, which is left empty.
+        for_gpu: this plan is for Triton's kernels.
     """
 
     chunk: int
@@ -74,6 +78,8 @@ class LightningPlan:
     decode_offsets: Tensor | None = None
     decode_folds: Tensor | None = None
     decode_one: tuple[int, int] | None = None
+    segments: SegmentTables | None = None
+    for_gpu: bool = False
 
 
 def plan_lightning(
@@ -86,8 +92,9 @@ def plan_lightning(
     device: torch.device,
     allow_decode: bool,
     num_certain: Sequence[int] | None = None,
+    for_gpu: bool | None = None,
 ) -> LightningPlan:
-    """Lay a batch out in chunks.
+    """Lay a batch out in chunks, or in segments for the GPU.
 
     Args:
         starts: position of each sequence's first query token.
@@ -98,10 +105,11 @@ def plan_lightning(
         device: where the index tensors go.
         allow_decode: plan the cheaper single-token form when every sequence has one query token.
         num_certain: query tokens of each that may be folded, the rest being drafts; all by default.
+        for_gpu: lay out for Triton's kernels; by default if `device` is a GPU.
 
     Raises:
-        ValueError: chunk is no multiple of ANCHOR, the lengths differ, or a chunk would be folded
-            in part and go on in drafts.
+        ValueError: chunk is no multiple of ANCHOR, the lengths differ, or (in chunks) a chunk would
+            be folded in part and go on in drafts.
     """
     if chunk % ANCHOR or chunk <= 0:
         raise ValueError(f"chunk is {chunk}; a positive multiple of {ANCHOR} is needed.")
@@ -109,6 +117,8 @@ def plan_lightning(
     if not num_seqs == len(anchors) == len(query_lens) == len(state_slots):
         raise ValueError("starts, anchors, query_lens and state_slots differ in length.")
     certain = query_lens if num_certain is None else num_certain
+    if for_gpu is None:
+        for_gpu = device.type == "cuda"
 
     def put(values: Sequence[int] | np.ndarray) -> Tensor:
         array = np.asarray(values, dtype=np.int64)
@@ -122,8 +132,21 @@ def plan_lightning(
             return LightningPlan(
                 chunk, num_seqs, 0, None, empty, empty, empty, empty, empty, empty, empty, [], [],
                 frozenset(), put(state_slots), put(offsets), put(folds) if folds else None,
-                (state_slots[0], offsets[0]) if num_seqs == 1 else None,
+                (state_slots[0], offsets[0]) if num_seqs == 1 else None, for_gpu=for_gpu,
             )  # fmt: skip
+    if for_gpu:
+        ends = [anchor_at(start + sure) for start, sure in zip(starts, certain, strict=True)]
+        cut = cut_segments(
+            [start - anchor for start, anchor in zip(starts, anchors, strict=True)],
+            query_lens,
+            [max(end - anchor, 0) for end, anchor in zip(ends, anchors, strict=True)],
+            state_slots,
+            device=device,
+        )
+        return LightningPlan(
+            chunk, cut.num_rows, 0, None, empty, empty, empty, empty, empty, empty, empty, [], [],
+            segments=cut, for_gpu=True,
+        )  # fmt: skip
     token_rows: list[np.ndarray] = []
     tails: list[tuple[int, int, int]] = []  # slot, length, first grid row
     keeps: list[tuple[int, int, int]] = []

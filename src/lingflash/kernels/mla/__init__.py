@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lingflash.core.config import ROW_MULTIPLE
+from lingflash.kernels.mla.gpu_plan import GpuPlan, plan_mla_gpu
 from lingflash.kernels.mla.reference import mla_attention_reference
 
 __all__ = ["MlaPlan", "mla_attention", "mla_attention_reference", "plan_mla"]
@@ -39,6 +40,7 @@ class MlaPlan:
         fixed_blocks: compute every sequence over whole key blocks in one fixed order.
         decode_span: first cache row and length of a single decoding sequence whose blocks follow
             each other, read in place.
+        gpu: the same for Triton's kernels, instead of all the above.
     """
 
     decode_rows: Tensor | None
@@ -47,6 +49,7 @@ class MlaPlan:
     runs: list[tuple[int, int, int, Tensor]]
     fixed_blocks: bool
     decode_span: tuple[int, int] | None = None
+    gpu: GpuPlan | None = None
 
 
 def plan_mla(
@@ -58,6 +61,7 @@ def plan_mla(
     device: torch.device,
     fixed_blocks: bool,
     first_keys: Sequence[int] | None = None,
+    for_gpu: bool | None = None,
 ) -> MlaPlan:
     """Sort a batch into single-token sequences, which are computed together, and longer runs.
 
@@ -70,12 +74,20 @@ def plan_mla(
         fixed_blocks: see MlaPlan; for bitwise batch invariance.
         first_keys: position of each sequence's first key; 0 by default. Only for one query token
             each, without fixed_blocks.
+        for_gpu: lay out for Triton's kernels; by default if `device` is a GPU, but for
+            fixed_blocks.
 
     Raises:
         ValueError: first_keys does not go with the rest.
     """
     if first_keys is not None and (fixed_blocks or max(query_lens, default=1) > 1):
         raise ValueError("first_keys is for single query tokens without fixed_blocks.")
+    if (device.type == "cuda" if for_gpu is None else for_gpu) and not fixed_blocks:
+        gpu = plan_mla_gpu(
+            starts, query_lens, block_tables, block_size=block_size, device=device,
+            first_keys=first_keys,
+        )  # fmt: skip
+        return MlaPlan(None, None, None, [], fixed_blocks, gpu=gpu)
     decode: list[tuple[int, int, np.ndarray]] = []  # row, length, blocks
     runs = []
     row = 0
@@ -144,6 +156,8 @@ def mla_attention(
     """
     num_tokens, num_heads, nope = q_nope.shape
     value_dim = w_kvb.shape[1] - nope
+    if plan.gpu is not None:
+        return _on_gpu(q_nope, q_rope, latents, w_kvb, scale, plan.gpu)
     if plan.decode_span is not None:
         first, length = plan.decode_span
         cached = latents.view(-1, latents.shape[-1])[first : first + length]
@@ -160,6 +174,41 @@ def mla_attention(
         cached = latents.index_select(0, blocks).flatten(0, 1)[:length]
         form = _expanded if _expanding_pays(hi - lo, w_kvb) else _absorbed
         out[lo:hi] = form(q_nope[lo:hi], q_rope[lo:hi], cached, w_kvb, scale)
+    return out
+
+
+def _on_gpu(
+    q_nope: Tensor, q_rope: Tensor, latents: Tensor, w_kvb: Tensor, scale: float, plan: GpuPlan
+) -> Tensor:
+    """Decoding rows absorbed, runs expanded, by Triton's kernels."""
+    # Not at the top: a machine without a GPU may be without Triton.
+    from lingflash.kernels.mla.triton_kernel import mla_decode_triton
+    from lingflash.kernels.mla.triton_prefill import mla_prefill_triton
+
+    num_tokens, num_heads, nope = q_nope.shape
+    kv_width, rank = w_kvb.shape[1:]
+
+    def decode(q_nope: Tensor, q_rope: Tensor) -> Tensor:
+        assert plan.block_tables is not None
+        assert plan.lengths is not None
+        mixed = mla_decode_triton(
+            _absorb(q_nope, q_rope, w_kvb), latents, plan.block_tables, plan.lengths, scale,
+            rank=rank, max_length=plan.max_length, first_keys=plan.firsts,
+        )  # fmt: skip
+        return _unabsorb(mixed, w_kvb, nope)
+
+    if not plan.groups and plan.num_rows == num_tokens:
+        return decode(q_nope, q_rope)
+    make = q_nope.new_empty if plan.num_rows == num_tokens else q_nope.new_zeros
+    out = make(num_tokens, num_heads, kv_width - nope)
+    if plan.block_tables is not None:
+        rows = slice(plan.num_rows) if plan.rows is None else plan.rows
+        out[rows] = decode(q_nope[rows], q_rope[rows])
+    for group in plan.groups:
+        cached = latents.index_select(0, group.blocks).flatten(0, 1)
+        expanded = F.linear(cached[:, :rank], w_kvb.flatten(0, 1))
+        expanded = expanded.view(len(cached), num_heads, kv_width)
+        mla_prefill_triton(q_nope, q_rope, expanded, cached[:, rank:], group.tiles, scale, out)
     return out
 
 

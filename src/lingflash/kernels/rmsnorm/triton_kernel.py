@@ -103,7 +103,7 @@ def gated_group_rms_norm_triton(
     """Norm of each of num_groups equal groups of x's last axis, times weight and sigmoid(gate).
 
     Args:
-        x: float32 [T, D], contiguous.
+        x: any float dtype [T, D], contiguous.
         gate: any float dtype [T, D], contiguous rows; the result's dtype is its.
         weight: float [D].
         num_groups: number of groups (not their width).

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lingflash.kernels.lightning_attn import DecayTables, decay_tables, lightning_attention
+from lingflash.kernels.lightning_attn import (
+    DecayTables,
+    LightningPlan,
+    decay_tables,
+    lightning_attention,
+)
 from lingflash.kernels.rmsnorm import group_rms_norm, rms_norm
 from lingflash.kernels.rope import apply_rope_half_split
 from lingflash.models.config import ModelConfig
@@ -81,6 +86,10 @@ class LightningLayer:
         inner = heads * c.head_dim
         rows = u.shape[0]
         fused = linear(u, self.w_qkvg)
+        if batch.lightning.for_gpu:
+            live = slice(0, batch.num_tokens)
+            y = self._attend_on_gpu(fused[live], cos[live], sin[live], batch.lightning, cache)
+            return linear(pad_rows(y, rows), self.w_dense)
         qkv = fused[:, : 3 * inner].float()
         if c.linear_silu:
             qkv = F.silu(qkv)
@@ -109,3 +118,37 @@ class LightningLayer:
         )
         y = y.mul_(fused[:, 3 * inner :].float().sigmoid())
         return linear(y.to(u.dtype), self.w_dense)
+
+    def _attend_on_gpu(
+        self, fused: Tensor, cos: Tensor, sin: Tensor, plan: LightningPlan, cache: CacheTensors
+    ) -> Tensor:
+        """Projections [T, 4 H d] to gated output [T, H d] of the same dtype, by Triton kernels.
+
+        In the BF16 model q, k and the output before its norm are rounded to BF16 when there are
+        prompt tokens among the rows; state and tails stay float32.
+        """
+        # Not at the top: a machine without a GPU may be without Triton.
+        from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
+        from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
+        from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
+
+        c, i = self.config, self.state_index
+        tables = self.tables(plan.chunk, fused.device)
+        memory = cache.states[i], cache.tail_k[i], cache.tail_v[i]
+        norm = {"eps": c.rms_norm_eps, "silu": c.linear_silu}
+        if plan.decode_slots is not None:
+            assert plan.decode_offsets is not None
+            out = lightning_decode_triton(
+                fused, self.w_qk_norm, cos, sin, tables, *memory,
+                plan.decode_slots, plan.decode_offsets, **norm,
+            )  # fmt: skip
+        else:
+            q, k, v = prepare_qkv_triton(
+                fused, self.w_qk_norm, cos, sin,
+                num_heads=c.num_attention_heads, head_dim=c.head_dim, **norm,
+            )  # fmt: skip
+            out = lightning_attention(q, k, v, tables, *memory, plan).flatten(1)
+        gate = fused[:, 3 * out.shape[1] :]
+        return gated_group_rms_norm_triton(
+            out, gate, self.w_g_norm, c.group_norm_size, c.rms_norm_eps
+        )

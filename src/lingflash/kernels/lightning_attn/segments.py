@@ -1,0 +1,117 @@
+"""A step's tokens cut into segments that a GPU takes in parallel, and what happens at their ends.
+
+Unlike the windows of plan.py, segments hold query tokens only: the tail that earlier steps left
+is folded into the state from which the first segment starts. A segment ends where the state is to
+be written, so that nothing inside one has to care:
+
+    position   32        48        64        80
+    anchor     |                                        tail: 32..36 from earlier steps
+    tokens               n n n n n n n n n n n n n      new: 37..81, drafts: none
+    segments             |         |       |   |        37..58, 59..79 folded; 80, 81 kept as tail
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Segments are whole tiles of tokens but for the last before a fold.
+_TILE = 64
+# Enough segments to fill a GPU with 32 heads of them, and as few states through memory as that
+# allows.
+_SEGMENTS_WANTED = 16
+_LEAST_TOKENS, _MOST_TOKENS = 256, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTables:
+    """Device tables of the segments of one step; one upload.
+
+    Args:
+        segments: int32 [S, 4]: first row, row after the last, 1 if its update of the state is
+            needed, and its sequence if it is that sequence's last segment, else -1.
+        sequences: int32 [N, 9]: state slot, tail tokens, tail tokens that are folded, first
+            segment, the segment after the last folded one, segment after the last, first row,
+            query tokens before the first that stays in the tail (negative: old tail tokens stay
+            too), query tokens.
+        num_rows: T, query tokens.
+    """
+
+    segments: Tensor
+    sequences: Tensor
+    num_rows: int
+
+    @property
+    def num_segments(self) -> int:
+        """S."""
+        return self.segments.shape[0]
+
+    @property
+    def num_sequences(self) -> int:
+        """N."""
+        return self.sequences.shape[0]
+
+
+def segment_tokens(num_rows: int) -> int:
+    """Most tokens of a segment in a step of this many."""
+    wanted = -(-num_rows // (_SEGMENTS_WANTED * _TILE)) * _TILE
+    return min(max(wanted, _LEAST_TOKENS), _MOST_TOKENS)
+
+
+def cut_segments(
+    tail_lens: Sequence[int],
+    query_lens: Sequence[int],
+    folds: Sequence[int],
+    state_slots: Sequence[int],
+    *,
+    device: torch.device,
+    most_tokens: int | None = None,
+) -> SegmentTables:
+    """Cut each sequence's query tokens at its fold, and what lies before it evenly.
+
+    Args:
+        tail_lens: tokens of each between its anchor and its first query token.
+        query_lens: query tokens of each, at least 1.
+        folds: tokens past the anchor that are folded into the state, a multiple of ANCHOR.
+        state_slots: slot of each.
+        device: where the tables go.
+        most_tokens: of a segment; by the size of the step if None.
+    """
+    most = segment_tokens(sum(query_lens)) if most_tokens is None else most_tokens
+    segments: list[tuple[int, int, int, int]] = []
+    sequences: list[tuple[int, ...]] = []
+    row = 0
+    for index, (tail, length, fold, slot) in enumerate(
+        zip(tail_lens, query_lens, folds, state_slots, strict=True)
+    ):
+        split = fold - tail  # query tokens that are folded, if positive
+        first = len(segments)
+        edges = _edges(0, max(split, 0), most)
+        folded = first + len(edges) - 1
+        edges += _edges(max(split, 0), length, most)[1:]
+        last = len(edges) - 2
+        for i, (lo, hi) in enumerate(pairwise(edges)):
+            needed = i < last or (split > 0 and first + i < folded)
+            segments.append((row + lo, row + hi, int(needed), index if i == last else -1))
+        end = len(segments)
+        sequences.append((slot, tail, min(fold, tail), first, folded, end, row, split, length))
+        row += length
+    flat = np.array([x for part in (segments, sequences) for line in part for x in line], np.int32)
+    tables = torch.from_numpy(flat).to(device, non_blocking=True)
+    return SegmentTables(
+        tables[: 4 * len(segments)].view(-1, 4), tables[4 * len(segments) :].view(-1, 9), row
+    )
+
+
+def _edges(lo: int, hi: int, most: int) -> list[int]:
+    """`lo`, edges of even pieces of whole tiles and at most `most` tokens, `hi`."""
+    if hi <= lo:
+        return [lo]
+    pieces = -(-(hi - lo) // most)
+    step = -(-(hi - lo) // (pieces * _TILE)) * _TILE
+    return [*range(lo, hi, step), hi]

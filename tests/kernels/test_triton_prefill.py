@@ -1,0 +1,326 @@
+"""Prefill kernels of both kinds of attention against their references.
+
+On a GPU if there is one, at sizes that fill tiles; else in the interpreter, at small ones.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lingflash.kernels.lightning_attn import (
+    ANCHOR,
+    decay_tables,
+    lightning_attention,
+    lightning_attention_reference,
+    plan_lightning,
+)
+from lingflash.kernels.lightning_attn.segments import cut_segments
+from lingflash.kernels.lightning_attn.triton_prefill import lightning_prefill_triton
+from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
+from lingflash.kernels.mla import mla_attention, mla_attention_reference, plan_mla
+from lingflash.kernels.mla.gpu_plan import TILE_ROWS
+from lingflash.kernels.mla.triton_kernel import mla_decode_triton, num_parts_for
+from lingflash.kernels.rmsnorm import rms_norm_reference
+from lingflash.kernels.rope import apply_rope_half_split, rope_inv_freq, rope_table
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+CPU = torch.device("cpu")
+EPS = 1e-6
+DTYPES = [torch.float32, torch.bfloat16]
+# The fastest head of Ling-2.6-flash forgets within a few tokens, the slowest hardly at all.
+RATE = torch.tensor([2**-0.25, 0.05, 1e-6], dtype=torch.float64)
+HEADS, TAIL = len(RATE), ANCHOR + 4
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def near(got, expected, dtype, bf16_limit=1e-2):
+    """Within the kernel's promise, relative to the largest value."""
+    limit = 2e-5 if dtype == torch.float32 else bf16_limit
+    error = (got.cpu().double() - expected).abs().max() / expected.abs().max()
+    assert error < limit, error.item()
+
+
+class Memory:
+    """Slots of NaN but for those taken; sequences advance in steps and are told at the end."""
+
+    def __init__(self, key_dim, value_dim, dtype, slots):
+        self.dtype, self.slots = dtype, slots
+        sizes = (key_dim, value_dim), (TAIL, key_dim), (TAIL, value_dim)
+        self.pools = [torch.full((6, HEADS, *size), float("nan"), device=DEVICE) for size in sizes]
+        for pool in self.pools:
+            pool[slots] = 0
+        self.tables = decay_tables(RATE, 64, key_dim, DEVICE)
+        self.rows = [[] for _ in slots]
+        self.outs = [[] for _ in slots]
+
+    def step(self, who, lengths, starts, anchors, certain=None, most_tokens=None):
+        key_dim, value_dim = self.pools[0].shape[-2:]
+        total = sum(lengths)
+        # Rows of a wider matrix, as the projection gives them.
+        fused = torch.randn(total, HEADS * (2 * key_dim + value_dim) + 5, device=DEVICE)
+        fused = fused.to(self.dtype)
+        q, k, v = (
+            x.view(total, HEADS, -1)
+            for x in fused[:, :-5].split([HEADS * d for d in (key_dim, key_dim, value_dim)], -1)
+        )
+        plan = plan_lightning(
+            starts, anchors, lengths, [self.slots[i] for i in who], chunk=64, device=DEVICE,
+            allow_decode=False, num_certain=certain, for_gpu=True,
+        )  # fmt: skip
+        cut = plan.segments
+        assert cut is not None
+        if most_tokens is not None:
+            tails = [s - a for s, a in zip(starts, anchors, strict=True)]
+            sure = lengths if certain is None else certain
+            folds = [
+                (s + c) // ANCHOR * ANCHOR - a
+                for s, c, a in zip(starts, sure, anchors, strict=True)
+            ]
+            cut = cut_segments(
+                tails, lengths, folds, [self.slots[i] for i in who], device=DEVICE,
+                most_tokens=most_tokens,
+            )  # fmt: skip
+        out = lightning_prefill_triton(
+            q, k, v, self.tables.log2_rate, *self.pools, cut, out_dtype=torch.float32
+        )
+        rows = [x.cpu().double().split(lengths) for x in (q, k, v)]
+        for n, i in enumerate(who):
+            start = starts[n]
+            self.rows[i] = self.rows[i][:start] + list(zip(*(x[n] for x in rows), strict=True))
+            self.outs[i] = self.outs[i][:start] + list(out.split(lengths)[n])
+
+    def check(self, i, folded):
+        q, k, v = (torch.stack(x) for x in zip(*self.rows[i], strict=True))
+        expected, _ = lightning_attention_reference(q, k, v, RATE)
+        near(torch.stack(self.outs[i]), expected, self.dtype)
+        slot, end = self.slots[i], len(q)
+        if folded:
+            parts = (x[:folded] for x in (q, k, v))
+            near(self.pools[0][slot], lightning_attention_reference(*parts, RATE)[1], self.dtype)
+        for pool, x in ((self.pools[1], k), (self.pools[2], v)):
+            kept = pool[slot, :, : end - folded].transpose(0, 1).cpu().double()
+            assert torch.equal(kept, x[folded:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", [(8, 12), (16, 16)] + [(128, 128)] * HAS_GPU)
+def test_lightning_prefill_when_sequences_advance_then_as_the_recurrence(dims, dtype):
+    memory = Memory(*dims, dtype, [4, 0, 2])
+    done = [0, 0, 0]
+    for lengths in ([70, 16, 0], [1, 3, 5], [90, 1, 11], [9, 12, 1], [1, 1, 70]):
+        who = [i for i in range(3) if lengths[i]]
+        starts = [done[i] for i in who]
+        memory.step(
+            who, [lengths[i] for i in who], starts, [s // ANCHOR * ANCHOR for s in starts],
+            most_tokens=64,
+        )  # fmt: skip
+        for i in who:
+            done[i] += lengths[i]
+    for i in range(3):
+        memory.check(i, done[i] // ANCHOR * ANCHOR)
+    unused = [s for s in range(6) if s not in memory.slots]
+    assert all(pool[unused].isnan().all() for pool in memory.pools)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 64, 150] + [8192] * HAS_GPU)
+def test_lightning_prefill_when_cut_otherwise_then_the_same(length, dtype):
+    results = []
+    for most in (64, 128, None):
+        torch.manual_seed(1)
+        memory = Memory(8, 8, dtype, [3])
+        memory.step([0], [length], [0], [0], most_tokens=most)
+        results.append(torch.stack(memory.outs[0]))
+        if length < 1000:
+            memory.check(0, length // ANCHOR * ANCHOR)
+    for other in results[1:]:
+        near(other, results[0].cpu().double(), dtype)
+
+
+@pytest.mark.parametrize("accepted", [0, 1, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lightning_prefill_when_drafts_cross_an_anchor_then_they_are_not_folded(accepted, dtype):
+    memory = Memory(8, 8, dtype, [1, 5])
+    memory.step([0, 1], [28, 3], [0, 0], [0, 0])
+    memory.step([0, 1], [5, 5], [28, 3], [16, 0], certain=[1, 1])
+    memory.check(0, 16)
+    start = 29 + accepted
+    memory.step([0], [5], [start], [16], certain=[1])
+    anchor = (start + 1) // ANCHOR * ANCHOR
+    memory.check(0, anchor)
+    memory.step([0], [79 - start], [start + 1], [anchor])
+    memory.check(0, 80)
+    memory.step([1], [1], [4], [0])
+    memory.check(1, 0)
+
+
+def test_lightning_prefill_when_the_tail_is_longer_than_an_anchor_then_the_rest_moves_down():
+    memory = Memory(8, 8, torch.float32, [2])
+    memory.step([0], [15], [0], [0])
+    memory.step([0], [3], [15], [0], certain=[0])
+    memory.check(0, 0)
+    memory.step([0], [2], [18], [0], certain=[0])  # folds 16 of the 18 old tokens
+    memory.check(0, 16)
+
+
+def test_lightning_op_when_planned_in_chunks_then_equals_the_segments():
+    rows, dim = 100, 16
+    q, k, v = (torch.randn(rows, HEADS, dim) for _ in range(3))
+    tables = decay_tables(RATE, 64, dim, CPU)
+    results = []
+    for for_gpu in (False, True):
+        pools = [torch.zeros(2, HEADS, n, dim) for n in (dim, TAIL, TAIL)]
+        plan = plan_lightning(
+            [0, 0], [0, 0], [37, 63], [1, 0], chunk=64, device=CPU, allow_decode=True,
+            for_gpu=for_gpu,
+        )  # fmt: skip
+        if for_gpu and HAS_GPU:
+            continue
+        out = lightning_attention(q, k, v, tables, *pools, plan)
+        results.append([out, *pools])
+    for x, y in zip(*results, strict=True) if len(results) == 2 else ():
+        torch.testing.assert_close(x, y, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "dim", "rotary", "has_norm", "silu"),
+    [(3, 8, 8, True, False), (3, 12, 6, False, True), (17, 40, 20, True, True)],
+)
+def test_prepared_qkv_when_shapes_are_odd_then_as_norm_and_rotation(
+    heads, dim, rotary, has_norm, silu, dtype
+):
+    rows = 5
+    inner = heads * dim
+    fused = torch.randn(rows, 4 * inner + 3, device=DEVICE).to(dtype)[:, : 4 * inner]
+    norm = torch.randn(2, 1, dim, device=DEVICE) if has_norm else None
+    angles = rope_table(rope_inv_freq(rotary, 1000.0), rows, 1.0, DEVICE)
+    cos, sin = angles[:, None].chunk(2, -1)
+    got = prepare_qkv_triton(
+        fused, norm, cos, sin, num_heads=heads, head_dim=dim, eps=EPS, silu=silu
+    )
+    x = fused[:, : 3 * inner].float()
+    x = torch.nn.functional.silu(x) if silu else x
+    q, k, v = (part.reshape(rows, heads, dim) for part in x.chunk(3, -1))
+    if norm is not None:
+        q, k = (rms_norm_reference(x, w[0], EPS) for x, w in zip((q, k), norm, strict=True))
+    expected = apply_rope_half_split(q, cos, sin), apply_rope_half_split(k, cos, sin), v
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    for mine, reference in zip(got, expected, strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.float(), reference, rtol=limit, atol=limit)
+
+
+class LatentPool:
+    """Blocks of NaN but for the sequences' latents: past their ends too lies what nobody wrote."""
+
+    def __init__(self, totals, block_size, heads, nope, rope, rank, value, dtype):
+        self.block_size, self.dtype, self.rank = block_size, dtype, rank
+        counts = [-(-total // block_size) for total in totals]
+        order = torch.randperm(sum(counts) + 2).tolist()
+        self.tables = [[order.pop() for _ in range(count)] for count in counts]
+        size = (sum(counts) + 2, block_size, rank + rope)
+        self.pool = torch.full(size, float("nan"), dtype=dtype, device=DEVICE)
+        self.latents = [torch.randn(n, rank + rope, device=DEVICE).to(dtype) for n in totals]
+        for table, latents in zip(self.tables, self.latents, strict=True):
+            where = torch.arange(len(latents), device=DEVICE)
+            blocks = torch.tensor(table, device=DEVICE)[where // block_size]
+            self.pool[blocks, where % block_size] = latents
+        self.w_kvb = (torch.randn(heads, nope + value, rank, device=DEVICE) * rank**-0.5).to(dtype)
+
+    def expected(self, i, q_nope, q_rope, first=0):
+        q_nope, q_rope, latents, w_kvb = (
+            x.cpu().double() for x in (q_nope, q_rope, self.latents[i][first:], self.w_kvb)
+        )
+        return mla_attention_reference(q_nope, q_rope, latents, w_kvb, 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("runs", "shape"),
+    [
+        # (start, queries): decode rows, verification, runs with and without prefix
+        ([(0, 1), (40, 1), (0, 70), (30, 3), (9, 130)], (2, 8, 4, 16, 12)),
+        ([(0, 5), (0, 130)], (2, 16, 16, 16, 16)),
+        ([(21, 2), (63, 1)], (17, 8, 8, 24, 8)),
+    ]
+    + [([(700, 1), (0, 1000), (3000, 4), (2000, 513)], (32, 128, 64, 512, 128))] * HAS_GPU,
+)
+def test_mla_on_the_gpu_when_decodes_and_runs_are_mixed_then_matches_the_definition(
+    runs, shape, dtype
+):
+    heads, nope, rope = shape[:3]
+    lengths = [n for _, n in runs]
+    pool = LatentPool([s + n for s, n in runs], 16, *shape, dtype)
+    # Channels side by side, as the projection gives them.
+    q = torch.randn(sum(lengths), heads, nope + rope, device=DEVICE).to(dtype)
+    plan = plan_mla(
+        [s for s, _ in runs], lengths, pool.tables, block_size=16, device=DEVICE,
+        fixed_blocks=False, for_gpu=True,
+    )  # fmt: skip
+    q_nope, q_rope = q[..., :nope], q[..., nope:].contiguous()
+    out = mla_attention(q_nope, q_rope, pool.pool, pool.w_kvb, 0.3, plan)
+    parts = (x.split(lengths) for x in (q_nope, q_rope, out))
+    for i, (qn, qr, mine) in enumerate(zip(*parts, strict=True)):
+        near(mine, pool.expected(i, qn, qr), dtype, 2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mla_on_the_gpu_when_first_keys_are_left_out_then_they_are_not_read(dtype):
+    heads, nope, rope, rank, value = 2, 8, 4, 16, 6
+    starts, firsts = [48, 51, 90], [5, 33, 70]
+    pool = LatentPool([s + 1 for s in starts], 32, heads, nope, rope, rank, value, dtype)
+    for table, first in zip(pool.tables, firsts, strict=True):
+        for position in range(first):
+            pool.pool[table[position // 32], position % 32] = float("nan")
+    q_nope = torch.randn(3, heads, nope, device=DEVICE).to(dtype)
+    q_rope = torch.randn(3, heads, rope, device=DEVICE).to(dtype)
+    plan = plan_mla(
+        starts, [1] * 3, pool.tables, block_size=32, device=DEVICE, fixed_blocks=False,
+        first_keys=firsts, for_gpu=True,
+    )  # fmt: skip
+    out = mla_attention(q_nope, q_rope, pool.pool, pool.w_kvb, 0.3, plan)
+    for i, first in enumerate(firsts):
+        rows = slice(i, i + 1)
+        expected = pool.expected(i, q_nope[rows], q_rope[rows], first)
+        near(out[rows], expected, dtype, 2e-2)
+
+
+def test_mla_plan_when_runs_are_long_then_tiles_with_most_keys_come_first():
+    plan = plan_mla(
+        [0, 100], [300, 200], [list(range(19)), list(range(19, 38))], block_size=16, device=CPU,
+        fixed_blocks=False, for_gpu=True,
+    ).gpu  # fmt: skip
+    assert plan is not None
+    (group,) = plan.groups
+    keys = [rows + position for _, rows, _, position in group.tiles.tolist()]
+    assert keys == sorted(keys, reverse=True)
+    assert sum(rows for _, rows, _, _ in group.tiles.tolist()) == 500
+    assert max(rows for _, rows, _, _ in group.tiles.tolist()) == TILE_ROWS
+
+
+@pytest.mark.parametrize("num_seqs", [1, 2, 32, 128, 1000])
+def test_parts_when_chosen_then_few_sequences_fill_the_machine_once(num_seqs):
+    programs = num_seqs * num_parts_for(num_seqs, 132)
+    assert programs <= max(4 * 132, num_seqs)
+    if num_seqs <= 2:
+        assert programs == 132
+
+
+def test_mla_decode_when_the_grid_is_for_longer_rows_then_unused_parts_are_not_read():
+    pool = LatentPool([5], 16, 2, 8, 4, 16, 6, torch.float32)
+    query = torch.randn(1, 2, 20, device=DEVICE)
+    tables = torch.tensor([pool.tables[0] + [-1000] * 63], device=DEVICE)
+    length = torch.tensor([5], device=DEVICE)
+    results = [
+        mla_decode_triton(query, pool.pool, tables, length, 0.3, rank=16, max_length=n)
+        for n in (5, 262_144)
+    ]
+    assert torch.equal(*results)
+    assert results[0].isfinite().all()
