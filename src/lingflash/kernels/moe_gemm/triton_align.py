@@ -5,7 +5,7 @@ says where each chunk's rows of an expert begin, and each row finds its place wi
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from dataclasses import dataclass

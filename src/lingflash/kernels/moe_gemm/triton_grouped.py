@@ -10,7 +10,7 @@ and FP8 come by the copy engine; INT4 is turned into BF16 in registers on the wa
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch

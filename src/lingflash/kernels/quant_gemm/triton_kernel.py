@@ -5,7 +5,7 @@ what a scale covers; each such piece is one product of the tensor cores, scaled 
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from dataclasses import dataclass
