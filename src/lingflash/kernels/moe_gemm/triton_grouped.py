@@ -51,142 +51,179 @@ def _unpack(words_at, scale_at, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GR
 
 
 @triton.jit
+def _gate_up_block(
+    x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
+    x_scale_stride, num_rows, expert, begin, end,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    column_at = tl.program_id(0) * BLOCK_N
+    place = begin + tl.arange(0, BLOCK_M)
+    column = column_at + tl.arange(0, BLOCK_N)
+    live = place < end
+    # Places past the end read token 0; their results are not stored.
+    token = tl.load(token_ptr + place, mask=live, other=0)
+    k = tl.arange(0, BLOCK_K)
+    x_at = x_ptr + token.to(tl.int64)[:, None] * HIDDEN + k[None, :]
+    gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    gate_row = expert * (2 * WIDTH) + column_at
+    up_row = gate_row + WIDTH
+    if FORMAT == _FP8:
+        x_scale_at = x_scale_ptr + token
+        scale_row: tl.constexpr = HIDDEN // 128
+        gate_scale_at = w_scale_ptr + gate_row // 128 * scale_row
+        up_scale_at = w_scale_ptr + up_row // 128 * scale_row
+    if FORMAT == _INT4:
+        # Rows past the last matrix read the first; columns past WIDTH are not stored.
+        n = tl.where(column < WIDTH, column, 0).to(tl.int64) + expert.to(tl.int64) * (2 * WIDTH)
+        words_at = w + n[:, None] * (HIDDEN // 8) + tl.arange(0, BLOCK_K // 8)[None, :]
+        GROUPS: tl.constexpr = (BLOCK_K + GROUP - 1) // GROUP
+        int4_scale_at = w_scale_ptr + n[:, None] * (HIDDEN // GROUP)
+    for step in range(tl.cdiv(HIDDEN, BLOCK_K)):
+        start = step * BLOCK_K
+        if HIDDEN % BLOCK_K == 0:
+            x = tl.load(x_at + start)
+        else:
+            x = tl.load(x_at + start, mask=(start + k < HIDDEN)[None, :], other=0.0)
+        if FORMAT == _INT4:
+            at = int4_scale_at + (start // GROUP + tl.arange(0, GROUPS))[None, :]
+            words = words_at + start // 8
+            w_gate = _unpack(words, at, BLOCK_N, BLOCK_K, GROUP)
+            gate = dot(x, w_gate.T, gate)
+            words += WIDTH * (HIDDEN // 8)
+            w_up = _unpack(words, at + WIDTH * (HIDDEN // GROUP), BLOCK_N, BLOCK_K, GROUP)
+            up = dot(x, w_up.T, up)
+        else:
+            w_gate = w.load([gate_row, start])
+            w_up = w.load([up_row, start])
+            if FORMAT == _BF16:
+                gate = dot(x, w_gate.T, gate)
+                up = dot(x, w_up.T, up)
+            else:
+                scale = tl.load(x_scale_at)
+                x_scale_at += x_scale_stride
+                gate_scale = scale
+                up_scale = scale
+                if GROUP:
+                    gate_scale = scale * tl.load(gate_scale_at + step).to(tl.float32)
+                    up_scale = scale * tl.load(up_scale_at + step).to(tl.float32)
+                zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                gate += dot(x, w_gate.T, zeros) * gate_scale[:, None]
+                up += dot(x, w_up.T, zeros) * up_scale[:, None]
+    kept = column < WIDTH
+    if (FORMAT == _FP8) and (GROUP == 0):
+        at = w_scale_ptr + expert * (2 * WIDTH) + column
+        gate *= tl.load(at, mask=kept, other=0.0).to(tl.float32)[None, :]
+        up *= tl.load(at + WIDTH, mask=kept, other=0.0).to(tl.float32)[None, :]
+    act = gate * tl.sigmoid(gate) * up
+    act_at = act_ptr + place.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    stored = live[:, None] & kept[None, :]
+    if FORMAT == _FP8:
+        # Of all that one scale covers; BLOCK_N is the width of a group.
+        largest = tl.max(tl.abs(act), 1)
+        scale = tl.where(largest > 0, largest / 448.0, 1.0)
+        act = tl.minimum(tl.maximum(act / scale[:, None], -448.0), 448.0)
+        tl.store(act_at, to_fp8(act), mask=stored)
+        tl.store(act_scale_ptr + column_at // 128 * num_rows + place, scale, mask=live)
+    else:
+        tl.store(act_at, act.to(tl.bfloat16), mask=stored)
+
+
+@triton.jit
 def _gate_up_kernel(
     x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr, block_ptr,
     x_scale_stride, num_rows, num_blocks,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LAST_M: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(1)
     expert = tl.load(block_ptr + block)
     if expert >= 0:
         begin = tl.load(block_ptr + num_blocks + block)
         end = tl.load(block_ptr + 2 * num_blocks + block)
-        column_at = tl.program_id(0) * BLOCK_N
-        place = begin + tl.arange(0, BLOCK_M)
-        column = column_at + tl.arange(0, BLOCK_N)
-        live = place < end
-        # Places past the end read token 0; their results are not stored.
-        token = tl.load(token_ptr + place, mask=live, other=0)
-        k = tl.arange(0, BLOCK_K)
-        x_at = x_ptr + token.to(tl.int64)[:, None] * HIDDEN + k[None, :]
-        gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        gate_row = expert * (2 * WIDTH) + column_at
-        up_row = gate_row + WIDTH
-        if FORMAT == _FP8:
-            x_scale_at = x_scale_ptr + token
-            scale_row: tl.constexpr = HIDDEN // 128
-            gate_scale_at = w_scale_ptr + gate_row // 128 * scale_row
-            up_scale_at = w_scale_ptr + up_row // 128 * scale_row
+        if end - begin > LAST_M:
+            _gate_up_block(
+                x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
+                x_scale_stride, num_rows, expert, begin, end,
+                WIDTH, HIDDEN, FORMAT, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        elif LAST_M > 0:
+            _gate_up_block(
+                x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
+                x_scale_stride, num_rows, expert, begin, end,
+                WIDTH, HIDDEN, FORMAT, GROUP, LAST_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+
+
+@triton.jit
+def _down_block(
+    act_desc, act_scale_ptr, w, w_scale_ptr, out_ptr, num_rows, expert, begin, end,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    column_at = tl.program_id(0) * BLOCK_N
+    place = begin + tl.arange(0, BLOCK_M)
+    column = column_at + tl.arange(0, BLOCK_N)
+    live = place < end
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    w_row = expert * HIDDEN + column_at
+    if FORMAT == _FP8:
+        act_scale_at = act_scale_ptr + place
+        scale_row: tl.constexpr = WIDTH // 128
+        w_scale_at = w_scale_ptr + w_row // 128 * scale_row
+    if FORMAT == _INT4:
+        n = tl.where(column < HIDDEN, column, 0).to(tl.int64) + expert.to(tl.int64) * HIDDEN
+        words_at = w + n[:, None] * (WIDTH // 8) + tl.arange(0, BLOCK_K // 8)[None, :]
+        GROUPS: tl.constexpr = (BLOCK_K + GROUP - 1) // GROUP
+        int4_scale_at = w_scale_ptr + n[:, None] * (WIDTH // GROUP)
+    for step in range(tl.cdiv(WIDTH, BLOCK_K)):
+        start = step * BLOCK_K
+        # Rows past the expert's are another's, or zeros; their results are not stored.
+        act = act_desc.load([begin, start])
         if FORMAT == _INT4:
-            # Rows past the last matrix read the first; columns past WIDTH are not stored.
-            n = tl.where(column < WIDTH, column, 0).to(tl.int64) + expert.to(tl.int64) * (2 * WIDTH)
-            words_at = w + n[:, None] * (HIDDEN // 8) + tl.arange(0, BLOCK_K // 8)[None, :]
-            GROUPS: tl.constexpr = (BLOCK_K + GROUP - 1) // GROUP
-            int4_scale_at = w_scale_ptr + n[:, None] * (HIDDEN // GROUP)
-        for step in range(tl.cdiv(HIDDEN, BLOCK_K)):
-            start = step * BLOCK_K
-            if HIDDEN % BLOCK_K == 0:
-                x = tl.load(x_at + start)
-            else:
-                x = tl.load(x_at + start, mask=(start + k < HIDDEN)[None, :], other=0.0)
-            if FORMAT == _INT4:
-                at = int4_scale_at + (start // GROUP + tl.arange(0, GROUPS))[None, :]
-                words = words_at + start // 8
-                w_gate = _unpack(words, at, BLOCK_N, BLOCK_K, GROUP)
-                gate = dot(x, w_gate.T, gate)
-                words += WIDTH * (HIDDEN // 8)
-                w_up = _unpack(words, at + WIDTH * (HIDDEN // GROUP), BLOCK_N, BLOCK_K, GROUP)
-                up = dot(x, w_up.T, up)
-            else:
-                w_gate = w.load([gate_row, start])
-                w_up = w.load([up_row, start])
-                if FORMAT == _BF16:
-                    gate = dot(x, w_gate.T, gate)
-                    up = dot(x, w_up.T, up)
-                else:
-                    scale = tl.load(x_scale_at)
-                    x_scale_at += x_scale_stride
-                    gate_scale = scale
-                    up_scale = scale
-                    if GROUP:
-                        gate_scale = scale * tl.load(gate_scale_at + step).to(tl.float32)
-                        up_scale = scale * tl.load(up_scale_at + step).to(tl.float32)
-                    zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                    gate += dot(x, w_gate.T, zeros) * gate_scale[:, None]
-                    up += dot(x, w_up.T, zeros) * up_scale[:, None]
-        kept = column < WIDTH
-        if (FORMAT == _FP8) and (GROUP == 0):
-            at = w_scale_ptr + expert * (2 * WIDTH) + column
-            gate *= tl.load(at, mask=kept, other=0.0).to(tl.float32)[None, :]
-            up *= tl.load(at + WIDTH, mask=kept, other=0.0).to(tl.float32)[None, :]
-        act = gate * tl.sigmoid(gate) * up
-        act_at = act_ptr + place.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        stored = live[:, None] & kept[None, :]
-        if FORMAT == _FP8:
-            # Of all that one scale covers; BLOCK_N is the width of a group.
-            largest = tl.max(tl.abs(act), 1)
-            scale = tl.where(largest > 0, largest / 448.0, 1.0)
-            act = tl.minimum(tl.maximum(act / scale[:, None], -448.0), 448.0)
-            tl.store(act_at, to_fp8(act), mask=stored)
-            tl.store(act_scale_ptr + column_at // 128 * num_rows + place, scale, mask=live)
+            at = int4_scale_at + (start // GROUP + tl.arange(0, GROUPS))[None, :]
+            total = dot(act, _unpack(words_at + start // 8, at, BLOCK_N, BLOCK_K, GROUP).T, total)
         else:
-            tl.store(act_at, act.to(tl.bfloat16), mask=stored)
+            piece = w.load([w_row, start])
+            if FORMAT == _BF16:
+                total = dot(act, piece.T, total)
+            else:
+                scale = tl.load(act_scale_at, mask=live, other=0.0)
+                act_scale_at += num_rows
+                if GROUP:
+                    scale = scale * tl.load(w_scale_at + step).to(tl.float32)
+                zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                total += dot(act, piece.T, zeros) * scale[:, None]
+    kept = column < HIDDEN
+    if (FORMAT == _FP8) and (GROUP == 0):
+        at = w_scale_ptr + expert * HIDDEN + column
+        total *= tl.load(at, mask=kept, other=0.0).to(tl.float32)[None, :]
+    at = out_ptr + place.to(tl.int64)[:, None] * HIDDEN + column[None, :]
+    tl.store(at, total.to(tl.bfloat16), mask=live[:, None] & kept[None, :])
 
 
 @triton.jit
 def _down_kernel(
-    act_desc, act_scale_ptr, w, w_scale_ptr, out_ptr, block_ptr, num_rows, num_blocks,
+    act_desc, last_desc, act_scale_ptr, w, w_scale_ptr, out_ptr, block_ptr, num_rows, num_blocks,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LAST_M: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(1)
     expert = tl.load(block_ptr + block)
     if expert >= 0:
         begin = tl.load(block_ptr + num_blocks + block)
         end = tl.load(block_ptr + 2 * num_blocks + block)
-        column_at = tl.program_id(0) * BLOCK_N
-        place = begin + tl.arange(0, BLOCK_M)
-        column = column_at + tl.arange(0, BLOCK_N)
-        live = place < end
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        w_row = expert * HIDDEN + column_at
-        if FORMAT == _FP8:
-            act_scale_at = act_scale_ptr + place
-            scale_row: tl.constexpr = WIDTH // 128
-            w_scale_at = w_scale_ptr + w_row // 128 * scale_row
-        if FORMAT == _INT4:
-            n = tl.where(column < HIDDEN, column, 0).to(tl.int64) + expert.to(tl.int64) * HIDDEN
-            words_at = w + n[:, None] * (WIDTH // 8) + tl.arange(0, BLOCK_K // 8)[None, :]
-            GROUPS: tl.constexpr = (BLOCK_K + GROUP - 1) // GROUP
-            int4_scale_at = w_scale_ptr + n[:, None] * (WIDTH // GROUP)
-        for step in range(tl.cdiv(WIDTH, BLOCK_K)):
-            start = step * BLOCK_K
-            # Rows past the expert's are another's, or zeros; their results are not stored.
-            act = act_desc.load([begin, start])
-            if FORMAT == _INT4:
-                at = int4_scale_at + (start // GROUP + tl.arange(0, GROUPS))[None, :]
-                total = dot(
-                    act, _unpack(words_at + start // 8, at, BLOCK_N, BLOCK_K, GROUP).T, total
-                )
-            else:
-                piece = w.load([w_row, start])
-                if FORMAT == _BF16:
-                    total = dot(act, piece.T, total)
-                else:
-                    scale = tl.load(act_scale_at, mask=live, other=0.0)
-                    act_scale_at += num_rows
-                    if GROUP:
-                        scale = scale * tl.load(w_scale_at + step).to(tl.float32)
-                    zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                    total += dot(act, piece.T, zeros) * scale[:, None]
-        kept = column < HIDDEN
-        if (FORMAT == _FP8) and (GROUP == 0):
-            at = w_scale_ptr + expert * HIDDEN + column
-            total *= tl.load(at, mask=kept, other=0.0).to(tl.float32)[None, :]
-        at = out_ptr + place.to(tl.int64)[:, None] * HIDDEN + column[None, :]
-        tl.store(at, total.to(tl.bfloat16), mask=live[:, None] & kept[None, :])
+        if end - begin > LAST_M:
+            _down_block(
+                act_desc, act_scale_ptr, w, w_scale_ptr, out_ptr, num_rows, expert, begin, end,
+                WIDTH, HIDDEN, FORMAT, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        elif LAST_M > 0:
+            _down_block(
+                last_desc, act_scale_ptr, w, w_scale_ptr, out_ptr, num_rows, expert, begin, end,
+                WIDTH, HIDDEN, FORMAT, GROUP, LAST_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -218,6 +255,11 @@ def _operand(weight: Tensor | StoredExperts, tile: Tile) -> tuple[object, Tensor
     return TensorDescriptor.from_tensor(values.flatten(0, 1), [tile.columns, tile.depth]), scale
 
 
+def _last_rows(rows: SortedRows, tile: Tile) -> int:
+    """Rows of the smaller program that the last block of an expert takes if it suffices; or 0."""
+    return rows.block_rows // 2 if tile.half_last and rows.block_rows >= 128 else 0
+
+
 def gate_up(
     x: Tensor | Fp8Rows, weight: Tensor | StoredExperts, rows: SortedRows, kind: ExpertFormat,
     tile: Tile,
@@ -246,12 +288,12 @@ def gate_up(
         x_scale = x.scale
         act_scale = torch.empty(width // 128, num_rows, dtype=torch.float32, device=values.device)
     w, w_scale = _operand(weight, tile)
-    num_blocks = rows.blocks.shape[1]
+    num_blocks, last = rows.blocks.shape[1], _last_rows(rows, tile)
     _gate_up_kernel[(triton.cdiv(width, tile.columns), num_blocks)](
         values, x_scale, w, w_scale, act, act_scale, rows.tokens, rows.blocks,
         x_scale.stride(0), num_rows, num_blocks,
         WIDTH=width, HIDDEN=hidden, FORMAT=kind.code, GROUP=kind.group,
-        BLOCK_M=rows.block_rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth,
+        BLOCK_M=rows.block_rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, LAST_M=last,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return Fp8Rows(act, act_scale) if isinstance(x, Fp8Rows) else act
@@ -275,13 +317,14 @@ def down(
     hidden = (weight if isinstance(weight, Tensor) else weight.values).shape[1]
     out = torch.empty(num_rows, hidden, dtype=torch.bfloat16, device=values.device)
     w, w_scale = _operand(weight, tile)
-    num_blocks = rows.blocks.shape[1]
+    num_blocks, last = rows.blocks.shape[1], _last_rows(rows, tile)
     _down_kernel[(triton.cdiv(hidden, tile.columns), num_blocks)](
         TensorDescriptor.from_tensor(values, [rows.block_rows, tile.depth]),
+        TensorDescriptor.from_tensor(values, [last or rows.block_rows, tile.depth]),
         act.scale if isinstance(act, Fp8Rows) else values, w, w_scale, out, rows.blocks,
         num_rows, num_blocks,
         WIDTH=width, HIDDEN=hidden, FORMAT=kind.code, GROUP=kind.group,
-        BLOCK_M=rows.block_rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth,
+        BLOCK_M=rows.block_rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, LAST_M=last,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
