@@ -8,7 +8,7 @@ import torch
 from lingflash.kernels.moe_gemm import expert_mlp_reference
 from lingflash.kernels.moe_gemm.formats import expert_format
 from lingflash.kernels.moe_gemm.triton_align import sort_rows
-from lingflash.kernels.moe_gemm.triton_grouped import expert_mlp_grouped
+from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile, expert_mlp_grouped
 from lingflash.kernels.moe_route.triton_gate import gate_logits, split_bfloat16
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
@@ -178,6 +178,25 @@ def test_grouped_experts_in_each_format_then_as_the_reference(name, tokens, spre
     assert relative_error(got, expected) < (FP8_LIMIT if "fp8" in name else BF16_LIMIT)
 
 
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int432"])
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("tokens", [60, 150])
+def test_grouped_experts_when_a_last_block_is_half_then_as_the_reference(name, permuted, tokens):
+    experts, hidden, width = 3, 128, 128
+    x = randn(tokens, hidden)
+    w1 = experts_in(name, experts, [width, width], hidden)
+    w2 = experts_in(name, experts, [hidden], width)
+    kind = expert_format(w1)
+    assert kind is not None
+    ids = torch.ones(tokens, 1, dtype=torch.int64, device=DEVICE)
+    weights = torch.rand(tokens, 1, device=DEVICE)
+    depth = 128 if name == "fp8" else 64
+    tile = GroupedTile(128, 128, 8, 2, depth, permuted=permuted)
+    expected = expert_mlp_reference(x, dense(w1), dense(w2), ids, weights)
+    got = expert_mlp_grouped(x, w1, w2, ids, weights, kind, tiles=(tile, tile))
+    assert relative_error(got, expected) < (FP8_LIMIT if "fp8" in name else BF16_LIMIT)
+
+
 @pytest.mark.parametrize(("hidden", "width"), [(72, 24), (200, 136)])
 def test_grouped_bf16_when_widths_are_no_multiple_of_a_tile_then_as_the_reference(hidden, width):
     x = randn(21, hidden)
@@ -198,7 +217,7 @@ def test_grouped_experts_when_cut_into_passes_then_the_same_numbers(monkeypatch)
     ids, weights = torch.randint(4, (50, 2), device=DEVICE), torch.rand(50, 2, device=DEVICE)
     kind = expert_format(w1)
     assert kind is not None
-    tiles = (Tile(16, 128, 4, 2), Tile(16, 128, 4, 2))
+    tiles = (GroupedTile(16, 128, 4, 2), GroupedTile(16, 128, 4, 2))
     whole = expert_mlp_grouped(
         x, w1, w2, ids, weights, kind, x_fp8=quantize_rows_fp8(x), tiles=tiles
     )

@@ -13,6 +13,8 @@ and FP8 come by the copy engine; INT4 is turned into BF16 in registers on the wa
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -25,11 +27,27 @@ from lingflash.kernels.quant_gemm import Fp8Rows, quantize_rows_fp8
 from lingflash.kernels.quant_gemm.triton_kernel import Tile
 from lingflash.kernels.triton_dot import dot, to_fp8
 
-__all__ = ["combine", "down", "expert_mlp_grouped", "gate_up"]
+__all__ = ["GroupedTile", "combine", "down", "expert_mlp_grouped", "gate_up"]
 
 # Tokens of one pass. Its workspace per token and choice: D bfloat16, I of the activations and 8
 # bytes of indices, in all 1.3 GiB for Ling-2.6-flash.
 PASS_TOKENS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedTile(Tile):
+    """Tile of a grouped product.
+
+    Args:
+        half_last: whether an expert's last block takes half the rows if they suffice; with 128 rows
+            and more.
+        permuted: gate_up: copy x into the order of the experts first, so that the copy engine can
+            fetch it, instead of gathering rows in the kernel; R x D more workspace.
+    """
+
+    half_last: bool = True
+    permuted: bool = False
+
 
 _BF16 = tl.constexpr(BF16)
 _FP8 = tl.constexpr(FP8)
@@ -52,25 +70,29 @@ def _unpack(words_at, scale_at, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GR
 
 @triton.jit
 def _gate_up_block(
-    x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
+    x, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
     x_scale_stride, num_rows, expert, begin, end,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERMUTED: tl.constexpr,
 ):  # fmt: skip
     column_at = tl.program_id(0) * BLOCK_N
     place = begin + tl.arange(0, BLOCK_M)
     column = column_at + tl.arange(0, BLOCK_N)
     live = place < end
-    # Places past the end read token 0; their results are not stored.
-    token = tl.load(token_ptr + place, mask=live, other=0)
-    k = tl.arange(0, BLOCK_K)
-    x_at = x_ptr + token.to(tl.int64)[:, None] * HIDDEN + k[None, :]
+    if PERMUTED:
+        # Rows past the expert's are another's, or zeros; their results are not stored.
+        x_row = tl.where(live, place, begin)
+    else:
+        # Places past the end read token 0.
+        x_row = tl.load(token_ptr + place, mask=live, other=0)
+        k = tl.arange(0, BLOCK_K)
+        # Offsets and not pointers: registers are short in the loop.
+        x_at = x_row[:, None] * HIDDEN + k[None, :]
     gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     gate_row = expert * (2 * WIDTH) + column_at
     up_row = gate_row + WIDTH
     if FORMAT == _FP8:
-        x_scale_at = x_scale_ptr + token
         scale_row: tl.constexpr = HIDDEN // 128
         gate_scale_at = w_scale_ptr + gate_row // 128 * scale_row
         up_scale_at = w_scale_ptr + up_row // 128 * scale_row
@@ -82,35 +104,36 @@ def _gate_up_block(
         int4_scale_at = w_scale_ptr + n[:, None] * (HIDDEN // GROUP)
     for step in range(tl.cdiv(HIDDEN, BLOCK_K)):
         start = step * BLOCK_K
-        if HIDDEN % BLOCK_K == 0:
-            x = tl.load(x_at + start)
+        if PERMUTED:
+            rows = x.load([begin, start])
+        elif HIDDEN % BLOCK_K == 0:
+            rows = tl.load(x + start + x_at)
         else:
-            x = tl.load(x_at + start, mask=(start + k < HIDDEN)[None, :], other=0.0)
+            rows = tl.load(x + start + x_at, mask=(start + k < HIDDEN)[None, :], other=0.0)
         if FORMAT == _INT4:
             at = int4_scale_at + (start // GROUP + tl.arange(0, GROUPS))[None, :]
             words = words_at + start // 8
             w_gate = _unpack(words, at, BLOCK_N, BLOCK_K, GROUP)
-            gate = dot(x, w_gate.T, gate)
+            gate = dot(rows, w_gate.T, gate)
             words += WIDTH * (HIDDEN // 8)
             w_up = _unpack(words, at + WIDTH * (HIDDEN // GROUP), BLOCK_N, BLOCK_K, GROUP)
-            up = dot(x, w_up.T, up)
+            up = dot(rows, w_up.T, up)
         else:
             w_gate = w.load([gate_row, start])
             w_up = w.load([up_row, start])
             if FORMAT == _BF16:
-                gate = dot(x, w_gate.T, gate)
-                up = dot(x, w_up.T, up)
+                gate = dot(rows, w_gate.T, gate)
+                up = dot(rows, w_up.T, up)
             else:
-                scale = tl.load(x_scale_at)
-                x_scale_at += x_scale_stride
+                scale = tl.load(x_scale_ptr + step * x_scale_stride + x_row)
                 gate_scale = scale
                 up_scale = scale
                 if GROUP:
                     gate_scale = scale * tl.load(gate_scale_at + step).to(tl.float32)
                     up_scale = scale * tl.load(up_scale_at + step).to(tl.float32)
                 zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                gate += dot(x, w_gate.T, zeros) * gate_scale[:, None]
-                up += dot(x, w_up.T, zeros) * up_scale[:, None]
+                gate += dot(rows, w_gate.T, zeros) * gate_scale[:, None]
+                up += dot(rows, w_up.T, zeros) * up_scale[:, None]
     kept = column < WIDTH
     if (FORMAT == _FP8) and (GROUP == 0):
         at = w_scale_ptr + expert * (2 * WIDTH) + column
@@ -132,10 +155,11 @@ def _gate_up_block(
 
 @triton.jit
 def _gate_up_kernel(
-    x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr, block_ptr,
+    x, last_x, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr, block_ptr,
     x_scale_stride, num_rows, num_blocks,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LAST_M: tl.constexpr,
+    PERMUTED: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(1)
     expert = tl.load(block_ptr + block)
@@ -144,15 +168,15 @@ def _gate_up_kernel(
         end = tl.load(block_ptr + 2 * num_blocks + block)
         if end - begin > LAST_M:
             _gate_up_block(
-                x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
+                x, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
                 x_scale_stride, num_rows, expert, begin, end,
-                WIDTH, HIDDEN, FORMAT, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
+                WIDTH, HIDDEN, FORMAT, GROUP, BLOCK_M, BLOCK_N, BLOCK_K, PERMUTED,
             )  # fmt: skip
         elif LAST_M > 0:
             _gate_up_block(
-                x_ptr, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
+                last_x, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr,
                 x_scale_stride, num_rows, expert, begin, end,
-                WIDTH, HIDDEN, FORMAT, GROUP, LAST_M, BLOCK_N, BLOCK_K,
+                WIDTH, HIDDEN, FORMAT, GROUP, LAST_M, BLOCK_N, BLOCK_K, PERMUTED,
             )  # fmt: skip
 
 
@@ -246,7 +270,7 @@ def _combine_kernel(
     tl.store(out_ptr + at, total.to(tl.bfloat16), mask=kept)
 
 
-def _operand(weight: Tensor | StoredExperts, tile: Tile) -> tuple[object, Tensor]:
+def _operand(weight: Tensor | StoredExperts, tile: GroupedTile) -> tuple[object, Tensor]:
     """What the kernels read a weight through, and its scales (any tensor if there are none)."""
     values = weight if isinstance(weight, Tensor) else weight.values
     scale = values if isinstance(weight, Tensor) else weight.scale.contiguous()
@@ -255,14 +279,14 @@ def _operand(weight: Tensor | StoredExperts, tile: Tile) -> tuple[object, Tensor
     return TensorDescriptor.from_tensor(values.flatten(0, 1), [tile.columns, tile.depth]), scale
 
 
-def _last_rows(rows: SortedRows, tile: Tile) -> int:
+def _last_rows(rows: SortedRows, tile: GroupedTile) -> int:
     """Rows of the smaller program that the last block of an expert takes if it suffices; or 0."""
     return rows.block_rows // 2 if tile.half_last and rows.block_rows >= 128 else 0
 
 
 def gate_up(
     x: Tensor | Fp8Rows, weight: Tensor | StoredExperts, rows: SortedRows, kind: ExpertFormat,
-    tile: Tile,
+    tile: GroupedTile,
 ) -> Tensor | Fp8Rows:  # fmt: skip
     """SiLU(x W_gate) * (x W_up) of every (token, choice).
 
@@ -281,6 +305,8 @@ def gate_up(
     values = x.values if isinstance(x, Fp8Rows) else x
     hidden = values.shape[1]
     num_rows = rows.tokens.numel()
+    if values.numel() >= 2**31:
+        raise ValueError(f"x is {tuple(values.shape)}; fewer than 2^31 numbers are needed.")
     width = (weight if isinstance(weight, Tensor) else weight.values).shape[1] // 2
     act = torch.empty(num_rows, width, dtype=values.dtype, device=values.device)
     x_scale = act_scale = values
@@ -289,19 +315,28 @@ def gate_up(
         act_scale = torch.empty(width // 128, num_rows, dtype=torch.float32, device=values.device)
     w, w_scale = _operand(weight, tile)
     num_blocks, last = rows.blocks.shape[1], _last_rows(rows, tile)
+    source = last_source = values
+    if tile.permuted:
+        sorted_rows = values.view(torch.int32).index_select(0, rows.tokens).view(values.dtype)
+        source = TensorDescriptor.from_tensor(sorted_rows, [rows.block_rows, tile.depth])
+        last_source = TensorDescriptor.from_tensor(
+            sorted_rows, [last or rows.block_rows, tile.depth]
+        )
+        if isinstance(x, Fp8Rows):
+            x_scale = x_scale.index_select(1, rows.tokens)
     _gate_up_kernel[(triton.cdiv(width, tile.columns), num_blocks)](
-        values, x_scale, w, w_scale, act, act_scale, rows.tokens, rows.blocks,
+        source, last_source, x_scale, w, w_scale, act, act_scale, rows.tokens, rows.blocks,
         x_scale.stride(0), num_rows, num_blocks,
         WIDTH=width, HIDDEN=hidden, FORMAT=kind.code, GROUP=kind.group,
         BLOCK_M=rows.block_rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, LAST_M=last,
-        num_warps=tile.warps, num_stages=tile.stages,
+        PERMUTED=tile.permuted, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return Fp8Rows(act, act_scale) if isinstance(x, Fp8Rows) else act
 
 
 def down(
     act: Tensor | Fp8Rows, weight: Tensor | StoredExperts, rows: SortedRows, kind: ExpertFormat,
-    tile: Tile,
+    tile: GroupedTile,
 ) -> Tensor:  # fmt: skip
     """The down product of every (token, choice): gate_up's result to bfloat16 [R, D] by place.
 
@@ -353,16 +388,16 @@ def combine(
     )  # fmt: skip
 
 
-def default_tiles(kind: ExpertFormat, rows_per_expert: int) -> tuple[Tile, Tile]:
+def default_tiles(kind: ExpertFormat, rows_per_expert: int) -> tuple[GroupedTile, GroupedTile]:
     """Sizes for gate_up and down, by format and by how many rows an expert is likely to have."""
     few = max(16, min(64, 1 << max(rows_per_expert - 1, 0).bit_length()))
     rows = 128 if rows_per_expert > 96 else few
     warps = 8 if rows == 128 else 4
     if kind.code == FP8:
-        return Tile(rows, 128, warps, 3), Tile(rows, 128, warps, 4)
+        return GroupedTile(rows, 128, warps, 3), GroupedTile(rows, 128, warps, 4)
     if kind.code == INT4:
-        return Tile(rows, 64, warps, 3, 64), Tile(rows, 128, warps, 3, 64)
-    return Tile(rows, 128, warps, 3, 64), Tile(rows, 128, warps, 4, 64)
+        return GroupedTile(rows, 64, warps, 3, 64), GroupedTile(rows, 128, warps, 3, 64)
+    return GroupedTile(rows, 128, warps, 3, 64), GroupedTile(rows, 128, warps, 4, 64)
 
 
 def expert_mlp_grouped(
@@ -375,7 +410,7 @@ def expert_mlp_grouped(
     *,
     x_fp8: Fp8Rows | None = None,
     shared: Tensor | None = None,
-    tiles: tuple[Tile, Tile] | None = None,
+    tiles: tuple[GroupedTile, GroupedTile] | None = None,
 ) -> Tensor:
     """`expert_mlp` for any number of tokens, at its best from some thousand on.
 

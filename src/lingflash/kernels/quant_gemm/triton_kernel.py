@@ -38,8 +38,6 @@ class Tile:
         warps: per program.
         stages: pieces of the operands that are under way at a time.
         depth: columns of the operands per piece.
-        half_last: whether an expert's last block takes half the rows if they suffice; with 128 rows
-            and more.
     """
 
     rows: int = 128
@@ -47,7 +45,6 @@ class Tile:
     warps: int = 8
     stages: int = 4
     depth: int = 128
-    half_last: bool = True
 
 
 # Rows of blocks whose programs follow each other, so that they share the weights in L2.
