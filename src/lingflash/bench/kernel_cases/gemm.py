@@ -245,42 +245,45 @@ def _sweep_dense() -> None:
 def _sweep_experts(name: str) -> None:
     from lingflash.kernels.moe_gemm import triton_grouped as grouped
     from lingflash.kernels.moe_gemm.triton_align import sort_rows
-    from lingflash.kernels.quant_gemm.triton_kernel import Tile
+    from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile
 
     x = _randn(TOKENS, HIDDEN)
     ids, _ = _routing(TOKENS)
     source = quantize_rows_fp8(x) if name == "fp8" else x
     depth = 128 if name == "fp8" else 64
+    # Rows, columns, warps, stages; sorted first, or without the smaller last block.
     first = {
-        "bf16": [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 4), (128, 64, 8, 4),
-                 (64, 128, 4, 3), (64, 128, 4, 4)],
-        "fp8": [(128, 128, 8, 3), (128, 128, 8, 4), (128, 128, 16, 3), (128, 128, 16, 4),
-                (64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 8, 3), (64, 128, 8, 4)],
-    }.get(name, [(128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 3), (64, 64, 4, 3),
-                 (64, 64, 4, 4), (64, 128, 4, 3)])  # fmt: skip
+        "bf16": ["128 128 8 3", "128 128 8 3 sorted", "128 128 8 3 whole", "128 128 8 4",
+                 "128 64 4 4", "64 128 4 4"],
+        "fp8": ["128 128 8 3", "128 128 8 3 sorted", "128 128 8 3 whole", "128 128 8 4",
+                "128 128 16 3", "128 128 16 3 sorted", "128 128 16 4", "64 128 4 3", "64 128 8 4"],
+    }.get(name, ["128 64 8 3", "128 64 8 3 sorted", "128 128 8 3", "128 64 4 3", "64 64 4 4",
+                 "64 128 4 3"])  # fmt: skip
     second = {
-        "bf16": [(128, 128, 8, 4), (128, 256, 8, 3), (128, 128, 4, 4), (64, 128, 4, 4),
-                 (64, 256, 4, 3)],
-        "fp8": [(128, 128, 8, 3), (128, 128, 8, 4), (64, 128, 4, 3), (64, 128, 4, 4),
-                (64, 128, 8, 4)],
-    }.get(name, [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (64, 128, 4, 3),
-                 (64, 64, 4, 4)])  # fmt: skip
+        "bf16": ["128 128 8 4", "128 256 8 3", "128 128 4 4", "64 128 4 4", "64 256 4 3"],
+        "fp8": ["128 128 8 3", "128 128 8 4", "128 128 8 4 whole", "64 128 4 4", "64 128 8 4"],
+    }.get(name, ["128 128 8 3", "128 128 8 4", "128 64 4 3", "64 128 4 3",
+                 "64 64 4 4"])  # fmt: skip
+
+    def tile(sizes: str) -> GroupedTile:
+        numbers = [int(word) for word in sizes.split() if word.isdigit()]
+        return GroupedTile(
+            *numbers, depth, half_last="whole" not in sizes, permuted="sorted" in sizes
+        )
+
     flops = 2.0 * TOKENS * TOPK * HIDDEN * WIDTH
     weight = _experts(name, [WIDTH, WIDTH], HIDDEN)
     kind = expert_format(weight) or ExpertFormat(BF16)
     sorted_by = {size: sort_rows(ids, EXPERTS, size) for size in (64, 128)}
 
-    def label(step: str, t: Tile) -> str:
-        return f"{step} {name} {t.rows}x{t.columns} warps {t.warps} stages {t.stages}"
-
     cases = [
         Case(
-            label("gate_up", t),
+            f"gate_up {name} {sizes}",
             lambda t=t: grouped.gate_up(source, weight, sorted_by[t.rows], kind, t),
             _num_bytes(source, weight),
             2 * flops,
         )
-        for t in (Tile(*sizes, depth) for sizes in first)
+        for sizes, t in ((sizes, tile(sizes)) for sizes in first)
     ]
     time_cases(cases, is_sorted=True)
     act: Tensor | Fp8Rows = _randn(TOKENS * TOPK, WIDTH)
@@ -289,12 +292,12 @@ def _sweep_experts(name: str) -> None:
     other = _experts(name, [HIDDEN], WIDTH)
     cases = [
         Case(
-            label("down", t),
+            f"down {name} {sizes}",
             lambda t=t: grouped.down(act, other, sorted_by[t.rows], kind, t),
             _num_bytes(act, other) + 2 * TOKENS * TOPK * HIDDEN,
             flops,
         )
-        for t in (Tile(*sizes, depth) for sizes in second)
+        for sizes, t in ((sizes, tile(sizes)) for sizes in second)
     ]
     time_cases(cases, is_sorted=True)
 

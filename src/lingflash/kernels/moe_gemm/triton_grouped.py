@@ -55,17 +55,28 @@ _INT4 = tl.constexpr(INT4)
 
 
 @triton.jit
-def _unpack(words_at, scale_at, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr):
-    """Numbers [BLOCK_N, BLOCK_K] bfloat16 of packed words at [BLOCK_N, BLOCK_K / 8]."""
-    words = tl.load(words_at)
-    nibbles = (words[:, :, None] >> (4 * tl.arange(0, 8))[None, None, :]) & 15
+def _nibble(words, scale, PLACE: tl.constexpr):
     # A nibble in the low bits of float32's 2^23 is 2^23 + nibble: no conversion needed.
-    numbers = (nibbles | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
-    GROUPS: tl.constexpr = (BLOCK_K + GROUP - 1) // GROUP
-    numbers = tl.reshape(numbers, [BLOCK_N, GROUPS, BLOCK_K // GROUPS])
-    scale = tl.load(scale_at).to(tl.float32)
-    numbers = (numbers * scale[:, :, None]).to(tl.bfloat16)
-    return tl.reshape(numbers, [BLOCK_N, BLOCK_K])
+    bits = ((words >> (4 * PLACE)) & 15) | 0x4B000000
+    return ((bits.to(tl.float32, bitcast=True) - 8388616.0) * scale).to(tl.bfloat16)
+
+
+@triton.jit
+def _unpack(words, scale, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Numbers [BLOCK_N, BLOCK_K] bfloat16 of words and their scales, both [BLOCK_N, BLOCK_K / 8].
+
+    Joined so that a thread keeps the eight numbers of a word, which it then stores at once. Each
+    join adds the fastest axis: first bit 2 of the place in the word, then bit 1, then bit 0.
+    """
+    even = tl.join(
+        tl.join(_nibble(words, scale, 0), _nibble(words, scale, 4)),
+        tl.join(_nibble(words, scale, 2), _nibble(words, scale, 6)),
+    )
+    odd = tl.join(
+        tl.join(_nibble(words, scale, 1), _nibble(words, scale, 5)),
+        tl.join(_nibble(words, scale, 3), _nibble(words, scale, 7)),
+    )
+    return tl.reshape(tl.join(even, odd), [BLOCK_N, BLOCK_K])
 
 
 @triton.jit
@@ -99,9 +110,13 @@ def _gate_up_block(
     if FORMAT == _INT4:
         # Rows past the last matrix read the first; columns past WIDTH are not stored.
         n = tl.where(column < WIDTH, column, 0).to(tl.int64) + expert.to(tl.int64) * (2 * WIDTH)
-        words_at = w + n[:, None] * (HIDDEN // 8) + tl.arange(0, BLOCK_K // 8)[None, :]
-        GROUPS: tl.constexpr = (BLOCK_K + GROUP - 1) // GROUP
-        int4_scale_at = w_scale_ptr + n[:, None] * (HIDDEN // GROUP)
+        word = tl.arange(0, BLOCK_K // 8)[None, :]
+        words_at = w + n[:, None] * (HIDDEN // 8) + word
+        scale_at = w_scale_ptr + n[:, None] * (HIDDEN // GROUP)
+        # Too narrow for the pipeline's copies, so scales are asked for a step ahead.
+        first = word * 8 // GROUP
+        next_gate = tl.load(scale_at + first)
+        next_up = tl.load(scale_at + WIDTH * (HIDDEN // GROUP) + first)
     for step in range(tl.cdiv(HIDDEN, BLOCK_K)):
         start = step * BLOCK_K
         if PERMUTED:
@@ -111,13 +126,15 @@ def _gate_up_block(
         else:
             rows = tl.load(x + start + x_at, mask=(start + k < HIDDEN)[None, :], other=0.0)
         if FORMAT == _INT4:
-            at = int4_scale_at + (start // GROUP + tl.arange(0, GROUPS))[None, :]
-            words = words_at + start // 8
-            w_gate = _unpack(words, at, BLOCK_N, BLOCK_K, GROUP)
-            gate = dot(rows, w_gate.T, gate)
-            words += WIDTH * (HIDDEN // 8)
-            w_up = _unpack(words, at + WIDTH * (HIDDEN // GROUP), BLOCK_N, BLOCK_K, GROUP)
-            up = dot(rows, w_up.T, up)
+            gate_scale, up_scale = next_gate.to(tl.float32), next_up.to(tl.float32)
+            # The step after the last reads the last again.
+            ahead = scale_at + (tl.minimum(start + BLOCK_K, HIDDEN - BLOCK_K) + word * 8) // GROUP
+            next_gate = tl.load(ahead)
+            next_up = tl.load(ahead + WIDTH * (HIDDEN // GROUP))
+            words = tl.load(words_at + start // 8)
+            gate = dot(rows, _unpack(words, gate_scale, BLOCK_N, BLOCK_K).T, gate)
+            words = tl.load(words_at + start // 8 + WIDTH * (HIDDEN // 8))
+            up = dot(rows, _unpack(words, up_scale, BLOCK_N, BLOCK_K).T, up)
         else:
             w_gate = w.load([gate_row, start])
             w_up = w.load([up_row, start])
@@ -198,16 +215,20 @@ def _down_block(
         w_scale_at = w_scale_ptr + w_row // 128 * scale_row
     if FORMAT == _INT4:
         n = tl.where(column < HIDDEN, column, 0).to(tl.int64) + expert.to(tl.int64) * HIDDEN
-        words_at = w + n[:, None] * (WIDTH // 8) + tl.arange(0, BLOCK_K // 8)[None, :]
-        GROUPS: tl.constexpr = (BLOCK_K + GROUP - 1) // GROUP
-        int4_scale_at = w_scale_ptr + n[:, None] * (WIDTH // GROUP)
+        word = tl.arange(0, BLOCK_K // 8)[None, :]
+        words_at = w + n[:, None] * (WIDTH // 8) + word
+        scale_at = w_scale_ptr + n[:, None] * (WIDTH // GROUP)
+        next_scale = tl.load(scale_at + word * 8 // GROUP)
     for step in range(tl.cdiv(WIDTH, BLOCK_K)):
         start = step * BLOCK_K
         # Rows past the expert's are another's, or zeros; their results are not stored.
         act = act_desc.load([begin, start])
         if FORMAT == _INT4:
-            at = int4_scale_at + (start // GROUP + tl.arange(0, GROUPS))[None, :]
-            total = dot(act, _unpack(words_at + start // 8, at, BLOCK_N, BLOCK_K, GROUP).T, total)
+            scale = next_scale.to(tl.float32)
+            ahead = (tl.minimum(start + BLOCK_K, WIDTH - BLOCK_K) + word * 8) // GROUP
+            next_scale = tl.load(scale_at + ahead)
+            words = tl.load(words_at + start // 8)
+            total = dot(act, _unpack(words, scale, BLOCK_N, BLOCK_K).T, total)
         else:
             piece = w.load([w_row, start])
             if FORMAT == _BF16:
