@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lingflash.kernels.moe_gemm import expert_mlp_reference
+from lingflash.kernels.moe_gemm import expert_mlp, expert_mlp_reference, silu_and_mul
 from lingflash.kernels.moe_gemm.formats import expert_format
 from lingflash.kernels.moe_gemm.triton_align import sort_rows
 from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile, expert_mlp_grouped
 from lingflash.kernels.moe_route.triton_gate import gate_logits, split_bfloat16
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
+    Rows,
+    fp8_block_gemm_cublas,
     fp8_gemm_reference,
     quantize_rows_fp8,
     quantize_rows_reference,
@@ -23,7 +25,8 @@ from lingflash.kernels.quant_gemm.triton_kernel import (
     silu_and_mul_fp8_triton,
     silu_and_mul_triton,
 )
-from lingflash.quant.matrix import QuantizedExperts
+from lingflash.quant import matrix
+from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, gated_linear, linear
 from lingflash.quant.pack import quantize_fp8, quantize_int4, relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -270,3 +273,67 @@ def test_silu_when_widths_are_odd_then_as_torch(rows, width):
     gate, up = gate_up.chunk(2, -1)
     expected = torch.nn.functional.silu(gate) * up
     torch.testing.assert_close(silu_and_mul_triton(gate_up), expected, rtol=1e-5, atol=1e-6)
+
+
+def stacked(parts, columns, block):
+    """A matrix [sum(parts), columns] in FP8, bfloat16 to compute in."""
+    pieces = [quantize_fp8(randn(r, columns, dtype=torch.float32), block) for r in parts]
+    values = torch.cat([v.view(torch.uint8) for v, _ in pieces]).view(torch.float8_e4m3fn)
+    scale = torch.cat([s for _, s in pieces])
+    return QuantizedMatrix(values, scale, block, torch.bfloat16, tuple(parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "columns", "block", "fits"),
+    [
+        ([256, 128, 40], 256, (128, 128), True),
+        ([40, 128], 256, (128, 128), False),  # the second part's blocks begin within one
+        ([40, 24], 128, (1, 0), True),
+        ([128], 200, (128, 128), False),
+        ([128], 128, (64, 64), False),
+    ],
+)
+def test_linear_when_rows_are_many_and_weights_fp8_then_as_the_dequantized_product(
+    monkeypatch, parts, columns, block, fits
+):
+    weight = stacked(parts, columns, block)
+    assert matrix._is_fp8_grid(weight) == fits
+    x = randn(300, columns)
+    expected = x.float() @ weight.dense().float().t()
+    if not ON_GPU:  # the rule but for the device
+        monkeypatch.setattr(matrix, "_takes_fp8", lambda x, w: matrix._is_fp8_grid(w))
+    rows = Rows(x)
+    got = linear(rows, weight)
+    assert (rows._fp8 is not None) == fits
+    assert relative_error(got, expected) < 4e-2
+    assert torch.equal(linear(x, weight), got)
+
+
+def test_gated_linear_when_weights_are_fp8_then_as_in_two_steps(monkeypatch):
+    if not ON_GPU:
+        monkeypatch.setattr(matrix, "_takes_fp8", lambda x, w: matrix._is_fp8_grid(w))
+    gate_up, weight = randn(270, 512), stacked([128], 256, (128, 128))
+    expected = silu_and_mul(gate_up.float()) @ weight.dense().float().t()
+    assert relative_error(gated_linear(gate_up, weight), expected) < 4e-2
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the grouped kernels are taken on a GPU")
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int432"])
+@pytest.mark.parametrize("tokens", [257, 700])
+def test_experts_when_tokens_are_many_on_a_gpu_then_the_grouped_kernels_agree(name, tokens):
+    x, shared = randn(tokens, 256), randn(tokens, 256)
+    w1, w2 = experts_in(name, 6, [128, 128], 256), experts_in(name, 6, [256], 128)
+    ids = torch.randint(6, (tokens, 2), device=DEVICE)
+    weights = torch.rand(tokens, 2, device=DEVICE)
+    expected = expert_mlp_reference(x, dense(w1), dense(w2), ids, weights) + shared.float()
+    got = expert_mlp(Rows(x), w1, w2, ids, weights, shared=shared)
+    assert relative_error(got, expected) < (FP8_LIMIT if "fp8" in name else BF16_LIMIT)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="cuBLAS is on a GPU")
+@pytest.mark.parametrize("rows", [300, 8192])
+def test_fp8_product_of_cublas_when_compared_then_is_ours(rows):
+    x = quantize_rows_fp8(randn(rows, 4096))
+    w8, w_scale = quantize_fp8(randn(512, 4096, dtype=torch.float32), (128, 128))
+    ours = fp8_gemm_triton(x.values, x.scale, w8, w_scale)
+    assert relative_error(fp8_block_gemm_cublas(x, w8, w_scale), ours) < BF16_LIMIT
