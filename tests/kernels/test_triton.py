@@ -68,7 +68,7 @@ def test_gated_group_norm_when_groups_differ_then_as_the_reference(groups):
 
 @pytest.mark.parametrize(
     ("experts", "groups", "topk_groups", "topk"),
-    [(8, 1, 1, 2), (8, 4, 2, 2), (12, 3, 2, 5), (6, 6, 3, 3), (256, 8, 4, 8)],
+    [(8, 1, 1, 2), (8, 4, 2, 2), (12, 3, 2, 5), (6, 6, 3, 3), (20, 4, 2, 3), (256, 8, 4, 8)],
 )
 @pytest.mark.parametrize(("has_bias", "normalise"), [(False, True), (True, False)])
 def test_router_when_groups_limit_it_then_the_same_experts_and_weights(

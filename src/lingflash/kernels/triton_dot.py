@@ -13,7 +13,7 @@ _WIDEN = tl.constexpr(bool(knobs.runtime.interpret))
 
 
 @triton.jit
-def dot(a, b, total):  # noqa: ANN001, ANN201  (blocks, not tensors)
+def dot(a, b, total):
     """total + a b, accumulated in float32; without TF32."""
     if _WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)

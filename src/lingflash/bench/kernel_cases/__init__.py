@@ -1,1 +1,1 @@
-"""Kernels at the true shapes of Ling-2.6-flash: timed alone, and swept over their sizes."""
+"""Kernels at Ling-2.6-flash's shapes, as benchmark cases; imports torch, Triton and kernels only."""

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lingflash.kernels.lightning_attn import ANCHOR, DecayTables
+from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["lightning_decode_triton"]
 
@@ -49,11 +50,14 @@ def _decode_kernel(
     fused_stride, angle_stride, fold_stride, tail, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, ANCHOR_TOKENS: tl.constexpr,
     HAS_NORM: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    start_next(PDL)
     sequence, head = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, BLOCK_D)
     column = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     place = tl.arange(0, ANCHOR_TOKENS)
+    wait_for_previous(PDL)
     slot, offset = tl.load(slot_ptr + sequence), tl.load(offset_ptr + sequence)
     inside, shown = channel < DIM, column < DIM
     row = fused_ptr + sequence * fused_stride + head * DIM
@@ -151,6 +155,6 @@ def lightning_decode_triton(
         fused.stride(0), cos.stride(0), tables.fold.stride(1), tail_k.shape[2], eps,
         HEADS=heads, DIM=dim, HALF=cos.shape[-1], ANCHOR_TOKENS=ANCHOR,
         HAS_NORM=w_qk_norm is not None, SILU=silu,
-        BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v,
+        BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v, **launch_options(fused),
     )  # fmt: skip
     return out

@@ -9,22 +9,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["choose_experts_triton"]
+from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
+
+__all__ = ["choose_experts_triton", "choose_kernel"]
 
 
 @triton.jit
-def _choose_kernel(
+def choose_kernel(
     logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
     NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
-    TOPK: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+    TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    NORMALISE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    start_next(PDL)
     token = tl.program_id(0)
     group, place = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_S)
     expert = group[:, None] * GROUP_SIZE + place[None, :]
     inside = (group[:, None] < NUM_GROUPS) & (place[None, :] < GROUP_SIZE)
-    row = logits_ptr + token * NUM_GROUPS * GROUP_SIZE
-    score = tl.sigmoid(tl.load(row + expert, mask=inside, other=0.0))
+    wait_for_previous(PDL)
+    row = logits_ptr + token * (PARTS * NUM_GROUPS * GROUP_SIZE)
+    logits = tl.zeros([BLOCK_G, BLOCK_S], tl.float32)
+    for part in tl.static_range(PARTS):
+        at = row + part * (NUM_GROUPS * GROUP_SIZE) + expert
+        logits += tl.load(at, mask=inside, other=0.0)
+    # Places past a group's size bear the numbers of the next group's first experts.
+    score = tl.where(inside, tl.sigmoid(logits), 0.0)
     biased = score
     if HAS_BIAS:
         biased += tl.load(bias_ptr + expert, mask=inside, other=0.0)
@@ -57,9 +67,10 @@ def _choose_kernel(
         biased = tl.where(hit, float("-inf"), biased)
     if NORMALISE:
         weights = weights / (tl.sum(weights, 0) + 1e-20)
+    weights *= factor
     at = token * TOPK + choice
-    tl.store(ids_ptr + at, ids, mask=choice < TOPK)
-    tl.store(weights_ptr + at, weights * factor, mask=choice < TOPK)
+    tl.store(ids_ptr + at, ids.to(ids_ptr.dtype.element_ty), mask=choice < TOPK)
+    tl.store(weights_ptr + at, weights, mask=choice < TOPK)
 
 
 def choose_experts_triton(
@@ -97,11 +108,11 @@ def choose_experts_triton(
     weights = torch.empty(num_tokens, topk, dtype=torch.float32, device=logits.device)
     if num_tokens:
         size = num_experts // num_groups
-        _choose_kernel[(num_tokens,)](
+        choose_kernel[(num_tokens,)](
             logits, logits if expert_bias is None else expert_bias, ids, weights, scaling_factor,
             NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
-            HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
+            PARTS=1, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
             BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
-            BLOCK_K=triton.next_power_of_2(topk),
+            BLOCK_K=triton.next_power_of_2(topk), **launch_options(logits),
         )  # fmt: skip
     return ids, weights

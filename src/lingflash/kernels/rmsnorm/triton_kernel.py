@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
+
 __all__ = ["add_rms_norm_triton", "gated_group_rms_norm_triton", "rms_norm_triton"]
 
 
@@ -37,15 +39,17 @@ def _rms_norm_kernel(
 @triton.jit
 def _gated_group_kernel(
     x_ptr, gate_ptr, weight_ptr, out_ptr, gate_stride, width, group_width, eps,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    start_next(PDL)
     row, group = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, BLOCK)
     inside = place < group_width
     column = group * group_width + place
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    wait_for_previous(PDL)
     x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 0) / group_width + eps)
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
     out = x * scale * weight * tl.sigmoid(gate)
     tl.store(out_ptr + row * width + column, out.to(out_ptr.dtype.element_ty), mask=inside)
@@ -117,7 +121,7 @@ def gated_group_rms_norm_triton(
         group_width = width // num_groups
         _gated_group_kernel[(rows, num_groups)](
             x, gate, weight, out, gate.stride(0), width, group_width, eps,
-            BLOCK=triton.next_power_of_2(group_width),
+            BLOCK=triton.next_power_of_2(group_width), **launch_options(x),
         )  # fmt: skip
     return out
 

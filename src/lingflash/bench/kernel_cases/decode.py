@@ -1,0 +1,249 @@
+"""Products, router and norms of a decode step: python -m lingflash.bench.kernel_cases.decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from lingflash.bench.kernel_cases.sweep import Variant, run_sweep
+from lingflash.kernels.lightning_attn import decay_tables
+from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
+from lingflash.kernels.moe_gemm.triton_decode import (
+    DecodeExperts,
+    ExpertTiles,
+    down_decode,
+    gate_up_decode,
+    plan_rows,
+)
+from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
+from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
+from lingflash.kernels.skinny_gemm.triton_kernel import SkinnyTiles, skinny_gemm_triton
+
+HIDDEN, WIDTH, EXPERTS, TOPK, HEADS, DIM = 4096, 1024, 256, 8, 32, 128
+CUDA = torch.device("cuda")
+# Launches that are captured together, each on other weights where they fit several times.
+_COPIES = 8
+
+Launches = Sequence[Callable[[], object]]
+
+
+def _random(shape: tuple[int, ...], kind: str) -> Tensor:
+    """Random weights of about unit size times 0.02."""
+    if kind == "int4":
+        return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, device=CUDA)
+    values = torch.empty(shape, dtype=torch.bfloat16, device=CUDA).normal_(0.0, 0.02)
+    return values if kind == "bf16" else values.mul_(50.0).to(torch.float8_e4m3fn)
+
+
+def _skinny(tokens: int, rows: int, width: int, kind: str, tiles: SkinnyTiles) -> Launches:
+    launches = []
+    for _ in range(_COPIES):
+        x = torch.randn(tokens, width, device=CUDA).half()
+        w = _random((rows, width), kind)
+        scale = torch.full((rows, 1), 0.02, device=CUDA) if kind == "fp8-channel" else None
+        if kind == "fp8":
+            scale = torch.full((-(-rows // 128), -(-width // 128)), 0.02, device=CUDA)
+        out = torch.empty(tokens, rows, dtype=torch.bfloat16, device=CUDA)
+        launches.append(partial(skinny_gemm_triton, x, w, scale, out, tiles=tiles))
+    return launches
+
+
+def _matrices(rows: int, width: int, kind: str) -> DecodeExperts:
+    if kind == "bf16":
+        return DecodeExperts(_random((EXPERTS, rows, width), kind), None)
+    if kind == "fp8":
+        scale = torch.full((EXPERTS, rows // 128, width // 128), 0.02, device=CUDA)
+        return DecodeExperts(_random((EXPERTS, rows, width), kind), scale)
+    scale = torch.full((EXPERTS, rows, width // 128), 4e-3, dtype=torch.bfloat16, device=CUDA)
+    return DecodeExperts(_random((EXPERTS, rows, width // 8), "int4"), scale, 128)
+
+
+def _routing(tokens: int) -> Tensor:
+    ids = torch.stack([torch.randperm(EXPERTS, device=CUDA)[:TOPK] for _ in range(tokens)])
+    return ids.to(torch.int32)
+
+
+def _gate_up(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
+    w = _matrices(2 * WIDTH, HIDDEN, kind)
+    x = torch.randn(tokens, HIDDEN, device=CUDA).half()
+    act = torch.empty(tokens, TOPK, WIDTH, dtype=torch.bfloat16, device=CUDA)
+    launches = []
+    for _ in range(_COPIES):
+        ids = _routing(tokens)
+        plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
+        launches.append(
+            partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", tiles=tiles)
+        )
+    return launches
+
+
+def _down(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
+    w = _matrices(HIDDEN, WIDTH, kind)
+    act = torch.randn(tokens, TOPK, WIDTH, device=CUDA).bfloat16()
+    weights = torch.rand(tokens, TOPK, device=CUDA)
+    out = torch.empty(tokens, TOPK, HIDDEN, device=CUDA)
+    launches = []
+    for _ in range(_COPIES):
+        ids = _routing(tokens)
+        plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
+        launches.append(partial(down_decode, act, w, ids, weights, plan, out, tiles=tiles))
+    return launches
+
+
+def distinct(tokens: int) -> float:
+    """Expected number of experts that uniform routing of so many tokens touches."""
+    return EXPERTS * (1 - (1 - TOPK / EXPERTS) ** tokens)
+
+
+_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-channel": 1.0, "int4": 0.5 + 2 / 128}
+
+
+def _others(tokens: int) -> list[Variant]:
+    """Kernels without variants."""
+
+    def route() -> Launches:
+        x = torch.randn(tokens, HIDDEN, device=CUDA).half()
+        bias = torch.zeros(EXPERTS, device=CUDA)
+        parts = torch.empty(tokens, ROUTER_PARTS, EXPERTS, device=CUDA)
+        ids, weights = _routing(tokens), torch.empty(tokens, TOPK, device=CUDA)
+        gates = [torch.randn(EXPERTS, HIDDEN, device=CUDA) * 0.02 for _ in range(_COPIES)]
+        return [
+            partial(
+                route_decode, x, gate, bias, parts, ids, weights, num_groups=8, topk_groups=4,
+                topk=TOPK, norm_topk_prob=True, scaling_factor=2.5,
+            )
+            for gate in gates
+        ]  # fmt: skip
+
+    def plan() -> Launches:
+        return [partial(plan_rows, _routing(tokens), EXPERTS) for _ in range(_COPIES)]
+
+    def norm() -> Launches:
+        parts = torch.randn(tokens, TOPK + 1, HIDDEN, device=CUDA)
+        residual = torch.zeros(tokens, HIDDEN, dtype=torch.bfloat16, device=CUDA)
+        weight, out = torch.ones(HIDDEN, device=CUDA), torch.empty(tokens, HIDDEN, device=CUDA)
+        run = partial(add_parts_rms_norm, parts, None, residual, weight, 1e-6, out.half())
+        return [run] * _COPIES
+
+    def gate() -> Launches:
+        x, fused = torch.randn(tokens, HIDDEN, device=CUDA), torch.randn(tokens, 4 * HIDDEN)
+        g = fused.to(CUDA, torch.bfloat16)[:, 3 * HIDDEN :]
+        weight = torch.ones(HIDDEN, dtype=torch.bfloat16, device=CUDA)
+        return [partial(gated_group_rms_norm_triton, x, g, weight, 4, 1e-6)] * _COPIES
+
+    def lightning() -> Launches:
+        rate = torch.logspace(-0.3, -8, HEADS, base=2, dtype=torch.float64)
+        tables = decay_tables(rate, 64, DIM, CUDA)
+        fused = torch.randn(tokens, 4 * HIDDEN, device=CUDA).bfloat16()
+        cos = torch.rand(tokens, 1, 32, device=CUDA)
+        norm = torch.ones(2, 1, DIM, device=CUDA)
+        slots, offsets = torch.arange(tokens, device=CUDA), torch.arange(tokens, device=CUDA) % 15
+        launches = []
+        for _ in range(_COPIES):
+            states = torch.randn(tokens, HEADS, DIM, DIM, device=CUDA)
+            tails = [torch.randn(tokens, HEADS, 16, DIM, device=CUDA) for _ in range(2)]
+            launches.append(
+                partial(
+                    lightning_decode_triton, fused, norm, cos, cos, tables, states, *tails, slots,
+                    offsets, eps=1e-6,
+                )
+            )  # fmt: skip
+        return launches
+
+    def sample() -> Launches:
+        logits = torch.randn(tokens, 157184, device=CUDA)
+        temperature = torch.ones(tokens, device=CUDA)
+        keys = torch.randint(2**62, (tokens,), device=CUDA)
+        return [partial(sample_tokens_triton, logits, temperature, keys)] * _COPIES
+
+    state = tokens * HEADS * DIM * DIM * 4.0
+    return [
+        Variant(f"router b{tokens}", "two launches", route, EXPERTS * HIDDEN * 4.0),
+        Variant(f"plan b{tokens}", "one program", plan),
+        Variant(f"norm b{tokens}", "nine parts", norm, tokens * HIDDEN * 9 * 4.0),
+        Variant(f"group norm b{tokens}", "gated", gate, tokens * HIDDEN * 10.0),
+        Variant(f"lightning b{tokens}", "decode", lightning, state),
+        Variant(f"sample b{tokens}", "temperature 1", sample, tokens * 157184 * 4.0),
+    ]
+
+
+def variants() -> list[Variant]:
+    """All of them."""
+    found = _others(1) + _others(32)
+    shapes = {"qkvg": (4 * HIDDEN, HIDDEN), "dense": (HIDDEN, HIDDEN), "head": (157184, HIDDEN)}
+    for (name, (rows, width)), kind in product(shapes.items(), ("fp8", "fp8-channel", "bf16")):
+        if name == "dense" and kind == "bf16":
+            continue
+        if (name == "head") == (kind == "fp8"):
+            continue
+        size = rows * width * _BYTES[kind]
+        one = [
+            SkinnyTiles(1, n, k, warps, stages)
+            for n, k, warps, stages in (
+                (8, 512, 4, 3), (8, 1024, 4, 3), (16, 512, 4, 3), (16, 512, 4, 4), (16, 512, 8, 3),
+                (32, 256, 4, 4), (4, 1024, 4, 3), (4, 2048, 4, 2), (8, 2048, 8, 2),
+            )
+        ]  # fmt: skip
+        rows_tiles = [
+            SkinnyTiles(16, n, k, warps, stages)
+            for n, k, warps, stages in (
+                (32, 128, 4, 4), (64, 128, 4, 4), (64, 128, 4, 6), (16, 128, 4, 6), (32, 128, 2, 6),
+            )
+        ]  # fmt: skip
+        if kind != "fp8":  # a product's scales change every 128 columns
+            rows_tiles += [SkinnyTiles(16, 32, 256, 4, 4), SkinnyTiles(16, 16, 512, 4, 4)]
+        for tiles in one + rows_tiles:
+            build = partial(_skinny, 1, rows, width, kind, tiles)
+            found.append(Variant(f"{name} {kind} b1", str(tiles), build, size))
+        for tiles in rows_tiles[:4]:
+            wide = SkinnyTiles(32, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
+            build = partial(_skinny, 32, rows, width, kind, wide)
+            found.append(Variant(f"{name} {kind} b32", str(wide), build, size))
+    one_tiles = {
+        "int4": [
+            ExpertTiles(n, k, w, s)
+            for n, k, w, s in (
+                (16, 64, 4, 3), (16, 64, 4, 1), (16, 128, 4, 3), (32, 64, 4, 3), (8, 128, 4, 3),
+                (8, 128, 2, 4), (32, 32, 4, 4), (16, 32, 2, 4),
+            )
+        ],
+        "fp8": [
+            ExpertTiles(n, k, w, s)
+            for n, k, w, s in (
+                (16, 512, 8, 3), (16, 512, 4, 3), (8, 512, 4, 3), (8, 1024, 4, 2), (8, 1024, 8, 3),
+                (16, 256, 4, 4), (4, 1024, 4, 3), (32, 256, 8, 3), (8, 512, 4, 1),
+            )
+        ],
+    }  # fmt: skip
+    many_tiles = {
+        "int4": [
+            ExpertTiles(n, 128, w, s)
+            for n, w, s in ((64, 4, 4), (64, 4, 3), (32, 4, 4), (128, 4, 3), (128, 8, 3), (64, 2, 4))
+        ],
+        "fp8": [
+            ExpertTiles(n, 128, w, s)
+            for n, w, s in (
+                (64, 4, 4), (64, 4, 3), (64, 4, 6), (32, 4, 5), (128, 4, 3), (128, 8, 3), (64, 8, 4),
+                (32, 2, 4),
+            )
+        ],
+    }  # fmt: skip
+    for tokens, kind in product((1, 32), ("fp8", "int4")):
+        tiles_of = one_tiles if tokens == 1 else many_tiles
+        size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
+        for tiles in tiles_of[kind]:
+            build = partial(_gate_up, tokens, kind, tiles)
+            found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
+            build = partial(_down, tokens, kind, tiles)
+            found.append(Variant(f"down {kind} b{tokens}", str(tiles), build, size))
+    return found
+
+
+if __name__ == "__main__":
+    run_sweep(variants)

@@ -1,0 +1,94 @@
+"""The router for few tokens on the GPU: its float32 product in parts, then the choice."""
+
+# Triton declares constexpr parameters as such, which plain numbers are not.
+# pyright: reportArgumentType=false
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lingflash.kernels.moe_route.triton_kernel import choose_kernel
+from lingflash.kernels.triton_launch import (
+    launch_options,
+    prefetch_rows,
+    start_next,
+    wait_for_previous,
+)
+
+__all__ = ["ROUTER_PARTS", "route_decode"]
+
+# The product's columns are cut into this many parts, which are summed where the choice is made.
+ROUTER_PARTS = 8
+
+
+@triton.jit
+def _logits_kernel(
+    x_ptr, w_ptr, parts_ptr, num_tokens, width, x_stride,
+    EXPERTS: tl.constexpr, PART_WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    start_next(PDL)
+    expert = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    part = tl.program_id(1)
+    k = part * PART_WIDTH + tl.arange(0, BLOCK_K)
+    end = tl.minimum((part + 1) * PART_WIDTH, width)
+    mask = (expert < EXPERTS)[:, None] & (k < end)[None, :]
+    w_at = w_ptr + expert[:, None] * width + k[None, :]
+    prefetch_rows(w_at, PDL)
+    wait_for_previous(PDL)
+    w = tl.load(w_at, mask=mask, other=0.0)
+    for token in tl.range(0, num_tokens):
+        x = tl.load(x_ptr + token * x_stride + k, mask=k < end, other=0.0).to(tl.float32)
+        logits = tl.sum(w * x[None, :], 1)
+        at = parts_ptr + (token * PARTS + part) * EXPERTS + expert
+        tl.store(at, logits, mask=expert < EXPERTS)
+
+
+def route_decode(
+    x: Tensor,
+    w_gate: Tensor,
+    expert_bias: Tensor | None,
+    parts: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    *,
+    num_groups: int,
+    topk_groups: int,
+    topk: int,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+) -> None:
+    """`route_tokens` in two launches.
+
+    Args:
+        x: float [T, D], contiguous rows.
+        w_gate: float32 [E, D], contiguous.
+        expert_bias: float32 [E] or None.
+        parts: float32 [T, ROUTER_PARTS, E], scratch.
+        topk_ids: int32 [T, topk], written.
+        topk_weights: float32 [T, topk], written.
+        num_groups, topk_groups, topk, norm_topk_prob, scaling_factor: as in `route_tokens`.
+
+    Numerics: float32. Sync: none, graph-safe.
+    """
+    num_tokens, width = x.shape
+    num_experts = w_gate.shape[0]
+    if not num_tokens:
+        return
+    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
+    block_e = 16 if num_experts >= 64 else 4
+    _logits_kernel[(triton.cdiv(num_experts, block_e), ROUTER_PARTS)](
+        x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
+        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=block_e,
+        BLOCK_K=triton.next_power_of_2(part_width), num_warps=4, **launch_options(x),
+    )  # fmt: skip
+    size = num_experts // num_groups
+    choose_kernel[(num_tokens,)](
+        parts, parts if expert_bias is None else expert_bias, topk_ids, topk_weights,
+        scaling_factor, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
+        PARTS=ROUTER_PARTS, HAS_BIAS=expert_bias is not None,
+        NORMALISE=norm_topk_prob, BLOCK_G=triton.next_power_of_2(num_groups),
+        BLOCK_S=triton.next_power_of_2(size),
+        BLOCK_K=triton.next_power_of_2(topk), **launch_options(x),
+    )  # fmt: skip

@@ -1,0 +1,194 @@
+"""x W^T for few rows of x on the GPU: every weight is read once, at the memory's rate.
+
+Two forms. One row: each thread multiplies what it loaded, and sums are made at the end. More rows:
+16 or more are given to the tensor cores, most of them empty at small batches, which costs nothing
+as long as the weights come from memory.
+"""
+
+# Triton declares constexpr parameters as such, which plain numbers are not.
+# pyright: reportArgumentType=false
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lingflash.kernels.triton_dot import dot
+from lingflash.kernels.triton_launch import (
+    launch_options,
+    prefetch_rows,
+    start_next,
+    wait_for_previous,
+)
+
+__all__ = ["SkinnyTiles", "skinny_gemm_triton", "skinny_tiles"]
+
+# FP8 scales are per 128 x 128 weights.
+SCALE_BLOCK = tl.constexpr(128)
+
+
+@triton.jit
+def load_rows(at, row_ok, k_ok, EVEN: tl.constexpr):
+    """A tile of weights; what lies outside is 0."""
+    if EVEN:
+        return tl.load(at, eviction_policy="evict_first")
+    return tl.load(at, mask=row_ok[:, None] & k_ok[None, :], other=0.0)
+
+
+@triton.jit
+def narrow(x, SCALED: tl.constexpr):
+    """Activations [M, K] as float16 for products with FP8 weights, and their row's factor.
+
+    FP8 weights are exact in float16. Normed activations fit as they are; others are scaled by
+    their row's largest magnitude in this tile, since float16 ends at 65,504.
+    """
+    if SCALED:
+        top = tl.max(tl.abs(x.to(tl.float32)), 1)
+        factor = tl.maximum(top, 1e-30) * (1.0 / 1024.0)
+        return (x.to(tl.float32) / factor[:, None]).to(tl.float16), factor
+    return x.to(tl.float16), tl.full([x.shape[0]], 1.0, tl.float32)
+
+
+@triton.jit
+def _one_row_kernel(
+    x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, width, scale_stride,
+    QUANT: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    start_next(PDL)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    w_row = w_ptr + row.to(tl.int64)[:, None] * width
+    prefetch_rows(w_row + k[None, :], PDL)
+    wait_for_previous(PDL)
+    scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
+    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for start in tl.range(0, width, BLOCK_K, num_stages=STAGES):
+        at = start + k
+        x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
+        if QUANT == "block":
+            x *= tl.load(scale_row + at // SCALE_BLOCK, mask=at < width, other=0.0)
+        w = load_rows(w_row + at[None, :], row < num_rows, at < width, EVEN)
+        total += w.to(tl.float32) * x[None, :]
+    out = tl.sum(total, 1)
+    if QUANT == "channel":
+        out *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=row < num_rows)
+
+
+@triton.jit
+def _rows_kernel(
+    x_ptr, w_ptr, scale_ptr, out_ptr, num_tokens, num_rows, width,
+    x_stride, out_stride, scale_stride,
+    QUANT: tl.constexpr, SCALED: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    start_next(PDL)
+    row = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    live = token < num_tokens
+    w_row = w_ptr + row.to(tl.int64)[:, None] * width
+    prefetch_rows(w_row + k[None, :], PDL)
+    wait_for_previous(PDL)
+    x_row = x_ptr + token[:, None] * x_stride
+    scale_row = scale_ptr + (tl.program_id(1) * BLOCK_N // SCALE_BLOCK) * scale_stride
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in tl.range(0, width, BLOCK_K):
+        at = start + k
+        x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < width)[None, :], other=0.0)
+        w = load_rows(w_row + at[None, :], row < num_rows, at < width, EVEN)
+        if QUANT == "none":
+            total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
+        else:
+            x, factor = narrow(x, SCALED)
+            if QUANT == "block":
+                factor *= tl.load(scale_row + start // SCALE_BLOCK)
+            part = dot(x, tl.trans(w.to(tl.float16)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+            total += part * factor[:, None]
+    if QUANT == "channel":
+        total *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)[None, :]
+    tl.store(
+        out_ptr + token[:, None] * out_stride + row[None, :],
+        total.to(out_ptr.dtype.element_ty),
+        mask=live[:, None] & (row < num_rows)[None, :],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SkinnyTiles:
+    """How a product is cut; block_m 1 is the form for one row."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
+    """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
+    if num_tokens == 1:
+        return SkinnyTiles(1, 16 if num_rows > 6144 else 8, 1024 // itemsize, 4, 3)
+    block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
+    return SkinnyTiles(block_m, 64 if num_rows > 6144 else 32, 128, 4, 4)
+
+
+def skinny_gemm_triton(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor | None,
+    out: Tensor,
+    *,
+    scaled: bool = False,
+    tiles: SkinnyTiles | None = None,
+) -> Tensor:
+    """out = x W^T for few rows of x.
+
+    Args:
+        x: float16 or bfloat16 [T, K], contiguous rows.
+        w: [R, K], contiguous: bfloat16 or float8_e4m3fn.
+        scale: of FP8 weights, float32 [ceil(R/128), ceil(K/128)] per block, or [R, 1] per row.
+        out: any float dtype [T, R], contiguous rows; written.
+        scaled: x is not normed, and may not fit float16.
+        tiles: how to cut; by the shape if None.
+
+    Raises:
+        ValueError: a shape, dtype or stride does not fit.
+
+    Numerics: accumulates in float32. FP8 weights are taken exactly as float16, x rounded to
+        float16; BF16 weights with x rounded to bfloat16. Sync: none, graph-safe.
+    """
+    (num_tokens, width), num_rows = x.shape, w.shape[0]
+    if w.shape[1] != width or out.shape != (num_tokens, num_rows):
+        raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, out {tuple(out.shape)}.")
+    if not w.is_contiguous() or (num_tokens and not x.stride(1) == out.stride(1) == 1):
+        raise ValueError("w must be contiguous, x's and out's rows too.")
+    quant = "none"
+    if scale is not None:
+        grid = (-(-num_rows // 128), -(-width // 128))
+        quant = "block" if scale.shape == grid else "channel"
+        if scale.dtype != torch.float32 or scale.shape not in (grid, (num_rows, 1)):
+            raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}; float32 {grid}.")
+    if not num_tokens:
+        return out
+    t = tiles or skinny_tiles(num_tokens, num_rows, w.element_size())
+    scales = w if scale is None else scale
+    scale_stride = scales.stride(0)
+    even = num_rows % t.block_n == 0 and width % t.block_k == 0
+    options = launch_options(x)
+    if t.block_m == 1:
+        _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
+            x, w, scales, out, num_rows, width, scale_stride, QUANT=quant, EVEN=even,
+            BLOCK_N=t.block_n, BLOCK_K=t.block_k, STAGES=t.stages, num_warps=t.warps, **options,
+        )  # fmt: skip
+        return out
+    _rows_kernel[(triton.cdiv(num_tokens, t.block_m), triton.cdiv(num_rows, t.block_n))](
+        x, w, scales, out, num_tokens, num_rows, width, x.stride(0), out.stride(0), scale_stride,
+        QUANT=quant, SCALED=scaled, EVEN=even, BLOCK_M=t.block_m, BLOCK_N=t.block_n,
+        BLOCK_K=t.block_k, num_warps=t.warps, num_stages=t.stages, **options,
+    )  # fmt: skip
+    return out

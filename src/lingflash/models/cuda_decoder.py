@@ -1,0 +1,394 @@
+"""The model's fast path for decoding on the GPU: one token of each sequence, about ten launches a
+layer, no question to the host, so that a step can be captured as a graph.
+
+The same weights, the same memory and, up to rounding between products, the same arithmetic as
+BailingHybrid.forward, which remains the definition.
+
+    norm(+ what the layer before gave) -> qkvg -> lightning -> group norm, gate -> dense
+    norm(+ attention) -> router, choice -> gate, up -> down -> (summed by the next norm)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lingflash.core.errors import UnsupportedModelError
+from lingflash.kernels.lightning_attn import DecayTables
+from lingflash.models.bailing_hybrid import BailingHybrid, DecoderLayer
+from lingflash.models.forward_batch import CacheTensors, lightning_chunk
+from lingflash.models.layers.feed_forward import DenseMlp, MoeMlp
+from lingflash.models.layers.lightning import LightningLayer
+from lingflash.models.layers.mla import MlaLayer
+from lingflash.quant.matrix import Matrix, QuantizedExperts, QuantizedMatrix, StackedMatrix
+
+# Most sequences of a step: the plan of rows by expert is made by one program.
+MAX_DECODE_SEQS = 256
+# float16, in which quantized products take their activations, ends at 65,504; normed activations
+# are at most the square root of their width times their weight.
+_FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """One decode step's input; rows may be padding, which points at memory of its own.
+
+    Args:
+        token_ids: int64 [N].
+        positions: int64 [N].
+        slot_mapping: int64 [N], place of each token's latent.
+        state_slots: int64 [N].
+        tail_offsets: int64 [N], position % ANCHOR.
+        lengths: int64 [N], tokens of each with this one.
+        block_tables: int64 [N, max blocks].
+        max_length: no length is larger; a host number, which fixes grids.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    state_slots: Tensor
+    tail_offsets: Tensor
+    lengths: Tensor
+    block_tables: Tensor
+    max_length: int
+
+
+@dataclass(slots=True)
+class _Flow:
+    """What travels between the layers of a step."""
+
+    inputs: DecodeInputs
+    rotary: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+    residual: Tensor
+    parts: Tensor | None = None
+
+
+_Part = Callable[[_Flow], None]
+
+
+class CudaDecoder:
+    """Prepared launches for a model and the memory it runs on.
+
+    Args:
+        model: bfloat16 on a CUDA device.
+        cache: its memory; not to be reallocated while this lives.
+    """
+
+    def __init__(self, model: BailingHybrid, cache: CacheTensors) -> None:
+        # Triton is there where a GPU is, and only there.
+        from lingflash.kernels.moe_gemm.triton_decode import nibble_order
+
+        self._model, self._cache = model, cache
+        self._device = model.device
+        # Products with quantized weights take float16, which holds those weights exactly.
+        self._narrow = torch.float16 if model.is_quantized else torch.bfloat16
+        self._order = nibble_order(model.config.hidden_size).to(model.device, torch.int32)
+        self._layers = [
+            (self._attention(layer), self._feed_forward(layer)) for layer in model.layers
+        ]
+        self._head = self._product(model.w_head)
+        # The experts that each MoE layer chose in the last step, int32 [N, k].
+        self.topk_ids: list[Tensor] = []
+
+    @classmethod
+    def create(cls, model: BailingHybrid, cache: CacheTensors) -> CudaDecoder | None:
+        """A decoder if this model, device and dtype allow one, else None."""
+        if type(model) is not BailingHybrid:
+            return None
+        fits = (
+            model.device.type == "cuda"
+            and model.dtype == torch.bfloat16
+            and model.mesh.shard.size == 1
+            and all(_is_supported(layer) for layer in model.layers)
+            and _has_product(model.w_head)
+        )
+        return cls(model, cache) if fits else None
+
+    @torch.inference_mode()
+    def forward(self, inputs: DecodeInputs) -> Tensor:
+        """As BailingHybrid.forward: hidden states [N, D] after the final norm."""
+        from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+
+        model = self._model
+        self.topk_ids = []
+        residual = model.embed(inputs.token_ids)
+        flow = _Flow(inputs, model.rotary_at(inputs.positions), residual)
+        for attention, feed_forward in self._layers:
+            attention(flow)
+            feed_forward(flow)
+        out = torch.empty_like(residual)
+        return add_parts_rms_norm(
+            flow.parts, None, residual, model.w_norm, model.config.rms_norm_eps, out
+        )
+
+    @torch.inference_mode()
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """As BailingHybrid.logits: [N, D] to float32 [N, V]."""
+        out = self._empty(hidden_states.shape[0], self._model.config.vocab_size)
+        return self._head(hidden_states, out)
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=self._device)
+
+    def _product(
+        self, matrix: Matrix, *, scaled: bool = False
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """x, out -> out = x W^T."""
+        from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+
+        parts = _products(matrix)
+
+        def run(x: Tensor, out: Tensor) -> Tensor:
+            if len(parts) == 1:
+                values, scale = parts[0]
+                return skinny_gemm_triton(x, values, scale, out, scaled=scaled)
+            column = 0
+            for values, scale in parts:
+                end = column + values.shape[0]
+                skinny_gemm_triton(x, values, scale, out[:, column:end], scaled=scaled)
+                column = end
+            return out
+
+        return run
+
+    def _norm(
+        self, weight: Tensor, ordered: bool = False
+    ) -> Callable[[_Flow], tuple[Tensor, Tensor]]:
+        """Add the pending parts, norm: activations in their own order and as INT4 reads them."""
+        from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+
+        eps = self._model.config.rms_norm_eps
+        _check_norm(weight)
+
+        def run(flow: _Flow) -> tuple[Tensor, Tensor]:
+            shape = flow.residual.shape
+            x = self._empty(*shape, dtype=self._narrow)
+            other = self._empty(*shape, dtype=self._narrow) if ordered else x
+            add_parts_rms_norm(
+                flow.parts, None, flow.residual, weight, eps, x,
+                (other, self._order) if ordered else None,
+            )  # fmt: skip
+            return x, other
+
+        return run
+
+    def _attention(self, layer: DecoderLayer) -> _Part:
+        if isinstance(layer.attention, MlaLayer):
+            return self._mla(layer, layer.attention)
+        return self._lightning(layer, layer.attention)
+
+    def _lightning(self, layer: DecoderLayer, a: LightningLayer) -> _Part:
+        from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
+        from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
+
+        c, cache, i = self._model.config, self._cache, a.state_index
+        inner = c.num_attention_heads * c.head_dim
+        tables: DecayTables = a.tables(lightning_chunk(False), self._device)
+        memory = cache.states[i], cache.tail_k[i], cache.tail_v[i]
+        norm, into = self._norm(layer.w_input_norm), self._product(a.w_qkvg)
+        back = self._product(a.w_dense)
+
+        def run(flow: _Flow) -> None:
+            x, _ = norm(flow)
+            rows, inputs = x.shape[0], flow.inputs
+            fused = into(x, self._empty(rows, 4 * inner, dtype=torch.bfloat16))
+            out = lightning_decode_triton(
+                fused, a.w_qk_norm, *flow.rotary[0], tables, *memory, inputs.state_slots,
+                inputs.tail_offsets, eps=c.rms_norm_eps, silu=c.linear_silu,
+            )  # fmt: skip
+            y = gated_group_rms_norm_triton(
+                out, fused[:, 3 * inner :], a.w_g_norm, c.group_norm_size, c.rms_norm_eps
+            )
+            flow.parts = back(y, self._empty(rows, c.hidden_size))[:, None]
+
+        return run
+
+    def _mla(self, layer: DecoderLayer, a: MlaLayer) -> _Part:
+        from lingflash.kernels.mla.triton_kernel import mla_decode_triton
+        from lingflash.kernels.mla.triton_project import (
+            absorb_queries,
+            unabsorb_values,
+            write_latents,
+        )
+
+        c = self._model.config
+        latents = self._cache.latents[a.latent_index]
+        heads, nope = c.num_attention_heads, c.qk_nope_head_dim
+        q_width = heads * (nope + c.qk_rope_head_dim)
+        norm, into = self._norm(layer.w_input_norm), self._product(a.w_in)
+        q_b = None if a.w_q_b is None else self._product(a.w_q_b)
+        w_q_norm = None if a.w_q_b is None else a.w_q_norm
+        back = self._product(a.w_dense, scaled=True)
+
+        def run(flow: _Flow) -> None:
+            x, _ = norm(flow)
+            rows, inputs, (cos, sin) = x.shape[0], flow.inputs, flow.rotary[1]
+            width = a.first_width + c.latent_dim
+            fused = into(x, self._empty(rows, width, dtype=torch.bfloat16))
+            low = self._empty(rows, a.first_width, dtype=self._narrow)
+            write_latents(
+                fused, w_q_norm, a.w_kv_norm, cos, sin, inputs.slot_mapping, low,
+                latents.view(-1, c.latent_dim), c.rms_norm_eps,
+            )  # fmt: skip
+            q = fused
+            if q_b is not None:
+                q = q_b(low, self._empty(rows, q_width, dtype=torch.bfloat16))
+            query = self._empty(rows, heads, c.latent_dim, dtype=torch.bfloat16)
+            absorb_queries(q, a.w_kvb, cos, sin, query, nope=nope)
+            mixed = mla_decode_triton(
+                query, latents, inputs.block_tables, inputs.lengths, c.softmax_scale,
+                rank=c.kv_lora_rank, max_length=inputs.max_length,
+            )  # fmt: skip
+            out = self._empty(rows, heads * c.v_head_dim, dtype=torch.bfloat16)
+            unabsorb_values(mixed, a.w_kvb, out, nope=nope)
+            flow.parts = back(out, self._empty(rows, c.hidden_size))[:, None]
+
+        return run
+
+    def _feed_forward(self, layer: DecoderLayer) -> _Part:
+        if isinstance(layer.mlp, DenseMlp):
+            return self._dense(layer, layer.mlp)
+        return self._experts(layer, layer.mlp)
+
+    def _dense(self, layer: DecoderLayer, mlp: DenseMlp) -> _Part:
+        """A dense MLP is one expert that every token takes."""
+        from lingflash.kernels.moe_gemm.triton_decode import (
+            DecodeExperts,
+            all_rows,
+            down_decode,
+            gate_up_decode,
+        )
+
+        norm = self._norm(layer.w_post_norm)
+        gate_up, down = (DecodeExperts(*_one_expert(m)) for m in (mlp.w_gate_up, mlp.w_down))
+        hidden, width = down.values.shape[1:]
+
+        def run(flow: _Flow) -> None:
+            x, _ = norm(flow)
+            ids, weights, plan = all_rows(x.shape[0], self._device)
+            act = self._empty(x.shape[0], 1, width, dtype=torch.bfloat16)
+            gate_up_decode(x, gate_up, ids, plan, act)
+            flow.parts = self._empty(x.shape[0], 1, hidden)
+            down_decode(act, down, ids, weights, plan, flow.parts)
+
+        return run
+
+    def _experts(self, layer: DecoderLayer, mlp: MoeMlp) -> _Part:
+        from lingflash.kernels.moe_gemm.triton_decode import (
+            DecodeExperts,
+            down_decode,
+            gate_up_decode,
+            plan_rows,
+        )
+        from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+
+        c = self._model.config
+        gate_up = DecodeExperts(*_experts(mlp.w_gate_up))
+        down = DecodeExperts(*_experts(mlp.w_down))
+        norm = self._norm(layer.w_post_norm, ordered=gate_up.is_int4)
+        shared = shared_down = None
+        if mlp.shared is not None:
+            shared = DecodeExperts(*_one_expert(mlp.shared.w_gate_up))
+            shared_down = DecodeExperts(*_one_expert(mlp.shared.w_down))
+        choices = c.num_experts_per_tok + (shared is not None)
+
+        def run(flow: _Flow) -> None:
+            x, ordered = norm(flow)
+            rows = x.shape[0]
+            ids = self._empty(rows, c.num_experts_per_tok, dtype=torch.int32)
+            weights = self._empty(rows, c.num_experts_per_tok)
+            scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
+            route_decode(
+                x, mlp.w_gate, mlp.expert_bias, scores, ids, weights,
+                num_groups=c.n_group, topk_groups=c.topk_group, topk=c.num_experts_per_tok,
+                norm_topk_prob=c.norm_topk_prob, scaling_factor=c.routed_scaling_factor,
+            )  # fmt: skip
+            self.topk_ids.append(ids)
+            plan = None if rows == 1 else plan_rows(ids, c.num_experts)
+            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            gate_up_decode(
+                ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
+            )
+            flow.parts = self._empty(rows, choices, c.hidden_size)
+            down_decode(act, down, ids, weights, plan, flow.parts, shared=shared_down)
+
+        return run
+
+
+def _products(matrix: Matrix) -> list[tuple[Tensor, Tensor | None]]:
+    """Values and scales of the products that give x W^T, rows below each other."""
+    if isinstance(matrix, Tensor):
+        return [(matrix, None)]
+    if isinstance(matrix, StackedMatrix):
+        return [product for part in matrix.matrices for product in _products(part)]
+    rows = matrix.block[0]
+    whole = all(count % rows == 0 for count in matrix.part_rows)
+    parts = [matrix] if whole else matrix.parts()
+    return [(part.values, part.scale.float()) for part in parts]
+
+
+def _experts(matrices: Tensor | QuantizedExperts) -> tuple[Tensor, Tensor | None, int]:
+    """Values, scales and INT4 group of a layer's experts."""
+    if isinstance(matrices, Tensor):
+        return matrices, None, 0
+    if matrices.values.dtype == torch.int32:
+        return matrices.values, matrices.scale, matrices.block[1]
+    return matrices.values, matrices.scale.float(), 0
+
+
+def _one_expert(matrix: Matrix) -> tuple[Tensor, Tensor | None]:
+    """A dense matrix as the only one of its kind."""
+    ((values, scale),) = _products(matrix)
+    return values[None], None if scale is None else scale[None]
+
+
+def _has_product(matrix: Matrix) -> bool:
+    """Whether few rows can be multiplied with a matrix as it is stored."""
+    if isinstance(matrix, StackedMatrix):
+        return all(map(_has_product, matrix.matrices))
+    if isinstance(matrix, QuantizedMatrix):
+        return matrix.values.dtype != torch.int32 and matrix.block in ((128, 128), (1, 0))
+    return True
+
+
+def _has_expert_product(matrices: Tensor | QuantizedExperts | Matrix) -> bool:
+    """Whether the experts' kernels read these matrices."""
+    if isinstance(matrices, Tensor):
+        return True
+    if isinstance(matrices, StackedMatrix):
+        return False
+    if matrices.values.dtype == torch.int32:
+        return isinstance(matrices, QuantizedExperts) and matrices.shape[-1] % 128 == 0
+    if matrices.block == (1, 0):
+        return True
+    return matrices.block == (128, 128) and all(n % 128 == 0 for n in matrices.part_rows)
+
+
+def _is_supported(layer: DecoderLayer) -> bool:
+    """Whether every product of a layer has a kernel for its format and shape."""
+    a, mlp = layer.attention, layer.mlp
+    if isinstance(a, MlaLayer):
+        products = [a.w_in, a.w_dense, *([] if a.w_q_b is None else [a.w_q_b])]
+    else:
+        products = [a.w_qkvg, a.w_dense]
+    dense = mlp if isinstance(mlp, DenseMlp) else mlp.shared
+    experts = [] if dense is None else [dense.w_gate_up, dense.w_down]
+    if isinstance(mlp, MoeMlp):
+        if dense is not None and dense.w_down.shape[1] != mlp.config.moe_intermediate_size:
+            return False
+        experts += [mlp.w_gate_up, mlp.w_down]
+    return all(map(_has_product, products)) and all(map(_has_expert_product, experts))
+
+
+def _check_norm(weight: Tensor) -> None:
+    """Refuse a norm whose output could pass float16's range."""
+    largest = weight.float().abs().max().item() * weight.shape[0] ** 0.5
+    if largest > _FLOAT16_MAX:
+        raise UnsupportedModelError(
+            f"a norm's weights reach {largest / weight.shape[0] ** 0.5:g}, so that its output may "
+            "pass float16's range, which quantized products take."
+        )

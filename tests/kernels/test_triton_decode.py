@@ -1,0 +1,207 @@
+"""Kernels of a decode step against their references: on a GPU if there is one, else interpreted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lingflash.kernels.moe_gemm import expert_mlp_reference
+from lingflash.kernels.moe_gemm.triton_decode import (
+    BLOCK_ROWS,
+    DecodeExperts,
+    down_decode,
+    gate_up_decode,
+    nibble_order,
+    plan_rows,
+)
+from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+from lingflash.kernels.rmsnorm import rms_norm_reference
+from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+from lingflash.kernels.sampling import noise_key, sample_tokens
+from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
+from lingflash.kernels.skinny_gemm import skinny_gemm_reference
+from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+from lingflash.quant.pack import dequantize, quantize_fp8, quantize_int4
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPS = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def relative_error(got, expected):
+    return ((got.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 40])
+@pytest.mark.parametrize(("rows", "width"), [(40, 72), (256, 384)])
+@pytest.mark.parametrize("quant", ["none", "block", "channel"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_skinny_gemm_when_sizes_are_odd_then_as_the_reference(tokens, rows, width, quant, scaled):
+    w, scale = randn(rows, width), None
+    x = randn(tokens, width + 8)[:, :width]
+    x = (x * 1e6 if scaled else x).to(torch.bfloat16 if scaled or quant == "none" else torch.half)
+    if quant == "none":
+        w = w.to(torch.bfloat16)
+    elif quant == "block":
+        scale = torch.rand(-(-rows // 128), -(-width // 128), device=DEVICE) + 0.5
+    else:
+        scale = torch.rand(rows, 1, device=DEVICE) + 0.5
+    if scale is not None:
+        w = w.to(torch.float8_e4m3fn)
+    out = torch.full((tokens, rows), float("nan"), device=DEVICE)
+    skinny_gemm_triton(x, w, scale, out, scaled=scaled)
+    expected = skinny_gemm_reference(x, w, scale)
+    assert out.isfinite().all()
+    if tokens:
+        assert relative_error(out, expected) < (2e-3 if scaled else 1e-5)
+
+
+def experts(fmt, count, rows, width):
+    """Stored matrices of `count` experts and the numbers they stand for."""
+    w = randn(count, rows, width) / width**0.5
+    if fmt == "bf16":
+        values = w.to(torch.bfloat16)
+        return DecodeExperts(values, None), values.float()
+    if fmt.startswith("fp8"):
+        block = (1, 0) if fmt == "fp8-channel" else (128, 128)
+        pairs = [quantize_fp8(m, block) for m in w.cpu()]
+        values, scale = (torch.stack(part).to(DEVICE) for part in zip(*pairs, strict=True))
+    else:
+        block = (1, int(fmt.removeprefix("int4-")))
+        pairs = [quantize_int4(m, block[1], torch.bfloat16) for m in w.cpu()]
+        values, scale = (torch.stack(part).to(DEVICE) for part in zip(*pairs, strict=True))
+    numbers = [
+        dequantize(v, s, block, torch.float32)
+        for v, s in zip(values.cpu(), scale.cpu(), strict=True)
+    ]
+    group = block[1] if fmt.startswith("int4") else 0
+    return DecodeExperts(values, scale, group), torch.stack(numbers).to(DEVICE)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize(
+    ("fmt", "shared_fmt"),
+    [
+        ("bf16", None),
+        ("bf16", "bf16"),
+        ("fp8", "fp8"),
+        ("int4-32", "bf16"),
+        ("int4-128", "fp8-channel"),
+    ],
+)
+def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt, shared_fmt):
+    count, hidden, width, topk = 5, 256, 128, 3
+    gate_up, w1 = experts(fmt, count, 2 * width, hidden)
+    down, w2 = experts(fmt, count, hidden, width)
+    x = randn(tokens, hidden, dtype=torch.bfloat16)
+    # The first expert is taken by all, the last by none.
+    others = [torch.randperm(count - 2)[: topk - 1] + 1 for _ in range(tokens)]
+    ids = torch.stack([torch.cat([torch.zeros(1), o]) for o in others]).to(DEVICE, torch.int32)
+    weights = torch.rand(tokens, topk, device=DEVICE)
+    expected = expert_mlp_reference(x, w1, w2, ids.long(), weights)
+    shared = shared_down = None
+    if shared_fmt is not None:
+        shared, s1 = experts(shared_fmt, 1, 2 * width, hidden)
+        shared_down, s2 = experts(shared_fmt, 1, hidden, width)
+        none = torch.zeros(tokens, 1, dtype=torch.int64, device=DEVICE)
+        expected += expert_mlp_reference(x, s1, s2, none, torch.ones(tokens, 1, device=DEVICE))
+    plan = None if tokens == 1 else plan_rows(ids, count)
+    plain = x.half()
+    given, nibbles = plain, fmt.startswith("int4")
+    if nibbles:
+        given = torch.empty_like(plain)
+        given[:, nibble_order(hidden)] = plain
+    choices = topk + (shared is not None)
+    act = torch.full((tokens, choices, width), float("nan"), device=DEVICE)
+    gate_up_decode(given, gate_up, ids, plan, act, nibbles=nibbles, plain=plain, shared=shared)
+    parts = torch.full((tokens, choices, hidden), float("nan"), device=DEVICE)
+    down_decode(act, down, ids, weights, plan, parts, shared=shared_down)
+    limit = 2e-3 if shared_fmt is not None and "fp8" in shared_fmt else 5e-3
+    assert relative_error(parts.sum(1), expected) < limit
+
+
+@pytest.mark.parametrize(
+    ("tokens", "topk", "count"), [(1, 2, 4), (9, 3, 5), (40, 1, 2), (64, 8, 20)]
+)
+def test_row_plan_when_routed_unevenly_then_each_row_is_in_a_block_of_its_expert(
+    tokens, topk, count
+):
+    ids = torch.stack([torch.rand(count).square().argsort()[:topk] for _ in range(tokens)])
+    ids[: tokens // 2] = torch.arange(topk)
+    plan = plan_rows(ids.to(DEVICE, torch.int32), count)
+    used = int(plan.num_used)
+    seen = []
+    for block in range(used):
+        rows = plan.rows[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS].tolist()
+        live = [row for row in rows if row < tokens * topk]
+        assert live
+        assert all(row == tokens * topk for row in rows[len(live) :])
+        assert all(int(ids.flatten()[row]) == int(plan.experts[block]) for row in live)
+        seen += live
+    assert sorted(seen) == list(range(tokens * topk))
+
+
+@pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8)])
+def test_router_when_called_then_the_same_experts_and_weights(tokens, count, groups):
+    x, w_gate, bias = randn(tokens, 200, dtype=torch.half), randn(count, 200), randn(count)
+    rules = {
+        "num_groups": groups, "topk_groups": 2, "topk": 3, "norm_topk_prob": True,
+        "scaling_factor": 2.5,
+    }  # fmt: skip
+    ids, weights = route_tokens(x, w_gate, bias, **rules)
+    got_ids = torch.full((tokens, 3), -7, dtype=torch.int32, device=DEVICE)
+    got_weights = torch.full((tokens, 3), float("nan"), device=DEVICE)
+    parts = torch.full((tokens, ROUTER_PARTS, count), float("nan"), device=DEVICE)
+    route_decode(x, w_gate, bias, parts, got_ids, got_weights, **rules)
+    assert torch.equal(got_ids.long(), ids)
+    torch.testing.assert_close(got_weights, weights, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_parts", [0, 1, 3])
+def test_norm_when_parts_are_added_then_the_residual_keeps_their_sum(num_parts):
+    width = 256
+    residual, weight = randn(3, width, dtype=torch.bfloat16), randn(width)
+    parts = randn(3, num_parts, width) if num_parts else None
+    extra = randn(3, width, dtype=torch.bfloat16) if num_parts else None
+    total = residual.float()
+    if parts is not None:
+        total = total + parts.sum(1) + extra.float()
+    order = nibble_order(width).to(DEVICE, torch.int32)
+    out, ordered = (torch.full((3, width), float("nan"), device=DEVICE) for _ in range(2))
+    add_parts_rms_norm(parts, extra, residual, weight, EPS, out, (ordered, order))
+    torch.testing.assert_close(residual, total.bfloat16())
+    expected = rms_norm_reference(total.bfloat16().float(), weight, EPS)
+    torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
+    assert torch.equal(ordered[:, order.long()], out)
+
+
+@pytest.mark.parametrize("vocab_size", [7, 5000])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sampling_when_noise_is_keyed_then_the_tokens_of_the_torch_function(vocab_size, masked):
+    rows = 6
+    logits = randn(rows, vocab_size) * 3
+    temperature = torch.tensor([0.0, 1.0, 0.3, 2.0, 0.0, 1.0], device=DEVICE)
+    keys = [noise_key(5, 0, i) for i in range(rows)]
+    allowed = None
+    expected = logits
+    if masked:
+        forbidden = torch.rand(rows, vocab_size, device=DEVICE) < 0.9
+        forbidden[:, 3] = False
+        expected = logits.masked_fill(forbidden, float("-inf"))
+        bits = torch.zeros(rows, (vocab_size + 31) // 32 * 32, dtype=torch.int64)
+        bits[:, :vocab_size] = ~forbidden.cpu()
+        words = (bits.view(rows, -1, 32) << torch.arange(32)).sum(-1)
+        allowed = words.to(torch.int32).to(DEVICE)
+    scaled = expected / torch.where(temperature == 0, 1.0, temperature)[:, None]
+    tokens = sample_tokens(scaled, temperature, keys)
+    got = sample_tokens_triton(logits, temperature, torch.tensor(keys, device=DEVICE), allowed)
+    assert torch.equal(got, tokens)
