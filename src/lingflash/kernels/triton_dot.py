@@ -21,7 +21,7 @@ def dot(a, b, total):
 
 
 @triton.jit
-def to_fp8(x):  # noqa: ANN001, ANN201
+def to_fp8(x):
     """Round float32 within +-448 to the nearest e4m3 number, ties to even."""
     if _WIDEN:
         # The interpreter loses the carry into the exponent, so it gets numbers already rounded:

@@ -18,6 +18,8 @@ from torch import Tensor
 __all__ = ["SortedRows", "sort_rows"]
 
 _CHUNK = 128
+# Sizes that differ from step to step: a kernel is compiled once for all of them.
+_VARYING = ["num_rows", "num_chunks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class SortedRows:
     block_rows: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _count_kernel(
     ids_ptr, counts_ptr, num_rows, num_chunks, num_experts,
     CHUNK: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -52,7 +54,7 @@ def _count_kernel(
     tl.store(counts_ptr + number * num_chunks + chunk, count, mask=number < num_experts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _place_kernel(
     ids_ptr, ends_ptr, tokens_ptr, places_ptr, num_rows, num_chunks, topk, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -71,7 +73,7 @@ def _place_kernel(
     tl.store(tokens_ptr + place, row // topk, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks", "num_blocks"])
 def _blocks_kernel(
     ends_ptr, blocks_ptr, num_chunks, num_experts, num_blocks,
     BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, STEP: tl.constexpr,

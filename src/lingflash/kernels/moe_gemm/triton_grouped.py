@@ -49,6 +49,8 @@ class GroupedTile(Tile):
     permuted: bool = False
 
 
+# Sizes that differ from step to step: a kernel is compiled once for all of them.
+_VARYING = ["x_scale_stride", "num_rows", "num_blocks"]
 _BF16 = tl.constexpr(BF16)
 _FP8 = tl.constexpr(FP8)
 _INT4 = tl.constexpr(INT4)
@@ -170,7 +172,7 @@ def _gate_up_block(
         tl.store(act_at, act.to(tl.bfloat16), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _gate_up_kernel(
     x, last_x, x_scale_ptr, w, w_scale_ptr, act_ptr, act_scale_ptr, token_ptr, block_ptr,
     x_scale_stride, num_rows, num_blocks,
@@ -248,7 +250,7 @@ def _down_block(
     tl.store(at, total.to(tl.bfloat16), mask=live[:, None] & kept[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING[1:])
 def _down_kernel(
     act_desc, last_desc, act_scale_ptr, w, w_scale_ptr, out_ptr, block_ptr, num_rows, num_blocks,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
@@ -321,8 +323,13 @@ def gate_up(
     Returns:
         [R, I] by place, bfloat16, or FP8 rows for FP8 weights.
 
+    Raises:
+        ValueError: x is too large for offsets of 32 bits, or the tile does not suit FP8.
+
     Numerics: float32 sums, rounded once. Sync: none, graph-safe.
     """
+    if kind.code == FP8 and tile.columns != 128:
+        raise ValueError(f"tile has {tile.columns} columns; a scale of the result covers 128.")
     values = x.values if isinstance(x, Fp8Rows) else x
     hidden = values.shape[1]
     num_rows = rows.tokens.numel()
@@ -420,7 +427,7 @@ def default_tiles(kind: ExpertFormat, rows_per_expert: int) -> tuple[GroupedTile
         return GroupedTile(rows, 128, first_warps, 3), GroupedTile(rows, 128, warps, 4)
     if kind.code == INT4:
         return GroupedTile(rows, 64, warps, 3, 64), GroupedTile(rows, 128, warps, 3, 64)
-    return GroupedTile(rows, 128, warps, 3, 64), GroupedTile(rows, 128, warps, 4, 64)
+    return GroupedTile(rows, 128, warps, 3, 64), GroupedTile(rows, 128, warps, 3, 64)
 
 
 def expert_mlp_grouped(

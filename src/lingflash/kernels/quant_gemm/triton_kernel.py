@@ -63,7 +63,8 @@ def _store_group(values_ptr, scale_ptr, x, row, group, num_rows, stride, live):
     tl.store(scale_ptr + group.to(tl.int64) * num_rows + row, scale, mask=live)
 
 
-@triton.jit
+# num_rows differs from step to step: a kernel is compiled once for all of them.
+@triton.jit(do_not_specialize=["num_rows"])
 def _quantize_kernel(
     x_ptr, values_ptr, scale_ptr, num_rows, x_stride, columns, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +76,7 @@ def _quantize_kernel(
     _store_group(values_ptr, scale_ptr, x, row, group, num_rows, columns, live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _silu_fp8_kernel(
     x_ptr, values_ptr, scale_ptr, num_rows, x_stride, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -101,7 +102,7 @@ def _silu_kernel(x_ptr, out_ptr, x_stride, width, BLOCK: tl.constexpr):
     tl.store(out_ptr + row * width + column, out.to(out_ptr.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "x_scale_stride"])
 def _fp8_gemm_kernel(
     x_desc, w_desc, x_scale_ptr, w_scale_ptr, out_ptr, num_rows, num_columns, x_scale_stride,
     DEPTH: tl.constexpr, PER_CHANNEL: tl.constexpr, TOGETHER: tl.constexpr,
