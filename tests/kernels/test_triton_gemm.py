@@ -85,7 +85,7 @@ def test_silu_when_quantized_then_as_in_two_steps(rows):
     assert relative_error(got, expected) < 3.5e-2
 
 
-@pytest.mark.parametrize("tile", [Tile(16, 64, 4, 2), Tile(64, 128, 4, 3)])
+@pytest.mark.parametrize("tile", [Tile(16, 64, 4, 2, pieces=2), Tile(64, 128, 4, 3)])
 @pytest.mark.parametrize(
     ("rows", "columns", "depth"), [(1, 16, 128), (37, 200, 256), (130, 384, 384)]
 )

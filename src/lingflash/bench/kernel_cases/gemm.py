@@ -210,7 +210,7 @@ def _sweep_dense() -> None:
     tiles = [
         Tile(128, 128, 8, 3), Tile(128, 128, 8, 4), Tile(128, 128, 8, 5), Tile(64, 128, 4, 4),
         Tile(64, 128, 4, 3), Tile(128, 64, 4, 4), Tile(128, 64, 4, 3), Tile(256, 64, 8, 4),
-        Tile(64, 128, 8, 4),
+        Tile(128, 128, 8, 2, pieces=2), Tile(128, 128, 8, 3, pieces=2),
     ]  # fmt: skip
     for name, columns in (("qkvg", QKVG), ("dense", HIDDEN)):
         w8, scale = _fp8_weight(columns, HIDDEN)
@@ -218,7 +218,7 @@ def _sweep_dense() -> None:
         flops = 2.0 * TOKENS * HIDDEN * columns
         cases = [
             Case(
-                f"{name} {t.rows}x{t.columns} warps {t.warps} stages {t.stages}",
+                f"{name} {t.rows} {t.columns} {t.warps} {t.stages} pieces {t.pieces}",
                 lambda t=t, w8=w8, s=scale: fp8_gemm_triton(x.values, x.scale, w8, s, t),
                 size,
                 flops,

@@ -38,6 +38,8 @@ class Tile:
         warps: per program.
         stages: pieces of the operands that are under way at a time.
         depth: columns of the operands per piece.
+        pieces: 1 or 2 of a stage, dense FP8 only: with two, the first product is scaled while the
+            second is computed.
     """
 
     rows: int = 128
@@ -45,6 +47,7 @@ class Tile:
     warps: int = 8
     stages: int = 4
     depth: int = 128
+    pieces: int = 1
 
 
 # Rows of blocks whose programs follow each other, so that they share the weights in L2.
@@ -105,7 +108,7 @@ def _silu_kernel(x_ptr, out_ptr, x_stride, width, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["num_rows", "x_scale_stride"])
 def _fp8_gemm_kernel(
     x_desc, w_desc, x_scale_ptr, w_scale_ptr, out_ptr, num_rows, num_columns, x_scale_stride,
-    DEPTH: tl.constexpr, PER_CHANNEL: tl.constexpr, TOGETHER: tl.constexpr,
+    DEPTH: tl.constexpr, PER_CHANNEL: tl.constexpr, TOGETHER: tl.constexpr, PIECES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -121,17 +124,28 @@ def _fp8_gemm_kernel(
     column = column_at + tl.arange(0, BLOCK_N)
     live = row < num_rows
     x_scale_at = x_scale_ptr + row
+    w_scale_at = w_scale_ptr + column_at // 128 * (DEPTH // 128)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for step in range(DEPTH // BLOCK_K):
-        x = x_desc.load([row_at, step * BLOCK_K])
-        w = w_desc.load([column_at, step * BLOCK_K])
+    zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, DEPTH, PIECES * BLOCK_K):
+        x = x_desc.load([row_at, start])
+        w = w_desc.load([column_at, start])
+        # All loads come before the products, so that one wait covers them.
+        if PIECES == 2:
+            x_next = x_desc.load([row_at, start + BLOCK_K])
+            w_next = w_desc.load([column_at, start + BLOCK_K])
         scale = tl.load(x_scale_at, mask=live, other=0.0)
-        x_scale_at += x_scale_stride
         if not PER_CHANNEL:
-            w_at = column_at // 128 * (DEPTH // 128) + step
-            scale = scale * tl.load(w_scale_ptr + w_at).to(tl.float32)
-        part = dot(x, w.T, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        total += part * scale[:, None]
+            scale = scale * tl.load(w_scale_at + start // 128).to(tl.float32)
+        x_scale_at += x_scale_stride
+        if PIECES == 2:
+            scale_next = tl.load(x_scale_at, mask=live, other=0.0)
+            if not PER_CHANNEL:
+                scale_next = scale_next * tl.load(w_scale_at + start // 128 + 1).to(tl.float32)
+            x_scale_at += x_scale_stride
+        total += dot(x, w.T, zeros) * scale[:, None]
+        if PIECES == 2:
+            total += dot(x_next, w_next.T, zeros) * scale_next[:, None]
     kept = column < num_columns
     if PER_CHANNEL:
         total *= tl.load(w_scale_ptr + column, mask=kept, other=0.0).to(tl.float32)[None, :]
@@ -205,6 +219,7 @@ def fp8_gemm_triton(
         TensorDescriptor.from_tensor(w8, [tile.columns, GROUP]),
         x_scale, w_scale.contiguous(), out, num_rows, num_columns,
         x_scale.stride(0), DEPTH=depth, PER_CHANNEL=w_scale.shape == (num_columns, 1),
+        PIECES=tile.pieces if depth // GROUP % tile.pieces == 0 else 1,
         TOGETHER=_ROW_BLOCKS_TOGETHER, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=GROUP,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
