@@ -1,1 +1,1 @@
-"""Kernels at Ling-2.6-flash's shapes, as benchmark cases; imports torch, Triton and kernels only."""
+"""Kernels at Ling-2.6-flash's shapes as benchmark cases; imports torch, Triton, kernels only."""

@@ -184,10 +184,10 @@ def variants() -> list[Variant]:
             continue
         size = rows * width * _BYTES[kind]
         one = [
-            SkinnyTiles(1, n, k, warps, stages)
-            for n, k, warps, stages in (
-                (8, 512, 4, 3), (8, 1024, 4, 3), (16, 512, 4, 3), (16, 512, 4, 4), (16, 512, 8, 3),
-                (32, 256, 4, 4), (4, 1024, 4, 3), (4, 2048, 4, 2), (8, 2048, 8, 2),
+            SkinnyTiles(1, n, k, warps, 1)
+            for n, k, warps in (
+                (2, 4096, 4), (4, 4096, 4), (8, 4096, 4), (4, 4096, 8), (8, 4096, 8), (1, 4096, 2),
+                (2, 4096, 2), (8, 1024, 4), (16, 1024, 4),
             )
         ]  # fmt: skip
         rows_tiles = [
@@ -206,20 +206,14 @@ def variants() -> list[Variant]:
             build = partial(_skinny, 32, rows, width, kind, wide)
             found.append(Variant(f"{name} {kind} b32", str(wide), build, size))
     one_tiles = {
-        "int4": [
-            ExpertTiles(n, k, w, s)
-            for n, k, w, s in (
-                (16, 64, 4, 3), (16, 64, 4, 1), (16, 128, 4, 3), (32, 64, 4, 3), (8, 128, 4, 3),
-                (8, 128, 2, 4), (32, 32, 4, 4), (16, 32, 2, 4),
+        kind: [
+            ExpertTiles(n, k, w, 1)
+            for n, k, w in (
+                (2, 4096, 4), (4, 4096, 4), (8, 4096, 4), (4, 4096, 8), (8, 4096, 8), (2, 4096, 2),
+                (8, 1024, 4), (16, 1024, 4), (4, 4096, 2), (16, 1024, 8),
             )
-        ],
-        "fp8": [
-            ExpertTiles(n, k, w, s)
-            for n, k, w, s in (
-                (16, 512, 8, 3), (16, 512, 4, 3), (8, 512, 4, 3), (8, 1024, 4, 2), (8, 1024, 8, 3),
-                (16, 256, 4, 4), (4, 1024, 4, 3), (32, 256, 8, 3), (8, 512, 4, 1),
-            )
-        ],
+        ]
+        for kind in ("int4", "fp8")
     }  # fmt: skip
     many_tiles = {
         "int4": [

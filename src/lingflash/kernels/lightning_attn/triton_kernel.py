@@ -91,11 +91,14 @@ def _decode_kernel(
     tl.store(tail_k_ptr + at + channel, k, mask=inside & (tl.program_id(2) == 0))
     if offset == ANCHOR_TOKENS - 1:
         state *= tl.load(carry_ptr + head)
-        for j in tl.static_range(ANCHOR_TOKENS):
+        # Read again one by one: kept in registers for a step in ANCHOR, they would cost each step.
+        for j in range(ANCHOR_TOKENS - 1):
             weight = tl.load(fold_ptr + head * fold_stride + j)
-            is_j = (place == j)[:, None]
-            key = tl.sum(tl.where(is_j, keys, 0.0), 0) * weight
-            state += key[:, None] * tl.sum(tl.where(is_j, values, 0.0), 0)[None, :]
+            key = tl.load(tail_k_ptr + (tail_row + j) * DIM + channel, mask=inside, other=0.0)
+            value = tl.load(tail_v_ptr + (tail_row + j) * DIM + column, mask=shown, other=0.0)
+            state += (key * weight)[:, None] * value[None, :]
+        weight = tl.load(fold_ptr + head * fold_stride + ANCHOR_TOKENS - 1)
+        state += (k * weight)[:, None] * v[None, :]
         tl.store(state_at, state, mask=whole)
 
 

@@ -21,8 +21,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
-from lingflash.kernels.skinny_gemm.triton_kernel import SCALE_BLOCK, narrow
+from lingflash.kernels.skinny_gemm.triton_kernel import SCALE_BLOCK, narrow, row_sums
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import (
     launch_options,
@@ -43,6 +44,8 @@ __all__ = [
 
 # Rows per program: what the tensor cores want at least.
 BLOCK_ROWS = 16
+# The interpreter knows no assembly.
+_INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 # Columns whose order is changed together: 16 words of eight nibbles.
 _NIBBLE_GROUP = tl.constexpr(128)
 
@@ -66,79 +69,101 @@ def place_of(column, NIBBLES: tl.constexpr):
     return column
 
 
+@triton.constexpr_function
+def _nibble_assembly(j: int) -> str:
+    """PTX that makes float16 values of nibble j of two words."""
+    byte = j // 2
+    shift = "shr.u32 t, t, 4; " if j % 2 else ""
+    return (
+        f"{{ .reg .b32 t, m; mov.b32 m, 0x64086408; prmt.b32 t, $1, $2, {byte + (byte + 4) * 256};"
+        f" {shift}lop3.b32 t, t, 0x000F000F, 0x64006400, 0xEA; sub.f16x2 $0, t, m; }}"
+    )
+
+
 @triton.jit
-def _nibble(words, j):
-    """1024 + (value + 8) of nibble j as float16, exact: float16's last ten bits count ones."""
-    return (((words >> (4 * j)) & 0xF) | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
+def _nibble(words, j: tl.constexpr):
+    """Value of nibble j as float16, exact.
+
+    1024 + (value + 8) is made by bits, since float16's last ten count ones; then 1032 is taken
+    off. Two words at once: one byte of each is put in place, masked and filled in, subtracted.
+    """
+    if _INTERPRETED:
+        number = (((words >> (4 * j)) & 0xF) | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
+        return (number - 1032.0).to(tl.float16)
+    return tl.inline_asm_elementwise(
+        _nibble_assembly(j), "=r,r,r", [words], tl.float16, is_pure=True, pack=2
+    )
 
 
 @triton.jit
 def _one_row_int4(
-    x_ptr, w_row, scale_row, inside, start, num_words,
-    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    x_ptr, w_row, scale_row, row_ok, num_words,
+    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """x W^T over BLOCK_W words from `start` on, not yet summed: float32 [BLOCK_N, BLOCK_W]."""
-    word = start + tl.arange(0, BLOCK_W)
-    at = word // 16 * 128 + word % 16
-    mask = inside[:, None] & (word < num_words)[None, :]
-    words = tl.load(w_row + word[None, :], mask=mask, other=0)
-    scale = tl.load(scale_row + (word // (GROUP // 8))[None, :], mask=mask, other=0.0)
-    total = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
-    sums = tl.zeros([BLOCK_W], tl.float32)
-    for j in tl.static_range(8):
-        x = tl.load(x_ptr + at + 16 * j, mask=word < num_words, other=0.0).to(tl.float32)
-        # The bits of 128 + (value + 8) as bfloat16, read as float32.
-        value = ((((words >> (4 * j)) & 0xF) << 16) | 0x43000000).to(tl.float32, bitcast=True)
-        total += value * x[None, :]
-        sums += x
-    return (total - 136.0 * sums[None, :]) * scale.to(tl.float32)
+    """One row of x times BLOCK_N rows of INT4 weights, GROUPS times 128 columns at once."""
+    group, word = tl.arange(0, GROUPS), tl.arange(0, 16)
+    total = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, num_words, GROUPS * 16):
+        at = start + group[:, None] * 16 + word[None, :]
+        ok = row_ok[:, None, None] & (at < num_words)[None, :, :]
+        words = tl.load(w_row[:, None, None] + at[None, :, :], mask=ok, other=0)
+        part = tl.zeros([BLOCK_N, GROUPS, 16], tl.float32)
+        sums = tl.zeros([GROUPS, 16], tl.float32)
+        x_at = x_ptr + (start // 16 + group)[:, None] * 128 + word[None, :]
+        for j in tl.static_range(8):
+            x = tl.load(x_at + 16 * j, mask=at < num_words, other=0.0).to(tl.float32)
+            # The bits of 128 + (value + 8) as bfloat16, read as float32.
+            if j <= 4:
+                bits = words << (16 - 4 * j)
+            else:
+                bits = words >> (4 * j - 16)
+            value = ((bits & 0xF0000) | 0x43000000).to(tl.float32, bitcast=True)
+            part += value * x[None, :, :]
+            sums += x
+        part -= 136.0 * sums[None, :, :]
+        if GROUP == 128:
+            block = start // 16 + group
+            scale_ok = row_ok[:, None] & (block * 16 < num_words)[None, :]
+            scale = tl.load(scale_row[:, None] + block[None, :], mask=scale_ok, other=0.0)
+            part *= scale.to(tl.float32)[:, :, None]
+        else:
+            scale_at = scale_row[:, None, None] + (at // (GROUP // 8))[None, :, :]
+            part *= tl.load(scale_at, mask=ok, other=0.0).to(tl.float32)
+        total += tl.sum(tl.sum(part, 2), 1)
+    return total
 
 
 @triton.jit
 def _one_gate_up(
     x_ptr, w_ptr, scale_ptr, act_ptr, tile, scale_stride,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
-    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """One row of x through BLOCK_N gate and up columns of one expert."""
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < WIDTH
-    gate = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     if INT4:
-        row = w_ptr + column[:, None] * (HIDDEN // 8)
-        scale_row = scale_ptr + column[:, None] * scale_stride
-        for start in tl.range(0, HIDDEN // 8, BLOCK_K, num_stages=STAGES):
-            gate += _one_row_int4(
-                x_ptr, row, scale_row, inside, start, HIDDEN // 8, GROUP, BLOCK_N, BLOCK_K
-            )
-            up += _one_row_int4(
-                x_ptr, row + WIDTH * (HIDDEN // 8), scale_row + WIDTH * scale_stride, inside,
-                start, HIDDEN // 8, GROUP, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
+        row, scale_row = w_ptr + column * (HIDDEN // 8), scale_ptr + column * scale_stride
+        g = _one_row_int4(x_ptr, row, scale_row, inside, HIDDEN // 8, GROUP, BLOCK_N, CHUNKS)
+        u = _one_row_int4(
+            x_ptr, row + WIDTH * (HIDDEN // 8), scale_row + WIDTH * scale_stride, inside,
+            HIDDEN // 8, GROUP, BLOCK_N, CHUNKS,
+        )  # fmt: skip
     else:
-        row = w_ptr + column[:, None] * HIDDEN
+        EVEN: tl.constexpr = WIDTH % BLOCK_N == 0 and HIDDEN % (128 * CHUNKS) == 0
+        row = w_ptr + column * HIDDEN
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
         up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
-        k = tl.arange(0, BLOCK_K)
-        for start in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
-            at = start + k
-            mask = inside[:, None] & (at < HIDDEN)[None, :]
-            x = tl.load(x_ptr + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
-            w_gate = tl.load(row + at[None, :], mask=mask, other=0.0).to(tl.float32)
-            w_up = tl.load(row + WIDTH * HIDDEN + at[None, :], mask=mask, other=0.0).to(tl.float32)
-            if SCALES == "block":
-                block = at // SCALE_BLOCK
-                gate += w_gate * (x * tl.load(scale_row + block, mask=at < HIDDEN))[None, :]
-                up += w_up * (x * tl.load(up_scales + block, mask=at < HIDDEN))[None, :]
-            else:
-                gate += w_gate * x[None, :]
-                up += w_up * x[None, :]
-    g, u = tl.sum(gate, 1), tl.sum(up, 1)
-    if SCALES == "channel":
-        g *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
-        u *= tl.load(scale_ptr + (WIDTH + column) * scale_stride, mask=inside, other=0.0)
+        g = row_sums(
+            x_ptr, row, scale_row, HIDDEN, inside, SCALES == "block", EVEN, BLOCK_N, CHUNKS
+        )
+        u = row_sums(
+            x_ptr, row + WIDTH * HIDDEN, up_scales, HIDDEN, inside, SCALES == "block", EVEN,
+            BLOCK_N, CHUNKS,
+        )  # fmt: skip
+        if SCALES == "channel":
+            g *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
+            u *= tl.load(scale_ptr + (WIDTH + column) * scale_stride, mask=inside, other=0.0)
     act = g * tl.sigmoid(g) * u
     at = act_ptr + place_of(column, NIBBLES)
     tl.store(at, act.to(act_ptr.dtype.element_ty), mask=inside)
@@ -148,35 +173,24 @@ def _one_gate_up(
 def _one_down(
     x_ptr, w_ptr, scale_ptr, out_ptr, weight, tile, scale_stride,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
-    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """One row of activations through BLOCK_N columns of one expert's way back."""
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < HIDDEN
-    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     if INT4:
-        row = w_ptr + column[:, None] * (WIDTH // 8)
-        scale_row = scale_ptr + column[:, None] * scale_stride
-        for start in tl.range(0, WIDTH // 8, BLOCK_K, num_stages=STAGES):
-            total += _one_row_int4(
-                x_ptr, row, scale_row, inside, start, WIDTH // 8, GROUP, BLOCK_N, BLOCK_K
-            )
+        row, scale_row = w_ptr + column * (WIDTH // 8), scale_ptr + column * scale_stride
+        out = _one_row_int4(x_ptr, row, scale_row, inside, WIDTH // 8, GROUP, BLOCK_N, CHUNKS)
     else:
-        row = w_ptr + column[:, None] * WIDTH
+        EVEN: tl.constexpr = HIDDEN % BLOCK_N == 0 and WIDTH % (128 * CHUNKS) == 0
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
-        k = tl.arange(0, BLOCK_K)
-        for start in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
-            at = start + k
-            x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-            if SCALES == "block":
-                x *= tl.load(scale_row + at // SCALE_BLOCK, mask=at < WIDTH, other=0.0)
-            mask = inside[:, None] & (at < WIDTH)[None, :]
-            total += tl.load(row + at[None, :], mask=mask, other=0.0).to(tl.float32) * x[None, :]
-    out = tl.sum(total, 1) * weight
-    if SCALES == "channel":
-        out *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
-    tl.store(out_ptr + column, out, mask=inside)
+        out = row_sums(
+            x_ptr, w_ptr + column * WIDTH, scale_row, WIDTH, inside, SCALES == "block", EVEN,
+            BLOCK_N, CHUNKS,
+        )  # fmt: skip
+        if SCALES == "channel":
+            out *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
+    tl.store(out_ptr + column, out * weight, mask=inside)
 
 
 @triton.jit
@@ -185,8 +199,7 @@ def _gate_up_one_kernel(
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
     SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, STAGES: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     choice = tl.program_id(1)
@@ -197,12 +210,12 @@ def _gate_up_one_kernel(
         _one_gate_up(
             x_ptr, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, act,
             tl.program_id(0), scale_stride, INT4, SCALES, GROUP, NIBBLES, WIDTH, HIDDEN,
-            BLOCK_N, BLOCK_K, STAGES,
+            BLOCK_N, CHUNKS,
         )  # fmt: skip
     elif SHARED:
         _one_gate_up(
             plain_ptr, shared_ptr, shared_scale_ptr, act, tl.program_id(0), shared_scale_stride,
-            False, SHARED_SCALES, 0, False, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
+            False, SHARED_SCALES, 0, False, WIDTH, HIDDEN, BLOCK_N, CHUNKS,
         )  # fmt: skip
 
 
@@ -212,8 +225,7 @@ def _down_one_kernel(
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
     SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_K: tl.constexpr, STAGES: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     choice = tl.program_id(1)
@@ -224,12 +236,12 @@ def _down_one_kernel(
         _one_down(
             x, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, out,
             tl.load(weight_ptr + choice), tl.program_id(0), scale_stride, INT4, SCALES, GROUP,
-            WIDTH, HIDDEN, BLOCK_N, BLOCK_K, STAGES,
+            WIDTH, HIDDEN, BLOCK_N, CHUNKS,
         )  # fmt: skip
     elif SHARED:
         _one_down(
             x, shared_ptr, shared_scale_ptr, out, 1.0, tl.program_id(0), shared_scale_stride,
-            False, SHARED_SCALES, 0, WIDTH, HIDDEN, BLOCK_N, SHARED_K, STAGES,
+            False, SHARED_SCALES, 0, WIDTH, HIDDEN, BLOCK_N, CHUNKS,
         )  # fmt: skip
 
 
@@ -248,7 +260,6 @@ def _rows_int4(
         top = tl.max(tl.abs(whole.to(tl.float32)), 1)
     factor = tl.maximum(top, 1e-30) * (1.0 / 1024.0)
     part = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    sums = tl.zeros([BLOCK_M], tl.float32)
     scale = tl.load(scale_row + group * (128 // GROUP), mask=inside, other=0.0).to(tl.float32)
     if GROUP < 128:
         spread = tl.load(
@@ -263,12 +274,10 @@ def _rows_int4(
             x = x.to(tl.float16)
         value = _nibble(words, j)
         if GROUP < 128:
-            part = dot(x, tl.trans((value - 1032.0).to(tl.float16) * spread), part)
-        else:
-            part = dot(x, tl.trans(value), part)
-            sums += tl.sum(x.to(tl.float32), 1)
+            value *= spread
+        part = dot(x, tl.trans(value), part)
     if GROUP == 128:
-        part = (part - 1032.0 * sums[:, None]) * scale[None, :]
+        part *= scale[None, :]
     if SCALED:
         part *= factor[:, None]
     return total + part
@@ -574,7 +583,7 @@ class DecodeExperts:
 
 @dataclass(frozen=True, slots=True)
 class ExpertTiles:
-    """How a product is cut: rows of weights and columns (words for one INT4 row) per step."""
+    """How a product is cut: rows of weights and columns per step; one row has no stages."""
 
     block_n: int
     block_k: int
@@ -582,21 +591,21 @@ class ExpertTiles:
     stages: int
 
 
-def _one_k(w: DecodeExperts) -> int:
-    """Columns, or words, of one row's step: 512 bytes or half of that for INT4."""
-    return 64 if w.is_int4 else 512 // w.values.element_size()
+def _chunks(width: int, most: int) -> int:
+    """Pieces of 128 columns that one row's step takes, a power of two."""
+    return min(triton.next_power_of_2(triton.cdiv(width, 128)), most)
 
 
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(16, _one_k(w), 4, 3)
-    return ExpertTiles(64, 128, 4, 4)
+        return ExpertTiles(4, 4096, 4, 1)
+    return ExpertTiles(128, 128, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
 def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(32, _one_k(w), 4, 2)
-    return ExpertTiles(64, 128, 4, 4)
+        return ExpertTiles(8, 4096, 4, 1)
+    return ExpertTiles(128, 128, 4, 3)
 
 
 def _options(w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles) -> dict[str, Any]:
@@ -611,7 +620,7 @@ def _options(w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles)
         "INT4": w.is_int4, "SCALES": w.scale_kind, "GROUP": w.group,
         "SHARED": shared is not None,
         "SHARED_SCALES": "none" if shared is None else shared.scale_kind,
-        "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k, "num_warps": tiles.warps,
+        "BLOCK_N": tiles.block_n, "num_warps": tiles.warps,
     }  # fmt: skip
 
 
@@ -657,7 +666,7 @@ def gate_up_decode(
         _gate_up_one_kernel[(columns, choices)](
             x, w.values, scale, topk_ids, act, plain, other.values, other.scales(),
             w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
-            SHARED_K=_one_k(other), STAGES=t.stages, **options,
+            CHUNKS=_chunks(x.shape[1], t.block_k // 128), **options,
         )  # fmt: skip
         return act
     blocks = plan.experts.numel()
@@ -666,7 +675,7 @@ def gate_up_decode(
         x, w.values, scale, plan.rows, plan.experts, plan.num_used, act,
         plain, other.values, other.scales(), num_tokens, topk, choices, blocks,
         x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1),
-        other.scales().stride(1), BLOCK_M=BLOCK_ROWS, num_stages=t.stages, **options,
+        other.scales().stride(1), BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages, **options,
     )  # fmt: skip
     return act
 
@@ -708,7 +717,7 @@ def down_decode(
         _down_one_kernel[(columns, choices)](
             act, w.values, scale, topk_ids, topk_weights, out, other.values, other.scales(),
             w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
-            SHARED_K=_one_k(other), STAGES=t.stages, **options,
+            CHUNKS=_chunks(width, t.block_k // 128), **options,
         )  # fmt: skip
         return out
     blocks = plan.experts.numel()
@@ -717,6 +726,6 @@ def down_decode(
         act, w.values, scale, plan.rows, plan.experts, plan.num_used, topk_weights, out,
         other.values, other.scales(), num_tokens, topk, choices, blocks,
         w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
-        BLOCK_M=BLOCK_ROWS, num_stages=t.stages, **options,
+        BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages, **options,
     )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lingflash.kernels.moe_route.triton_kernel import choose_kernel
+from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import (
     launch_options,
     prefetch_rows,
@@ -26,23 +27,41 @@ ROUTER_PARTS = 8
 def _logits_kernel(
     x_ptr, w_ptr, parts_ptr, num_tokens, width, x_stride,
     EXPERTS: tl.constexpr, PART_WIDTH: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, ONE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     expert = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     part = tl.program_id(1)
-    k = part * PART_WIDTH + tl.arange(0, BLOCK_K)
-    end = tl.minimum((part + 1) * PART_WIDTH, width)
-    mask = (expert < EXPERTS)[:, None] & (k < end)[None, :]
-    w_at = w_ptr + expert[:, None] * width + k[None, :]
-    prefetch_rows(w_at, PDL)
-    wait_for_previous(PDL)
-    w = tl.load(w_at, mask=mask, other=0.0)
-    for token in tl.range(0, num_tokens):
-        x = tl.load(x_ptr + token * x_stride + k, mask=k < end, other=0.0).to(tl.float32)
+    begin = part * PART_WIDTH
+    end = tl.minimum(begin + PART_WIDTH, width)
+    is_expert = expert < EXPERTS
+    w_row = w_ptr + expert[:, None] * width
+    if ONE:
+        k = begin + tl.arange(0, BLOCK_K)
+        mask = is_expert[:, None] & (k < end)[None, :]
+        prefetch_rows(w_row + k[None, :], PDL)
+        w = tl.load(w_row + k[None, :], mask=mask, other=0.0)
+        wait_for_previous(PDL)
+        x = tl.load(x_ptr + k, mask=k < end, other=0.0).to(tl.float32)
         logits = tl.sum(w * x[None, :], 1)
-        at = parts_ptr + (token * PARTS + part) * EXPERTS + expert
-        tl.store(at, logits, mask=expert < EXPERTS)
+        tl.store(parts_ptr + part * EXPERTS + expert, logits, mask=is_expert)
+    else:
+        token = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+        live = token < num_tokens
+        step = tl.arange(0, 64)
+        wait_for_previous(PDL)
+        total = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+        for start in tl.range(0, PART_WIDTH, 64):
+            at = begin + start + step
+            x_at = x_ptr + token[:, None] * x_stride + at[None, :]
+            rows = tl.load(x_at, mask=live[:, None] & (at < end)[None, :], other=0.0)
+            gate = tl.load(
+                w_row + at[None, :], mask=is_expert[:, None] & (at < end)[None, :], other=0.0
+            )
+            total = dot(rows.to(tl.float32), tl.trans(gate), total)
+        out = parts_ptr + (token[:, None] * PARTS + part) * EXPERTS + expert[None, :]
+        tl.store(out, total, mask=live[:, None] & is_expert[None, :])
 
 
 def route_decode(
@@ -77,11 +96,13 @@ def route_decode(
     if not num_tokens:
         return
     part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
-    block_e = 16 if num_experts >= 64 else 4
-    _logits_kernel[(triton.cdiv(num_experts, block_e), ROUTER_PARTS)](
+    one = num_tokens == 1
+    block_e = 4 if one else 16
+    _logits_kernel[(triton.cdiv(num_experts, block_e), ROUTER_PARTS, triton.cdiv(num_tokens, 16))](
         x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
         PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=block_e,
-        BLOCK_K=triton.next_power_of_2(part_width), num_warps=4, **launch_options(x),
+        BLOCK_K=triton.next_power_of_2(part_width), BLOCK_M=16, ONE=one, num_warps=4,
+        **launch_options(x),
     )  # fmt: skip
     size = num_experts // num_groups
     choose_kernel[(num_tokens,)](

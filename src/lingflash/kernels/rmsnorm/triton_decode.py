@@ -75,6 +75,6 @@ def add_parts_rms_norm(
             residual if parts is None else parts, residual if extra is None else extra, residual,
             weight, out, other, order, width, eps, PARTS=num_parts, HAS_EXTRA=extra is not None,
             ORDERED=ordered is not None, BLOCK=triton.next_power_of_2(width),
-            num_warps=8 if width >= 2048 else 4, **launch_options(residual),
+            num_warps=16 if width >= 2048 else 4, **launch_options(residual),
         )  # fmt: skip
     return out

@@ -53,27 +53,48 @@ def narrow(x, SCALED: tl.constexpr):
 
 
 @triton.jit
+def row_sums(
+    x_ptr, w_row, scale_row, width, row_ok,
+    BLOCK_SCALE: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """One row of x times BLOCK_N rows of weights, CHUNKS times 128 columns at once: [BLOCK_N].
+
+    Nothing is staged: each thread asks for all of its 16-byte pieces before it uses the first,
+    which was twice as fast as copies through shared memory (docs/gpu-notes.md).
+    """
+    chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
+    total = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, width, CHUNKS * 128):
+        at = start + chunk[:, None] * 128 + k[None, :]
+        places = w_row[:, None, None] + at[None, :, :]
+        if EVEN:
+            w = tl.load(places, eviction_policy="evict_first")
+            x = tl.load(x_ptr + at).to(tl.float32)
+        else:
+            w = tl.load(places, mask=row_ok[:, None, None] & (at < width)[None, :, :], other=0.0)
+            x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
+        if BLOCK_SCALE:
+            block = start // SCALE_BLOCK + chunk
+            x *= tl.load(scale_row + block, mask=block * SCALE_BLOCK < width, other=0.0)[:, None]
+        total += tl.sum(tl.sum(w.to(tl.float32) * x[None, :, :], 2), 1)
+    return total
+
+
+@triton.jit
 def _one_row_kernel(
     x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, width, scale_stride,
-    QUANT: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    QUANT: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    w_row = w_ptr + row.to(tl.int64)[:, None] * width
-    prefetch_rows(w_row + k[None, :], PDL)
+    w_row = w_ptr + row.to(tl.int64) * width
+    prefetch_rows(w_row[:, None] + tl.arange(0, CHUNKS)[None, :] * 128, PDL)
     wait_for_previous(PDL)
     scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
-    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for start in tl.range(0, width, BLOCK_K, num_stages=STAGES):
-        at = start + k
-        x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
-        if QUANT == "block":
-            x *= tl.load(scale_row + at // SCALE_BLOCK, mask=at < width, other=0.0)
-        w = load_rows(w_row + at[None, :], row < num_rows, at < width, EVEN)
-        total += w.to(tl.float32) * x[None, :]
-    out = tl.sum(total, 1)
+    out = row_sums(
+        x_ptr, w_row, scale_row, width, row < num_rows, QUANT == "block", EVEN, BLOCK_N, CHUNKS
+    )
     if QUANT == "channel":
         out *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)
     tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=row < num_rows)
@@ -120,7 +141,7 @@ def _rows_kernel(
 
 @dataclass(frozen=True, slots=True)
 class SkinnyTiles:
-    """How a product is cut; block_m 1 is the form for one row."""
+    """How a product is cut; block_m 1 is the form for one row, where stages mean nothing."""
 
     block_m: int
     block_n: int
@@ -132,7 +153,7 @@ class SkinnyTiles:
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
     if num_tokens == 1:
-        return SkinnyTiles(1, 16 if num_rows > 6144 else 8, 1024 // itemsize, 4, 3)
+        return SkinnyTiles(1, 4, 4096, 4, 1)
     block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
     return SkinnyTiles(block_m, 64 if num_rows > 6144 else 32, 128, 4, 4)
 
@@ -181,9 +202,11 @@ def skinny_gemm_triton(
     even = num_rows % t.block_n == 0 and width % t.block_k == 0
     options = launch_options(x)
     if t.block_m == 1:
+        chunks = min(triton.next_power_of_2(triton.cdiv(width, 128)), t.block_k // 128)
+        even = num_rows % t.block_n == 0 and width % (chunks * 128) == 0
         _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
             x, w, scales, out, num_rows, width, scale_stride, QUANT=quant, EVEN=even,
-            BLOCK_N=t.block_n, BLOCK_K=t.block_k, STAGES=t.stages, num_warps=t.warps, **options,
+            BLOCK_N=t.block_n, CHUNKS=chunks, num_warps=t.warps, **options,
         )  # fmt: skip
         return out
     _rows_kernel[(triton.cdiv(num_tokens, t.block_m), triton.cdiv(num_rows, t.block_n))](

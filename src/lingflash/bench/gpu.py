@@ -1,0 +1,93 @@
+"""What a GPU can do at most, measured in the same run as what is compared with it."""
+
+# Triton declares constexpr parameters as such, which plain numbers are not.
+# pyright: reportArgumentType=false
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COPY_BYTES = 4 * 2**30
+_MATMUL_SIZE = 8192
+_REPEATS = 5
+
+
+def time_s(run: Callable[[], object], warmups: int = 1) -> float:
+    """Seconds of one call on the device, by its own clock."""
+    for _ in range(warmups):
+        run()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3
+
+
+@dataclass(slots=True)
+class GpuCeilings:
+    """Samples of a device's rates, between the measurements."""
+
+    copy_gb_per_s: list[float] = field(default_factory=list)
+    read_gb_per_s: list[float] = field(default_factory=list)
+    matmul_tflop_per_s: list[float] = field(default_factory=list)
+
+    def sample(self) -> None:
+        """Take a few samples of each; needs 8 GiB of device memory."""
+        source = torch.empty(_COPY_BYTES // 4, device="cuda").normal_()
+        target = torch.empty_like(source)
+        a, b = (torch.randn(_MATMUL_SIZE, _MATMUL_SIZE, device="cuda").bfloat16() for _ in range(2))
+        for i in range(_REPEATS):
+            seconds = time_s(lambda: target.copy_(source), warmups=not i)
+            self.copy_gb_per_s.append(2e-9 * _COPY_BYTES / seconds)
+            seconds = time_s(lambda: _read(source), warmups=not i)
+            self.read_gb_per_s.append(1e-9 * _COPY_BYTES / seconds)
+            seconds = time_s(lambda: torch.mm(a, b), warmups=not i)
+            self.matmul_tflop_per_s.append(2e-12 * _MATMUL_SIZE**3 / seconds)
+
+    @property
+    def read(self) -> float:
+        """Median bytes per second that a kernel that only reads gets."""
+        return statistics.median(self.read_gb_per_s) * 1e9
+
+    @property
+    def matmul(self) -> float:
+        """Median operations per second of a large BF16 product."""
+        return statistics.median(self.matmul_tflop_per_s) * 1e12
+
+    def as_dict(self) -> dict[str, Any]:
+        """Median and samples of each, with what was measured."""
+
+        def entry(what: str, samples: list[float]) -> dict[str, Any]:
+            rounded = [float(f"{x:.5g}") for x in samples]
+            return {"what": what, "median": statistics.median(rounded), "samples": rounded}
+
+        size = f"{_COPY_BYTES >> 30} GiB"
+        return {
+            "copy_gb_per_s": entry(f"copy of {size}, read plus written", self.copy_gb_per_s),
+            "read_gb_per_s": entry(f"sum of {size} of float32, read", self.read_gb_per_s),
+            "matmul_tflop_per_s": entry(
+                f"torch.mm, bfloat16, {_MATMUL_SIZE} cubed, random", self.matmul_tflop_per_s
+            ),
+        }
+
+
+def _read(x: Tensor) -> Tensor:
+    """Sum everything in pieces: the device's own reduction, which only reads."""
+    return x.view(-1, 1 << 16).sum(1)
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Name, memory and software of the device in use."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+    }
