@@ -1,12 +1,14 @@
-"""tl.dot for all kernels: float32 stays float32, and the interpreter can do bfloat16 too."""
+"""tl.dot and the cast to FP8 for all kernels, in forms that Triton's interpreter can do too."""
 
+# Casts with bitcast and widths are on Triton's own values, which pyright takes for numbers.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from triton import knobs
 
-# The interpreter keeps bfloat16 as integers and would multiply those.
+# The interpreter keeps bfloat16 and FP8 as integers and would multiply those.
 _WIDEN = tl.constexpr(bool(knobs.runtime.interpret))
 
 
@@ -16,3 +18,17 @@ def dot(a, b, total):
     if _WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def to_fp8(x):
+    """Round float32 within +-448 to the nearest e4m3 number, ties to even."""
+    if _WIDEN:
+        # The interpreter loses the carry into the exponent, so it gets numbers already rounded:
+        # to 4 significant bits, or to multiples of 2^-9 where e4m3 has no smaller exponent.
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & 0xFFF00000
+        rounded = bits.to(tl.float32, bitcast=True)
+        small = (x + 24576.0) - 24576.0
+        x = tl.where(tl.abs(x) < 0.015625, small, rounded)
+    return x.to(tl.float8e4nv)

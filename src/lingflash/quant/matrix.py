@@ -14,6 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.kernels.moe_gemm import silu_and_mul
+from lingflash.kernels.quant_gemm import (
+    FEW_ROWS,
+    GROUP,
+    Rows,
+    fp8_gemm,
+    silu_and_mul_fp8,
+    takes_fp8_rows,
+)
 from lingflash.quant.pack import dequantize
 
 # Numbers that are dequantized at once: 16 MiB of float32.
@@ -149,23 +158,61 @@ class QuantizedExperts:
         return self.matrix(expert).dense()
 
 
-def linear(x: Tensor, weight: Matrix) -> Tensor:
+def linear(x: Tensor | Rows, weight: Matrix) -> Tensor:
     """x W^T for a weight in any format.
 
     Args:
-        x: float [T, C].
+        x: float [T, C], or the same as Rows that other products read too.
         weight: [R, C], of x's dtype or quantized with that dtype to compute in.
 
     Returns:
         [T, R], dtype of x.
 
-    Numerics: a quantized weight is rounded to x's dtype, then F.linear. Sync: none.
+    Numerics: a quantized weight is rounded to x's dtype, then F.linear. On a GPU, more than
+    FEW_ROWS rows in bfloat16 times an FP8 weight are rounded to FP8 instead: see fp8_gemm.
+    Sync: none.
     """
     if isinstance(weight, Tensor):
-        return F.linear(x, weight)
+        return F.linear(x.x if isinstance(x, Rows) else x, weight)
+    rows = x if isinstance(x, Rows) else Rows(x)
     if isinstance(weight, StackedMatrix):
-        return torch.cat([linear(x, part) for part in weight.matrices], -1)
+        return torch.cat([linear(rows, part) for part in weight.matrices], -1)
+    if _takes_fp8(rows.x, weight):
+        return fp8_gemm(rows.fp8(), weight.values, weight.scale)
     pieces = weight.pieces()
     if len(pieces) == 1:
-        return F.linear(x, pieces[0].dense())
-    return torch.cat([F.linear(x, piece.dense()) for piece in pieces], -1)
+        return F.linear(rows.x, pieces[0].dense())
+    return torch.cat([F.linear(rows.x, piece.dense()) for piece in pieces], -1)
+
+
+def gated_linear(gate_up: Tensor, weight: Matrix) -> Tensor:
+    """(SiLU(gate) * up) W^T: linear(silu_and_mul(gate_up), weight), without a step between.
+
+    Args:
+        gate_up: float [T, 2C].
+        weight: [R, C].
+
+    Returns:
+        [T, R], dtype of gate_up.
+
+    Numerics: as linear; where rows are rounded to FP8 they are not rounded before. Sync: none.
+    """
+    if isinstance(weight, QuantizedMatrix) and _takes_fp8(gate_up, weight):
+        return fp8_gemm(silu_and_mul_fp8(gate_up), weight.values, weight.scale)
+    return linear(silu_and_mul(gate_up), weight)
+
+
+def _takes_fp8(x: Tensor, weight: QuantizedMatrix) -> bool:
+    """Whether x is rounded to FP8 for this weight: many bfloat16 rows on a GPU."""
+    if not x.is_cuda or x.dtype != torch.bfloat16 or x.dim() != 2 or x.shape[0] <= FEW_ROWS:
+        return False
+    return _is_fp8_grid(weight)
+
+
+def _is_fp8_grid(weight: QuantizedMatrix) -> bool:
+    """Whether fp8_gemm knows the weight's scales, those of stacked parts as one grid."""
+    if weight.values.dtype != torch.float8_e4m3fn or weight.block not in ((GROUP, GROUP), (1, 0)):
+        return False
+    # Only the last part may end within a block: each begins a grid of its own.
+    whole = all(rows % weight.block[0] == 0 for rows in weight.part_rows[:-1])
+    return whole and takes_fp8_rows(weight.scale, *weight.shape)

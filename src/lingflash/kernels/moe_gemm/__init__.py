@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.kernels.moe_gemm.formats import FP8, ExpertMatrices, StoredExperts, expert_format
 from lingflash.kernels.moe_gemm.reference import expert_mlp_reference
+from lingflash.kernels.quant_gemm import FEW_ROWS, Rows
 
 __all__ = ["ExpertMatrices", "expert_mlp", "expert_mlp_reference", "silu_and_mul"]
 
 
-class ExpertMatrices(Protocol):
-    """One matrix per expert, given as numbers when it is asked for: weights kept in fewer bits."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-
-    def __getitem__(self, expert: int, /) -> Tensor: ...
-
-
 def silu_and_mul(gate_up: Tensor) -> Tensor:
-    """SiLU of the first half times the second: [..., 2I] to [..., I], same dtype."""
+    """SiLU of the first half times the second: [..., 2I] to [..., I], same dtype.
+
+    Numerics: rounded to the dtype; in between too, except on a GPU. Sync: none, graph-safe.
+    """
+    if gate_up.is_cuda and gate_up.dim() == 2 and gate_up.stride(1) == 1:
+        from lingflash.kernels.quant_gemm.triton_kernel import silu_and_mul_triton
+
+        return silu_and_mul_triton(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate) * up
 
 
 def expert_mlp(
-    x: Tensor,
+    x: Tensor | Rows,
     w_gate_up: Tensor | ExpertMatrices,
     w_down: Tensor | ExpertMatrices,
     topk_ids: Tensor,
     topk_weights: Tensor,
     *,
     row_multiple: int = 1,
+    shared: Tensor | None = None,
 ) -> Tensor:
-    """Sum over a token's experts of weight times MLP_e(x).
+    """Sum over a token's experts of weight times MLP_e(x), plus `shared`.
 
     Args:
-        x: float [T, D].
+        x: float [T, D], or the same as Rows that other products read too.
         w_gate_up: same dtype [E, 2I, D], or matrices that are made when they are used.
         w_down: same dtype [E, D, I], or the same.
         topk_ids: int64 [T, k].
@@ -48,13 +47,42 @@ def expert_mlp(
         row_multiple: each expert's rows are padded to a multiple of this. With
             core.config.ROW_MULTIPLE, a row's result does not depend on how many others go to its
             expert (CPU, float32).
+        shared: dtype of x [T, D] that is added, such as a shared expert's result, or None.
 
     Returns:
         float [T, D], dtype of x.
 
     Numerics: products accumulate as F.linear does; the sum over experts is float32, in the order of
-        topk_ids. Sync: blocks the host for the number of tokens per expert.
+        topk_ids. On a GPU, more than FEW_ROWS tokens in bfloat16 take the grouped kernels, which
+        round rows to FP8 for FP8 weights: see expert_mlp_grouped. Sync: blocks the host for the
+        number of tokens per expert, except there.
     """
+    rows = x if isinstance(x, Rows) else Rows(x)
+    x = rows.x
+    if x.is_cuda and row_multiple == 1 and x.shape[0] > FEW_ROWS:
+        kind = expert_format(w_gate_up)
+        if kind is not None and x.dtype == torch.bfloat16 and kind == expert_format(w_down):
+            from lingflash.kernels.moe_gemm.triton_grouped import expert_mlp_grouped
+
+            assert isinstance(w_gate_up, Tensor | StoredExperts)
+            assert isinstance(w_down, Tensor | StoredExperts)
+            return expert_mlp_grouped(
+                x.contiguous(), w_gate_up, w_down, topk_ids, topk_weights, kind,
+                x_fp8=rows.fp8() if kind.code == FP8 else None, shared=shared,
+            )  # fmt: skip
+    out = _expert_mlp(x, w_gate_up, w_down, topk_ids, topk_weights, row_multiple)
+    return out if shared is None else out + shared
+
+
+def _expert_mlp(
+    x: Tensor,
+    w_gate_up: Tensor | ExpertMatrices,
+    w_down: Tensor | ExpertMatrices,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    row_multiple: int,
+) -> Tensor:
+    """expert_mlp by one pair of products per expert in use."""
     num_tokens, topk = topk_ids.shape
     num_experts, _, hidden = w_gate_up.shape
     if num_tokens == 1 and row_multiple == 1:

@@ -40,8 +40,18 @@ def route_tokens(
     Returns:
         topk_ids int64 [T, topk], best biased score first, and topk_weights float32 [T, topk].
 
-    Numerics: float32 throughout; near ties flip in anything coarser.
+    Numerics: float32 throughout; near ties flip in anything coarser. Sync: none, graph-safe.
     """
+    if x.is_cuda:
+        from lingflash.kernels.moe_route.triton_gate import gate_logits
+        from lingflash.kernels.moe_route.triton_kernel import choose_experts_triton
+
+        exact = x.dtype == torch.bfloat16
+        logits = gate_logits(x, w_gate) if exact else F.linear(x.float(), w_gate)
+        return choose_experts_triton(
+            logits, expert_bias, num_groups=num_groups, topk_groups=topk_groups, topk=topk,
+            norm_topk_prob=norm_topk_prob, scaling_factor=scaling_factor,
+        )  # fmt: skip
     scores = F.linear(x.float(), w_gate).sigmoid()
     biased = scores if expert_bias is None else scores + expert_bias
     if num_groups > topk_groups:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lingflash.kernels.moe_gemm import expert_mlp, silu_and_mul
+from lingflash.kernels.moe_gemm import expert_mlp
 from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.quant_gemm import Rows
 from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import ForwardBatch, Trace
 from lingflash.models.layers.weights import WeightSlots
-from lingflash.quant.matrix import linear
+from lingflash.quant.matrix import gated_linear, linear
 
 
 class DenseMlp:
@@ -22,9 +23,9 @@ class DenseMlp:
         )
         self.w_down = weights.take_matrix(prefix + "down_proj.weight", hidden, width)
 
-    def forward(self, x: Tensor, batch: ForwardBatch, trace: Trace | None) -> Tensor:
+    def forward(self, x: Tensor | Rows, batch: ForwardBatch, trace: Trace | None) -> Tensor:
         """[T_pad, D] to [T_pad, D]."""
-        return linear(silu_and_mul(linear(x, self.w_gate_up)), self.w_down)
+        return gated_linear(linear(x, self.w_gate_up), self.w_down)
 
 
 class MoeMlp:
@@ -77,12 +78,13 @@ class MoeMlp:
         if trace is not None:
             trace.record(f"layer{self.layer_idx}.topk_idx", topk_ids)
             trace.record(f"layer{self.layer_idx}.topk_w", topk_weights)
-        out = expert_mlp(
-            x,
+        rows = Rows(x)
+        return expert_mlp(
+            rows,
             self.w_gate_up,
             self.w_down,
             topk_ids,
             topk_weights,
             row_multiple=batch.row_multiple,
+            shared=None if self.shared is None else self.shared.forward(rows, batch, trace),
         )
-        return out if self.shared is None else out + self.shared.forward(x, batch, trace)
