@@ -75,6 +75,12 @@ def _fill(weight: Tensor, name: str, generator: torch.Generator) -> None:
     elif name.endswith(("_scale", "_scale_inv")):
         std = _NIBBLE_STD if weight.dtype == torch.bfloat16 else 1.0
         weight.uniform_(0.8, 1.2, generator=generator).mul_(_WEIGHT_STD / std)
+        if weight.dtype == torch.bfloat16:
+            # Random nibbles are -1/2 on average, and what all columns share would grow from layer
+            # to layer until all tokens look alike; with scales of both signs it cancels.
+            weight.mul_(torch.randint_like(weight, 2, dtype=torch.int8).mul_(2).sub_(1))
+    elif name == "model.word_embeddings.weight":
+        weight.normal_(generator=generator)  # tokens must differ as much as the layers' outputs
     elif "norm" in name:
         weight.uniform_(0.8, 1.2, generator=generator)
     else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lingflash.bench.dummy_model import make_dummy_model
 from lingflash.bench.gpu import GpuCeilings, describe_gpu, time_s
+from lingflash.bench.machine import SourceState
 from lingflash.bench.record import Record, Target, require
 from lingflash.bench.shapes import shape_config
 from lingflash.core.errors import ConfigError
@@ -254,6 +255,7 @@ def run_latency(
     kernels: bool,
     out: Path | None,
     allow_dirty: bool,
+    commit: str | None = None,
 ) -> Record:
     """Time decode steps as graphs, and prefill.
 
@@ -268,6 +270,7 @@ def run_latency(
         kernels: list the kernels of the first decode case and of the first prompt.
         out: file to write.
         allow_dirty: see Record.
+        commit: of the sources, where they were copied without their history.
 
     Raises:
         ConfigError: a value is out of range, or there is no GPU.
@@ -285,7 +288,9 @@ def run_latency(
             "ling bench throughput.",
             param="device",
         )
-    record = Record("latency", out, allow_dirty)
+    record = Record("latency", out, allow_dirty or commit is not None)
+    if commit is not None:
+        record.source = SourceState(commit, False)
     torch.manual_seed(0)
     longest = max([n + 2 * _STEPS for n in contexts] + list(prefills) + [1])
     quant: FormatName | None = None if format_name == "bf16" else format_name  # pyright: ignore
@@ -406,6 +411,7 @@ if __name__ == "__main__":
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--allow-dirty", action="store_true")
+    parser.add_argument("--commit")
     given = parser.parse_args()
     run_latency(
         shape="ling-2.6-flash",
@@ -418,4 +424,5 @@ if __name__ == "__main__":
         kernels=given.kernels,
         out=given.out,
         allow_dirty=given.allow_dirty,
+        commit=given.commit,
     )

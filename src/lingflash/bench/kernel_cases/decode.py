@@ -76,7 +76,7 @@ def _gate_up(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
+        plan = None if tiles.stages == 1 else plan_rows(ids, EXPERTS)
         launches.append(
             partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", tiles=tiles)
         )
@@ -91,7 +91,7 @@ def _down(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
+        plan = None if tiles.stages == 1 else plan_rows(ids, EXPERTS)
         launches.append(partial(down_decode, act, w, ids, weights, plan, out, tiles=tiles))
     return launches
 
@@ -186,31 +186,31 @@ def variants() -> list[Variant]:
         one = [
             SkinnyTiles(1, n, k, warps, 1)
             for n, k, warps in (
-                (2, 4096, 4), (4, 4096, 4), (8, 4096, 4), (4, 4096, 8), (8, 4096, 8), (1, 4096, 2),
-                (2, 4096, 2), (8, 1024, 4), (16, 1024, 4),
+                (4, 4096, 4), (8, 1024, 4), (16, 1024, 4), (8, 2048, 4), (16, 512, 4), (32, 512, 4),
             )
         ]  # fmt: skip
         rows_tiles = [
             SkinnyTiles(16, n, k, warps, stages)
             for n, k, warps, stages in (
-                (32, 128, 4, 4), (64, 128, 4, 4), (64, 128, 4, 6), (16, 128, 4, 6), (32, 128, 2, 6),
+                (64, 128, 4, 4), (64, 128, 4, 6), (32, 128, 2, 6), (32, 128, 2, 8), (64, 128, 8, 5),
             )
         ]  # fmt: skip
         if kind != "fp8":  # a product's scales change every 128 columns
-            rows_tiles += [SkinnyTiles(16, 32, 256, 4, 4), SkinnyTiles(16, 16, 512, 4, 4)]
+            rows_tiles += [SkinnyTiles(16, 32, 256, 4, 4), SkinnyTiles(16, 64, 256, 4, 3)]
         for tiles in one + rows_tiles:
             build = partial(_skinny, 1, rows, width, kind, tiles)
             found.append(Variant(f"{name} {kind} b1", str(tiles), build, size))
-        for tiles in rows_tiles[:4]:
+        for tiles in rows_tiles:
             wide = SkinnyTiles(32, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
             build = partial(_skinny, 32, rows, width, kind, wide)
             found.append(Variant(f"{name} {kind} b32", str(wide), build, size))
     one_tiles = {
         kind: [
-            ExpertTiles(n, k, w, 1)
-            for n, k, w in (
-                (2, 4096, 4), (4, 4096, 4), (8, 4096, 4), (4, 4096, 8), (8, 4096, 8), (2, 4096, 2),
-                (8, 1024, 4), (16, 1024, 4), (4, 4096, 2), (16, 1024, 8),
+            ExpertTiles(n, k, w, s)
+            for n, k, w, s in (
+                (8, 1024, 4, 1), (16, 1024, 4, 1), (4, 1024, 4, 1), (8, 1024, 2, 1), (8, 512, 4, 1),
+                (16, 512, 4, 1), (16, 128, 1, 6), (16, 128, 2, 4), (32, 128, 1, 4), (32, 128, 2, 4),
+                (32, 128, 4, 5), (64, 128, 4, 4), (64, 128, 2, 4), (32, 128, 2, 6),
             )
         ]
         for kind in ("int4", "fp8")
@@ -218,7 +218,10 @@ def variants() -> list[Variant]:
     many_tiles = {
         "int4": [
             ExpertTiles(n, 128, w, s)
-            for n, w, s in ((64, 4, 4), (64, 4, 3), (32, 4, 4), (128, 4, 3), (128, 8, 3), (64, 2, 4))
+            for n, w, s in (
+                (64, 4, 4), (64, 4, 6), (32, 4, 4), (128, 4, 3), (128, 4, 5), (64, 2, 4), (64, 2, 6),
+                (32, 2, 6), (128, 8, 5),
+            )
         ],
         "fp8": [
             ExpertTiles(n, 128, w, s)

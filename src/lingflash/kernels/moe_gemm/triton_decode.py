@@ -598,13 +598,13 @@ def _chunks(width: int, most: int) -> int:
 
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(4, 4096, 4, 1)
+        return ExpertTiles(16 if w.is_int4 else 8, 1024, 4, 1)
     return ExpertTiles(128, 128, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
 def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(8, 4096, 4, 1)
+        return ExpertTiles(16, 1024, 4, 1)
     return ExpertTiles(128, 128, 4, 3)
 
 

@@ -111,5 +111,5 @@ def route_decode(
         PARTS=ROUTER_PARTS, HAS_BIAS=expert_bias is not None,
         NORMALISE=norm_topk_prob, BLOCK_G=triton.next_power_of_2(num_groups),
         BLOCK_S=triton.next_power_of_2(size),
-        BLOCK_K=triton.next_power_of_2(topk), **launch_options(x),
+        BLOCK_K=triton.next_power_of_2(topk), num_warps=1, **launch_options(x),
     )  # fmt: skip
