@@ -11,6 +11,7 @@ import torch
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
+from lingflash.engine.cuda_graphs import graph_sizes
 from lingflash.engine.weight_bytes import count_weights, fitting_format
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
@@ -275,8 +276,11 @@ def plan_checkpoint(
     # Rotary tables: cosines and sines per position, two tables if the two kinds differ.
     widths = {model.linear_rotary_dim, model.qk_rope_head_dim}
     workspace += wanted * sum(widths) * 4
-    left = available - weights - workspace - config.max_num_seqs * state
     block_bytes = config.block_size * latent
+    if device.type == "cuda":
+        workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
+        workspace += state + block_bytes  # the graphs' padding
+    left = available - weights - workspace - config.max_num_seqs * state
     checkpoint_blocks = -(-(state - tail) // block_bytes) if config.prefix_caching else 0
     useful = -(-wanted // config.block_size) + _CHECKPOINTS_PER_SEQ * checkpoint_blocks
     host_bytes = _host_cache_bytes(
@@ -331,6 +335,19 @@ def plan_checkpoint(
         max_model_len=fitting,
         wanted_model_len=wanted,
     )
+
+
+def _decode_graph_bytes(model: ModelConfig, max_num_seqs: int, blocks_per_seq: int) -> int:
+    """What the captured decode steps hold: activations of the largest, and block tables.
+
+    Graphs share memory. Per row: the experts' parts of two layers, the projections, the logits.
+    """
+    rows = graph_sizes(max_num_seqs)[-1]
+    choices = model.num_experts_per_tok + model.num_shared_experts
+    row = choices * (2 * 4 * model.hidden_size + 2 * model.moe_intermediate_size)
+    row += 2 * 8 * model.num_attention_heads * model.head_dim + 16 * model.hidden_size
+    row += 5 * model.vocab_size + 4 * model.num_attention_heads * model.kv_lora_rank * 64
+    return 2 * rows * row + 2 * 8 * (max_num_seqs + 1) * (blocks_per_seq + 1)
 
 
 def resolve_num_speculative_tokens(

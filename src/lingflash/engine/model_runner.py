@@ -16,6 +16,7 @@ from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
 from lingflash.engine.cache_memory import CacheMemory, blocks_written
 from lingflash.engine.constrained import StepMasks
+from lingflash.engine.cuda_graphs import DecodeGraphs
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.request import DraftedSequence, Sequence
@@ -26,6 +27,7 @@ from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.cpu_decoder import CpuDecoder
+from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, make_forward_batch
 from lingflash.models.hub import resolve_model
 from lingflash.models.loader import load_model, load_stop_token_ids
@@ -76,6 +78,7 @@ class ModelRunner:
         if plan.num_speculative_tokens:
             self.speculator = Speculator(model, self.cache, plan.num_blocks)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
+        self.graphs = self._decode_graphs(model) if ranks is None else None
         if batch_invariant:
             check_batch_invariance(
                 model,
@@ -87,6 +90,22 @@ class ModelRunner:
                 ),
                 plan.block_size,
             )
+
+    def _decode_graphs(self, model: BailingHybrid) -> DecodeGraphs | None:
+        """The GPU's way to decode, if there is a GPU and it has kernels for this model."""
+        # Drafts are verified, and tails run longer, by the general path.
+        decoder = None if self.speculator is not None else CudaDecoder.create(model, self.cache)
+        if decoder is None:
+            return None
+        graphs = DecodeGraphs(
+            decoder,
+            self.cache,
+            max_num_seqs=self.plan.num_state_slots,
+            max_model_len=self.plan.max_model_len,
+            block_size=self.plan.block_size,
+        )
+        graphs.capture_all()
+        return graphs
 
     @classmethod
     def from_config(
@@ -141,6 +160,8 @@ class ModelRunner:
                 torch.set_num_threads(many)
 
     def _run(self, output: SchedulerOutput) -> list[StepResult]:
+        if self.graphs is not None and self.graphs.can_run(output):
+            return self._run_graph(self.graphs, output)
         batch, wanting = self.build_batch(output)
         rows, groups = logit_rows([output.scheduled[i] for i in wanting], output.has_drafts)
         masks = StepMasks.start(groups, self.model.config.vocab_size)
@@ -161,10 +182,7 @@ class ModelRunner:
                     logits = self.model.logits(last, batch.row_multiple)
                 else:
                     logits = decoder.logits(hidden)
-                if masks is None:
-                    sampled = sample(logits, rows)
-                else:
-                    sampled = sample(logits, rows, masks.forbidden(logits.device))
+                sampled = _sample(logits, rows, masks)
                 if masks is None and not output.has_drafts:
                     for i, result in zip(wanting, sampled, strict=True):
                         results[i] = result
@@ -180,6 +198,17 @@ class ModelRunner:
                     results[i] = replace(results[i], prompt_logprobs=found)
                 row += item.num_tokens
         return results
+
+    @torch.inference_mode()
+    def _run_graph(self, graphs: DecodeGraphs, output: SchedulerOutput) -> list[StepResult]:
+        """One query token of each sequence, on the GPU; masks are made while it computes."""
+        logits = graphs.run(output.scheduled)
+        rows, groups = logit_rows(output.scheduled, has_drafts=False)
+        masks = StepMasks.start(groups, self.model.config.vocab_size)
+        sampled = _sample(logits, rows, masks)
+        if masks is None:
+            return sampled
+        return [accept_drafts(sampled, group, masks) for group in groups]
 
     def build_batch(self, output: SchedulerOutput) -> tuple[ForwardBatch, list[int]]:
         """The model's input, and the places among the scheduled that want a token."""
@@ -241,6 +270,13 @@ class ModelRunner:
         return found
 
 
+def _sample(logits: Tensor, rows: list[Sampled], masks: StepMasks | None) -> list[StepResult]:
+    """One result per row of logits, under the grammars' masks if there are any."""
+    if masks is None:
+        return sample(logits, rows)
+    return sample(logits, rows, masks.forbidden(logits.device))
+
+
 def logit_rows(
     items: list[ScheduledSequence], has_drafts: bool
 ) -> tuple[list[Sampled], list[tuple[int, Sequence, Seq[int]]]]:
@@ -286,7 +322,10 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
     """Zeroed memory for all sequences of a plan, on the model's device."""
     c = model.config
     layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
-    slots, device = plan.num_state_slots, model.device
+    device = model.device
+    # On a GPU the last slot and block belong to the padding of decode graphs.
+    spare = int(device.type == "cuda")
+    slots = plan.num_state_slots + spare
     drafts = plan.num_speculative_tokens
 
     def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -295,7 +334,7 @@ def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
     return CacheTensors(
         latents=zeros(
             model.num_latent_layers,
-            plan.num_blocks,
+            plan.num_blocks + spare,
             plan.block_size,
             c.latent_dim,
             dtype=plan.dtype,

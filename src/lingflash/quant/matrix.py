@@ -168,9 +168,9 @@ def linear(x: Tensor | Rows, weight: Matrix) -> Tensor:
     Returns:
         [T, R], dtype of x.
 
-    Numerics: a quantized weight is rounded to x's dtype, then F.linear. On a GPU, more than
-    FEW_ROWS rows in bfloat16 times an FP8 weight are rounded to FP8 instead: see fp8_gemm.
-    Sync: none.
+    Numerics: a quantized weight is rounded to x's dtype, then F.linear. On a GPU, bfloat16 rows
+    times an FP8 weight are rounded to FP8 if they are more than FEW_ROWS (fp8_gemm), else to
+    float16 times their row's factor (skinny_gemm_triton). Sync: none.
     """
     if isinstance(weight, Tensor):
         return F.linear(x.x if isinstance(x, Rows) else x, weight)
@@ -179,6 +179,11 @@ def linear(x: Tensor | Rows, weight: Matrix) -> Tensor:
         return torch.cat([linear(rows, part) for part in weight.matrices], -1)
     if _takes_fp8(rows.x, weight):
         return fp8_gemm(rows.fp8(), weight.values, weight.scale)
+    if _is_skinny(rows.x, weight):
+        from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+
+        out = rows.x.new_empty(rows.x.shape[0], weight.shape[0])
+        return skinny_gemm_triton(rows.x, weight.values, weight.scale, out, scaled=True)
     pieces = weight.pieces()
     if len(pieces) == 1:
         return F.linear(rows.x, pieces[0].dense())
@@ -207,6 +212,13 @@ def _takes_fp8(x: Tensor, weight: QuantizedMatrix) -> bool:
     if not x.is_cuda or x.dtype != torch.bfloat16 or x.dim() != 2 or x.shape[0] <= FEW_ROWS:
         return False
     return _is_fp8_grid(weight)
+
+
+def _is_skinny(x: Tensor, weight: QuantizedMatrix) -> bool:
+    """Whether x is few bfloat16 rows on a GPU and the weight FP8 with scales that are known."""
+    if not x.is_cuda or x.dtype != torch.bfloat16 or x.dim() != 2 or x.stride(1) != 1:
+        return False
+    return weight.scale.dtype == torch.float32 and _is_fp8_grid(weight)
 
 
 def _is_fp8_grid(weight: QuantizedMatrix) -> bool:

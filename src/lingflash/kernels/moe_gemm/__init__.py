@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lingflash.kernels.moe_gemm.formats import FP8, ExpertMatrices, StoredExperts, expert_format
 from lingflash.kernels.moe_gemm.reference import expert_mlp_reference
-from lingflash.kernels.quant_gemm import FEW_ROWS, Rows
+from lingflash.kernels.quant_gemm import Rows
 
 __all__ = ["ExpertMatrices", "expert_mlp", "expert_mlp_reference", "silu_and_mul"]
 
@@ -53,13 +53,13 @@ def expert_mlp(
         float [T, D], dtype of x.
 
     Numerics: products accumulate as F.linear does; the sum over experts is float32, in the order of
-        topk_ids. On a GPU, more than FEW_ROWS tokens in bfloat16 take the grouped kernels, which
-        round rows to FP8 for FP8 weights: see expert_mlp_grouped. Sync: blocks the host for the
+        topk_ids. On a GPU, tokens in bfloat16 take the grouped kernels, which round rows to FP8 for
+        FP8 weights: see expert_mlp_grouped. Sync: blocks the host for the
         number of tokens per expert, except there.
     """
     rows = x if isinstance(x, Rows) else Rows(x)
     x = rows.x
-    if x.is_cuda and row_multiple == 1 and x.shape[0] > FEW_ROWS:
+    if x.is_cuda and row_multiple == 1:
         kind = expert_format(w_gate_up)
         if kind is not None and x.dtype == torch.bfloat16 and kind == expert_format(w_down):
             from lingflash.kernels.moe_gemm.triton_grouped import expert_mlp_grouped

@@ -9,8 +9,9 @@ would be given 1 row of 16. INT4 weights multiply activations in `nibble_order`,
 eight values meet eight slices of x without being moved between threads.
 """
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportAssignmentType=false
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -675,7 +676,8 @@ def gate_up_decode(
         x, w.values, scale, plan.rows, plan.experts, plan.num_used, act,
         plain, other.values, other.scales(), num_tokens, topk, choices, blocks,
         x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1),
-        other.scales().stride(1), BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages, **options,
+        other.scales().stride(1), BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages,
+        **options,
     )  # fmt: skip
     return act
 

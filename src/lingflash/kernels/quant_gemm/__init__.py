@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # Up to here a product reads its weights once at most and is bound by that: other kernels.
-FEW_ROWS = 256
+FEW_ROWS = 64
 
 # Products with blocks of 128 x 128: "triton", or "cublas" for torch's own; the faster one.
 BLOCK_GEMM = "triton"

@@ -113,6 +113,11 @@ def sample_tokens(logits: Tensor, temperature: Tensor, keys: Sequence[int]) -> T
     Returns:
         int64 [R].
     """
+    if logits.is_cuda:
+        from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
+
+        drawn = (temperature > 0).float()  # the logits are already divided by it
+        return sample_tokens_triton(logits, drawn, torch.tensor(list(keys), device=logits.device))
     noise = gumbel_noise(keys, logits.shape[-1], logits.device)
     noise = noise.masked_fill_(temperature[:, None] == 0, 0.0)
     return (logits.double() + noise).argmax(-1)

@@ -1,10 +1,11 @@
-"""Token choice on the GPU: noise is made where it is needed, no [R, V] tensor of it is ever written.
+"""Token choice on the GPU: noise is made where it is needed, no [R, V] tensor of it is written.
 
 A first kernel finds the best token of each piece of the vocabulary, a second the best of those.
 """
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportAssignmentType=false
 from __future__ import annotations
 
 import torch

@@ -5,8 +5,9 @@ Two forms. One row: each thread multiplies what it loaded, and sums are made at 
 as long as the weights come from memory.
 """
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportAssignmentType=false
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,0 +1,195 @@
+"""Decode steps on the GPU as CUDA graphs: one for each number of rows, inputs in one copy.
+
+A step of n sequences runs the graph of the next larger size; the rows beyond n are padding that
+decodes into a slot and a block of its own. Block tables lie on the device and get only what is new.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lingflash.cache.lease import Lease
+from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput
+from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.models.cuda_decoder import MAX_DECODE_SEQS, CudaDecoder, DecodeInputs
+from lingflash.models.forward_batch import CacheTensors
+
+log = logging.getLogger(__name__)
+
+# Rows of the graphs: a step is padded to the next of these.
+GRAPH_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
+# Numbers per row that a step needs besides its block table.
+_FIELDS = 6
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Rows of the graphs that batches of up to so many sequences need, ascending."""
+    most = min(max_num_seqs, MAX_DECODE_SEQS)
+    return [n for n in GRAPH_ROWS if n < most] + [min(n for n in GRAPH_ROWS if n >= most)]
+
+
+class DecodeGraphs:
+    """Runs steps in which every sequence has one query token.
+
+    Args:
+        decoder: the model's launches.
+        cache: the memory they run on; its last slot and last block are for padding.
+        max_num_seqs: most sequences of a step, also the number of slots that sequences use.
+        max_model_len: most tokens of a sequence.
+        block_size: tokens in a block.
+        use_graphs: False launches one by one, which is how this is tested without a GPU.
+    """
+
+    def __init__(
+        self,
+        decoder: CudaDecoder,
+        cache: CacheTensors,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        use_graphs: bool = True,
+    ) -> None:
+        self._decoder, self._block_size, self._use_graphs = decoder, block_size, use_graphs
+        self._device = cache.states.device
+        self._sizes = graph_sizes(max_num_seqs)
+        self._spare_slot, self._spare_block = cache.states.shape[1] - 1, cache.latents.shape[1] - 1
+        self._max_length = max_model_len
+        width = -(-max_model_len // block_size)
+        # One row per state slot, the padding's last.
+        self._tables = torch.full(
+            (cache.states.shape[1], width), self._spare_block, dtype=torch.int64,
+            device=self._device,
+        )  # fmt: skip
+        # What is known of each slot on the device: whose table, and how many blocks of it.
+        self._known: dict[int, tuple[Lease, int]] = {}
+        most = self._sizes[-1]
+        self._packed = torch.zeros(_FIELDS * most, dtype=torch.int64, device=self._device)
+        pinned = self._device.type == "cuda"
+        self._staged = torch.zeros(_FIELDS * most, dtype=torch.int64, pin_memory=pinned)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool: Any = None
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that are ready."""
+        return len(self._graphs)
+
+    def capture_all(self) -> None:
+        """Make every graph, the largest first, so that the others use its memory."""
+        if not self._use_graphs:
+            return
+        start = time.monotonic()
+        self._stage([])
+        for rows in reversed(self._sizes):
+            self._capture(rows)
+        log.info(
+            "captured %d graphs for 1 to %d sequences in %.1f s", len(self._graphs),
+            self._sizes[-1], time.monotonic() - start,
+        )  # fmt: skip
+
+    def can_run(self, output: SchedulerOutput) -> bool:
+        """Whether a step is one query token of each of few enough sequences."""
+        scheduled = output.scheduled
+        return (
+            0 < len(scheduled) <= self._sizes[-1]
+            and output.num_tokens == len(scheduled)
+            and not output.has_drafts
+        )
+
+    @torch.inference_mode()
+    def run(self, scheduled: Seq[ScheduledSequence]) -> Tensor:
+        """Logits of the next token of each: float32 [n, V], overwritten by the next call."""
+        rows = self._stage(scheduled)
+        if not self._use_graphs:
+            return self._forward(rows)[: len(scheduled)]
+        if rows not in self._graphs:
+            self._capture(rows)
+        graph, logits = self._graphs[rows]
+        graph.replay()
+        return logits[: len(scheduled)]
+
+    def _stage(self, scheduled: Seq[ScheduledSequence]) -> int:
+        """Bring a step's inputs to the device; the rows of its graph."""
+        count = len(scheduled)
+        rows = next(n for n in self._sizes if n >= count)
+        fields = self._staged[: _FIELDS * rows].numpy().reshape(_FIELDS, rows)
+        token_ids, positions, slots, offsets, lengths, mapping = fields
+        fields[:, count:] = 0
+        slots[count:] = self._spare_slot
+        lengths[count:] = 1
+        mapping[count:] = self._spare_block * self._block_size
+        places: list[int] = []
+        blocks: list[int] = []
+        width = self._tables.shape[1]
+        for row, item in enumerate(scheduled):
+            lease = item.sequence.lease
+            assert lease is not None
+            slot, start = lease.state_slot, item.start
+            token_ids[row] = item.sequence.tokens(start, 1)[0]
+            positions[row], slots[row] = start, slot
+            block = lease.blocks[start // self._block_size]
+            mapping[row] = block * self._block_size + start % self._block_size
+            owner, known = self._known.get(slot, (None, 0))
+            if owner is not lease:
+                known = 0
+            if known < len(lease.blocks):
+                places += range(slot * width + known, slot * width + len(lease.blocks))
+                blocks += lease.blocks[known:]
+                self._known[slot] = lease, len(lease.blocks)
+        np.remainder(positions, ANCHOR, out=offsets)
+        np.add(positions[:count], 1, out=lengths[:count])
+        used = _FIELDS * rows
+        self._packed[:used].copy_(self._staged[:used], non_blocking=True)
+        if places:
+            index = torch.tensor(places, device=self._device)
+            self._tables.view(-1)[index] = torch.tensor(blocks, device=self._device)
+        return rows
+
+    def _forward(self, rows: int) -> Tensor:
+        """Logits of the first `rows` rows of the inputs."""
+        token_ids, positions, slots, offsets, lengths, mapping = self._packed[
+            : _FIELDS * rows
+        ].view(_FIELDS, rows)
+        inputs = DecodeInputs(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=mapping,
+            state_slots=slots,
+            tail_offsets=offsets,
+            lengths=lengths,
+            block_tables=self._tables.index_select(0, slots),
+            max_length=self._max_length,
+        )
+        return self._decoder.logits(self._decoder.forward(inputs))
+
+    @torch.inference_mode()
+    def _capture(self, rows: int) -> None:
+        """Make the graph of so many rows; all of them padding while it is tried once."""
+        inputs = self._packed.clone()
+        self._fill_with_padding(rows)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._forward(rows)  # compiles what is not yet
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self._forward(rows)
+        self._pool = graph.pool()
+        self._graphs[rows] = graph, logits
+        self._packed.copy_(inputs)
+
+    def _fill_with_padding(self, rows: int) -> None:
+        fields = self._packed[: _FIELDS * rows].view(_FIELDS, rows)
+        fields.zero_()
+        fields[2].fill_(self._spare_slot)
+        fields[4].fill_(1)
+        fields[5].fill_(self._spare_block * self._block_size)
