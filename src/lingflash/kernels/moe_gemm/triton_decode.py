@@ -101,41 +101,61 @@ def _nibble(words, j: tl.constexpr, BF16: tl.constexpr):
     )  # fmt: skip
 
 
+@triton.constexpr_function
+def _offset_assembly(j: int) -> str:
+    """PTX that makes float32 128 + (value + 8) of nibble j of a word."""
+    shift = f"shl.b32 t, $1, {16 - 4 * j};" if j <= 4 else f"shr.u32 t, $1, {4 * j - 16};"
+    return f"{{ .reg .b32 t; {shift} lop3.b32 t, t, 0x000F0000, 0x43000000, 0xEA; mov.b32 $0, t; }}"
+
+
+@triton.jit
+def _offset_nibble(words, j: tl.constexpr):
+    """128 + (value + 8) of nibble j: its bits in bfloat16's place, read as float32."""
+    if _INTERPRETED:
+        return ((((words >> (4 * j)) & 0xF) << 16) | 0x43000000).to(tl.float32, bitcast=True)
+    return tl.inline_asm_elementwise(
+        _offset_assembly(j), "=f,r", [words], tl.float32, is_pure=True, pack=1
+    )
+
+
 @triton.jit
 def _one_row_int4(
     x_ptr, w_row, scale_row, row_ok, num_words,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """One row of x times BLOCK_N rows of INT4 weights, GROUPS times 128 columns at once."""
+    """One row of x times BLOCK_N rows of INT4 weights, GROUPS times 128 columns at once.
+
+    As row_sums, the words of the next step are asked for before those of this one are used.
+    """
     group, word = tl.arange(0, GROUPS), tl.arange(0, 16)
+    at = group[:, None] * 16 + word[None, :]
+    places = w_row[:, None, None] + at[None, :, :]
+    ok = row_ok[:, None, None] & (at < num_words)[None, :, :]
+    words = tl.load(places, mask=ok, other=0, eviction_policy="evict_first")
     total = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, num_words, GROUPS * 16):
-        at = start + group[:, None] * 16 + word[None, :]
-        ok = row_ok[:, None, None] & (at < num_words)[None, :, :]
-        words = tl.load(w_row[:, None, None] + at[None, :, :], mask=ok, other=0)
+        after = start + GROUPS * 16
+        ok = row_ok[:, None, None] & (after + at < num_words)[None, :, :]
+        following = tl.load(places + after, mask=ok, other=0, eviction_policy="evict_first")
         part = tl.zeros([BLOCK_N, GROUPS, 16], tl.float32)
         sums = tl.zeros([GROUPS, 16], tl.float32)
         x_at = x_ptr + (start // 16 + group)[:, None] * 128 + word[None, :]
         for j in tl.static_range(8):
-            x = tl.load(x_at + 16 * j, mask=at < num_words, other=0.0).to(tl.float32)
-            # The bits of 128 + (value + 8) as bfloat16, read as float32.
-            if j <= 4:
-                bits = words << (16 - 4 * j)
-            else:
-                bits = words >> (4 * j - 16)
-            value = ((bits & 0xF0000) | 0x43000000).to(tl.float32, bitcast=True)
-            part += value * x[None, :, :]
+            x = tl.load(x_at + 16 * j, mask=start + at < num_words, other=0.0).to(tl.float32)
+            part += _offset_nibble(words, j) * x[None, :, :]
             sums += x
         part -= 136.0 * sums[None, :, :]
         if GROUP == 128:
             block = start // 16 + group
             scale_ok = row_ok[:, None] & (block * 16 < num_words)[None, :]
             scale = tl.load(scale_row[:, None] + block[None, :], mask=scale_ok, other=0.0)
-            part *= scale.to(tl.float32)[:, :, None]
+            total += tl.sum(tl.sum(part, 2) * scale.to(tl.float32), 1)
         else:
-            scale_at = scale_row[:, None, None] + (at // (GROUP // 8))[None, :, :]
-            part *= tl.load(scale_at, mask=ok, other=0.0).to(tl.float32)
-        total += tl.sum(tl.sum(part, 2), 1)
+            scale_at = scale_row[:, None, None] + ((start + at) // (GROUP // 8))[None, :, :]
+            here = row_ok[:, None, None] & (start + at < num_words)[None, :, :]
+            part *= tl.load(scale_at, mask=here, other=0.0).to(tl.float32)
+            total += tl.sum(tl.sum(part, 2), 1)
+        words = following
     return total
 
 
@@ -145,34 +165,29 @@ def _one_gate_up(
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """One row of x through BLOCK_N gate and up columns of one expert."""
-    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = column < WIDTH
+    """One row of x through BLOCK_N gate and up columns of one expert, both in one pass."""
+    both = tl.arange(0, 2 * BLOCK_N)
+    column = tile * BLOCK_N + both % BLOCK_N
+    is_up = both // BLOCK_N
+    row = is_up * WIDTH + column
     if INT4:
-        row, scale_row = w_ptr + column * (HIDDEN // 8), scale_ptr + column * scale_stride
-        g = _one_row_int4(x_ptr, row, scale_row, inside, HIDDEN // 8, GROUP, BLOCK_N, CHUNKS)
-        u = _one_row_int4(
-            x_ptr, row + WIDTH * (HIDDEN // 8), scale_row + WIDTH * scale_stride, inside,
-            HIDDEN // 8, GROUP, BLOCK_N, CHUNKS,
+        sums = _one_row_int4(
+            x_ptr, w_ptr + row * (HIDDEN // 8), scale_ptr + row * scale_stride, column < WIDTH,
+            HIDDEN // 8, GROUP, 2 * BLOCK_N, CHUNKS,
         )  # fmt: skip
     else:
-        EVEN: tl.constexpr = WIDTH % BLOCK_N == 0 and HIDDEN % (128 * CHUNKS) == 0
-        row = w_ptr + column * HIDDEN
-        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
-        up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
-        g = row_sums(
-            x_ptr, row, scale_row, HIDDEN, inside, SCALES == "block", EVEN, BLOCK_N, CHUNKS
-        )
-        u = row_sums(
-            x_ptr, row + WIDTH * HIDDEN, up_scales, HIDDEN, inside, SCALES == "block", EVEN,
-            BLOCK_N, CHUNKS,
+        grid_row = is_up * (WIDTH // SCALE_BLOCK) + column // SCALE_BLOCK
+        sums = row_sums(
+            x_ptr, w_ptr + row * HIDDEN, scale_ptr + grid_row * scale_stride, HIDDEN,
+            column < WIDTH, SCALES == "block", 2 * BLOCK_N, CHUNKS,
         )  # fmt: skip
         if SCALES == "channel":
-            g *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
-            u *= tl.load(scale_ptr + (WIDTH + column) * scale_stride, mask=inside, other=0.0)
-    act = g * tl.sigmoid(g) * u
-    at = act_ptr + place_of(column, NIBBLES)
-    tl.store(at, act.to(act_ptr.dtype.element_ty), mask=inside)
+            sums *= tl.load(scale_ptr + row * scale_stride, mask=column < WIDTH, other=0.0)
+    gate, up = tl.split(tl.trans(tl.reshape(sums, [2, BLOCK_N])))
+    act = gate * tl.sigmoid(gate) * up
+    out = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = act_ptr + place_of(out, NIBBLES)
+    tl.store(at, act.to(act_ptr.dtype.element_ty), mask=out < WIDTH)
 
 
 @triton.jit
@@ -188,11 +203,10 @@ def _one_down(
         row, scale_row = w_ptr + column * (WIDTH // 8), scale_ptr + column * scale_stride
         out = _one_row_int4(x_ptr, row, scale_row, inside, WIDTH // 8, GROUP, BLOCK_N, CHUNKS)
     else:
-        EVEN: tl.constexpr = HIDDEN % BLOCK_N == 0 and WIDTH % (128 * CHUNKS) == 0
-        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
+        scale_row = scale_ptr + column // SCALE_BLOCK * scale_stride
         out = row_sums(
-            x_ptr, w_ptr + column * WIDTH, scale_row, WIDTH, inside, SCALES == "block", EVEN,
-            BLOCK_N, CHUNKS,
+            x_ptr, w_ptr + column * WIDTH, scale_row, WIDTH, inside, SCALES == "block", BLOCK_N,
+            CHUNKS,
         )  # fmt: skip
         if SCALES == "channel":
             out *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)

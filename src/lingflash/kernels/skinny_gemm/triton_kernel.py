@@ -56,45 +56,47 @@ def narrow(x, SCALED: tl.constexpr):
 @triton.jit
 def row_sums(
     x_ptr, w_row, scale_row, width, row_ok,
-    BLOCK_SCALE: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_SCALE: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """One row of x times BLOCK_N rows of weights, CHUNKS times 128 columns at once: [BLOCK_N].
 
-    Nothing is staged: each thread asks for all of its 16-byte pieces before it uses the first,
-    which was twice as fast as copies through shared memory (docs/gpu-notes.md).
+    Nothing is staged in shared memory: each thread asks for the 16-byte pieces of its next step
+    before it uses those of this one, which was twice as fast (docs/gpu-notes.md).
     """
     chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
+    at = chunk[:, None] * 128 + k[None, :]
+    places = w_row[:, None, None] + at[None, :, :]
+    ok = row_ok[:, None, None] & (at < width)[None, :, :]
+    w = tl.load(places, mask=ok, other=0.0, eviction_policy="evict_first")
     total = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, width, CHUNKS * 128):
-        at = start + chunk[:, None] * 128 + k[None, :]
-        places = w_row[:, None, None] + at[None, :, :]
-        if EVEN:
-            w = tl.load(places, eviction_policy="evict_first")
-            x = tl.load(x_ptr + at).to(tl.float32)
-        else:
-            w = tl.load(places, mask=row_ok[:, None, None] & (at < width)[None, :, :], other=0.0)
-            x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
+        after = start + CHUNKS * 128
+        ok = row_ok[:, None, None] & (after + at < width)[None, :, :]
+        following = tl.load(places + after, mask=ok, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_ptr + start + at, mask=start + at < width, other=0.0).to(tl.float32)
+        part = tl.sum(w.to(tl.float32) * x[None, :, :], 2)
         if BLOCK_SCALE:
             block = start // SCALE_BLOCK + chunk
-            x *= tl.load(scale_row + block, mask=block * SCALE_BLOCK < width, other=0.0)[:, None]
-        total += tl.sum(tl.sum(w.to(tl.float32) * x[None, :, :], 2), 1)
+            is_block = row_ok[:, None] & (block * SCALE_BLOCK < width)[None, :]
+            part *= tl.load(scale_row[:, None] + block[None, :], mask=is_block, other=0.0)
+        total += tl.sum(part, 1)
+        w = following
     return total
 
 
 @triton.jit
 def _one_row_kernel(
     x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, width, scale_stride,
-    QUANT: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
-    PDL: tl.constexpr,
+    QUANT: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w_row = w_ptr + row.to(tl.int64) * width
     prefetch_rows(w_row[:, None] + tl.arange(0, CHUNKS)[None, :] * 128, PDL)
     wait_for_previous(PDL)
-    scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
+    scale_row = scale_ptr + row // SCALE_BLOCK * scale_stride
     out = row_sums(
-        x_ptr, w_row, scale_row, width, row < num_rows, QUANT == "block", EVEN, BLOCK_N, CHUNKS
+        x_ptr, w_row, scale_row, width, row < num_rows, QUANT == "block", BLOCK_N, CHUNKS
     )
     if QUANT == "channel":
         out *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)
@@ -204,9 +206,8 @@ def skinny_gemm_triton(
     options = launch_options(x)
     if t.block_m == 1:
         chunks = min(triton.next_power_of_2(triton.cdiv(width, 128)), t.block_k // 128)
-        even = num_rows % t.block_n == 0 and width % (chunks * 128) == 0
         _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
-            x, w, scales, out, num_rows, width, scale_stride, QUANT=quant, EVEN=even,
+            x, w, scales, out, num_rows, width, scale_stride, QUANT=quant,
             BLOCK_N=t.block_n, CHUNKS=chunks, num_warps=t.warps, **options,
         )  # fmt: skip
         return out
