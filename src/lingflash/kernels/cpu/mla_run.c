@@ -32,7 +32,7 @@ typedef struct {
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { KEYS = 32, GROUP = 32 }; /* keys at a time; query rows whose scores are held at once */
+enum { KEYS = 128, GROUP = 32 }; /* keys at a time; query rows whose scores are held at once */
 
 typedef struct {
     const MlaRun *run;
@@ -173,6 +173,11 @@ static inline __m512 power_of_2(__m512 x) {
     return _mm512_scalef_ps(y, _mm512_sub_ps(x, f));
 }
 
+static inline const float *latent(const MlaRun *p, i64 t) {
+    return p->latents +
+           (p->blocks[t / p->block_size] * p->block_size + t % p->block_size) * p->width;
+}
+
 /* Keys `from` .. from + KEYS - 1, zeros past the last, in pieces: rows [3][KEYS][width] for the
  * scores, columns [2][rank][KEYS] for the sums; `words` is room for KEYS * rank. */
 static void take_keys(const MlaRun *p, i64 width, i64 from, uint16_t *rows, uint16_t *columns,
@@ -182,10 +187,10 @@ static void take_keys(const MlaRun *p, i64 width, i64 from, uint16_t *rows, uint
         const float *at[2];
         for (i64 i = 0; i < 2; i++) {
             const i64 t = from + k + i;
-            at[i] = t < p->length
-                        ? p->latents + (p->blocks[t / p->block_size] * p->block_size +
-                                        t % p->block_size) * p->width
-                        : NULL;
+            at[i] = t < p->length ? latent(p, t) : NULL;
+            if (t + KEYS < p->length) /* on its way while these are computed with */
+                for (i64 r = 0; r < p->width; r += 16)
+                    _mm_prefetch((const char *)(latent(p, t + KEYS) + r), _MM_HINT_T1);
         }
         for (i64 r = 0; r < p->width; r += 16) {
             __m512i piece[2][3];
@@ -202,25 +207,29 @@ static void take_keys(const MlaRun *p, i64 width, i64 from, uint16_t *rows, uint
     }
     for (i64 j = 0; j < 2; j++)
         for (i64 r = 0; r < p->rank; r += 16)
-            transpose(words + j * half + r, p->rank,
-                      (uint32_t *)columns + (j * p->rank + r) * KEYS / 2, KEYS / 2);
+            for (i64 k = 0; k < KEYS / 2; k += 16)
+                transpose(words + j * half + k * p->rank + r, p->rank,
+                          (uint32_t *)columns + (j * p->rank + r) * KEYS / 2 + k, KEYS / 2);
 }
 
 /* GROUP rows of the query from row `at`, zeros past the last: pairs [3][width / 2][GROUP]. */
 static void take_query(const MlaRun *p, i64 width, i64 at, uint32_t *to) {
-    for (i64 i = 0; i < GROUP; i++)
-        for (i64 r = 0; r < width; r++) {
-            float x = at + i < p->rows && r < p->width ? p->query[(at + i) * p->width + r] : 0.0f;
-            uint32_t *word = to + r / 2 * GROUP + i;
-            for (i64 j = 0; j < 3; j++, word += width / 2 * GROUP) {
-                uint32_t bits;
-                float piece;
-                memcpy(&bits, &x, 4);
-                bits = (bits + 0x8000) & 0xffff0000;
-                memcpy(&piece, &bits, 4);
-                x -= piece;
-                *word = r % 2 ? *word | bits : bits >> 16;
-            }
+    uint16_t rows[3][16][32] __attribute__((aligned(64)));
+    for (i64 i = 0; i < GROUP; i += 16)
+        for (i64 r = 0; r < width; r += 32) {
+            for (i64 k = 0; k < 16; k++)
+                for (i64 half = 0; half < 32; half += 16) {
+                    const int is_there = at + i + k < p->rows && r + half < p->width;
+                    __m512i piece[3];
+                    split(is_there ? _mm512_loadu_ps(p->query + (at + i + k) * p->width + r + half)
+                                   : _mm512_setzero_ps(),
+                          piece, 3);
+                    for (i64 j = 0; j < 3; j++)
+                        _mm256_store_si256((void *)&rows[j][k][half],
+                                           _mm512_cvtepi32_epi16(_mm512_srli_epi32(piece[j], 16)));
+                }
+            for (i64 j = 0; j < 3; j++)
+                transpose((const uint32_t *)rows[j], 16, to + (j * width + r) / 2 * GROUP + i, GROUP);
         }
 }
 
@@ -322,22 +331,28 @@ static void *attend(void *argument) {
             float *sums = (float *)(totals + g * total), *top = (float *)(stats + g * statistics);
             const int32_t *ends = (int32_t *)(top + 2 * GROUP);
             if (from >= ends[GROUP - 1]) continue;
-            product(scores, rows, W, KEYS * W, queries + g * query, query / 3, W / 32, 3, 0);
+            for (i64 k = 0; k < KEYS; k += 32)
+                product(scores + k * GROUP, rows + k * W, W, KEYS * W, queries + g * query,
+                        query / 3, W / 32, 3, 0);
             soften(scores, probs, top, top + GROUP, sums, R, ends, from, from + KEYS > ends[0]);
             for (i64 r = 0; r < R; r += 32)
-                product(sums + r * GROUP, columns + r * KEYS, KEYS, R * KEYS, probs, tile / 2, 1, 2,
+                product(sums + r * GROUP, columns + r * KEYS, KEYS, R * KEYS, probs, tile / 2, KEYS / 32, 2,
                         1);
         }
     }
     _tile_release();
     for (i64 g = 0; g < groups; g++) {
         const i64 at = first + g * step;
-        for (i64 i = 0; i < GROUP && at + i < p->rows; i++) {
-            const float *sums = (float *)(totals + g * total);
-            const float weight = 1.0f / ((float *)(stats + g * statistics))[GROUP + i];
-            float *out = p->mixed + (at + i) * R;
-            for (i64 r = 0; r < R; r++) out[r] = sums[r * GROUP + i] * weight;
-        }
+        const float *sum = (float *)(stats + g * statistics) + GROUP;
+        for (i64 i = 0; i < GROUP && at + i < p->rows; i += 16)
+            for (i64 r = 0; r < R; r += 16) {
+                uint32_t part[16][16] __attribute__((aligned(64)));
+                transpose(totals + g * total + r * GROUP + i, GROUP, part[0], 16);
+                for (i64 k = 0; k < 16 && at + i + k < p->rows; k++)
+                    _mm512_storeu_ps(p->mixed + (at + i + k) * R + r,
+                                     _mm512_div_ps(_mm512_load_ps(part[k]),
+                                                   _mm512_set1_ps(sum[i + k])));
+            }
     }
     free(scratch);
     return NULL;
