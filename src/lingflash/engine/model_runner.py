@@ -35,9 +35,11 @@ from lingflash.parallel.shard import Shard
 
 log = logging.getLogger(__name__)
 
-# Work of a step from which more than one CPU thread pays: tokens, and keys that they attend to.
-_THREADS_FROM = 96
-_KEYS_LIKE_A_TOKEN = 4096
+# Work of a step from which more than one CPU thread pays: tokens, and keys that they attend to. A
+# thread that waits for its share of a small operation sleeps (OMP_WAIT_POLICY=PASSIVE), and on an
+# idle virtual machine waking it costs more than the operation.
+_THREADS_FROM = 768
+_KEYS_LIKE_A_TOKEN = 512
 
 
 class ModelRunner:
