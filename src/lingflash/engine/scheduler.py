@@ -364,7 +364,8 @@ class Scheduler:
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget)
         for place in self.prefixes.cuts(sequence):
-            if start < place < end:
+            # The states that a step leaves are those of its last anchor, wherever it ends.
+            if start < place < _last_anchor(end):
                 end = place
         return end - start
 
@@ -399,11 +400,12 @@ class Scheduler:
                 return None
             return self._finish(sequence, "error", error=result.error)
         sequence.num_computed = end
-        sequence.anchor = end // ANCHOR_TOKENS * ANCHOR_TOKENS
+        sequence.anchor = _last_anchor(end)
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = num_certain > 1 and end == sequence.num_tokens
-        self.prefixes.keep(sequence, checkpoint=ends_prompt or end in self.prefixes.cuts(sequence))
+        is_cut = sequence.anchor in self.prefixes.cuts(sequence)
+        self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut)
         if end < sequence.num_tokens:
             return None
         if not item.wants_token:
@@ -522,3 +524,8 @@ class Scheduler:
         self._num_preemptions += 1
         self._running.remove(sequence)
         self._waiting.appendleft(sequence)
+
+
+def _last_anchor(num_tokens: int) -> int:
+    """Position that the states are folded to after so many tokens."""
+    return num_tokens // ANCHOR_TOKENS * ANCHOR_TOKENS
