@@ -41,7 +41,7 @@ def _random(shape: tuple[int, ...], kind: str) -> Tensor:
     return values if kind == "bf16" else values.mul_(50.0).to(torch.float8_e4m3fn)
 
 
-def _skinny(tokens: int, rows: int, width: int, kind: str, tiles: SkinnyTiles) -> Launches:
+def _skinny(tokens: int, rows: int, width: int, kind: str, tiles: SkinnyTiles | None) -> Launches:
     launches = []
     for _ in range(_COPIES):
         x = torch.randn(tokens, width, device=CUDA).half()
@@ -64,26 +64,31 @@ def _matrices(rows: int, width: int, kind: str) -> DecodeExperts:
     return DecodeExperts(_random((EXPERTS, rows, width // 8), "int4"), scale, 128)
 
 
+def _is_one_row(tokens: int, tiles: ExpertTiles | None) -> bool:
+    """Whether the kernels for one row are meant."""
+    return tokens == 1 and (tiles is None or tiles.stages == 1)
+
+
 def _routing(tokens: int) -> Tensor:
     ids = torch.stack([torch.randperm(EXPERTS, device=CUDA)[:TOPK] for _ in range(tokens)])
     return ids.to(torch.int32)
 
 
-def _gate_up(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
+def _gate_up(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
     w = _matrices(2 * WIDTH, HIDDEN, kind)
     x = torch.randn(tokens, HIDDEN, device=CUDA).half()
     act = torch.empty(tokens, TOPK, WIDTH, dtype=torch.bfloat16, device=CUDA)
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tiles.stages == 1 else plan_rows(ids, EXPERTS)
+        plan = None if _is_one_row(tokens, tiles) else plan_rows(ids, EXPERTS)
         launches.append(
             partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", tiles=tiles)
         )
     return launches
 
 
-def _down(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
+def _down(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
     w = _matrices(HIDDEN, WIDTH, kind)
     act = torch.randn(tokens, TOPK, WIDTH, device=CUDA).bfloat16()
     weights = torch.rand(tokens, TOPK, device=CUDA)
@@ -91,7 +96,7 @@ def _down(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tiles.stages == 1 else plan_rows(ids, EXPERTS)
+        plan = None if _is_one_row(tokens, tiles) else plan_rows(ids, EXPERTS)
         launches.append(partial(down_decode, act, w, ids, weights, plan, out, tiles=tiles))
     return launches
 
@@ -239,6 +244,27 @@ def variants() -> list[Variant]:
             found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
             build = partial(_down, tokens, kind, tiles)
             found.append(Variant(f"down {kind} b{tokens}", str(tiles), build, size))
+    return found
+
+
+def default_variants() -> list[Variant]:
+    """One of each, cut as the decoder cuts it."""
+    found = []
+    for tokens in (1, 32):
+        found += _others(tokens)
+        for name, rows, width, kind in (
+            ("qkvg", 4 * HIDDEN, HIDDEN, "fp8"), ("dense", HIDDEN, HIDDEN, "fp8"),
+            ("head", 157184, HIDDEN, "bf16"), ("head", 157184, HIDDEN, "fp8-channel"),
+        ):  # fmt: skip
+            size = rows * width * _BYTES[kind]
+            build = partial(_skinny, tokens, rows, width, kind, None)
+            found.append(Variant(f"{name} {kind} b{tokens}", "default", build, size))
+        for kind in ("fp8", "int4"):
+            size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
+            build = partial(_gate_up, tokens, kind, None)
+            found.append(Variant(f"gate_up {kind} b{tokens}", "default", build, 2 * size))
+            build = partial(_down, tokens, kind, None)
+            found.append(Variant(f"down {kind} b{tokens}", "default", build, size))
     return found
 
 
