@@ -191,17 +191,17 @@ def variants() -> list[Variant]:
         one = [
             SkinnyTiles(1, n, k, warps, 1)
             for n, k, warps in (
-                (4, 4096, 4), (8, 1024, 4), (16, 1024, 4), (8, 2048, 4), (16, 512, 4), (32, 512, 4),
+                (8, 1024, 4), (16, 512, 4), (8, 512, 4), (4, 1024, 4), (8, 1024, 8), (16, 1024, 8),
+                (4, 2048, 4), (8, 2048, 8),
             )
         ]  # fmt: skip
         rows_tiles = [
             SkinnyTiles(16, n, k, warps, stages)
             for n, k, warps, stages in (
-                (64, 128, 4, 4), (64, 128, 4, 6), (32, 128, 2, 6), (32, 128, 2, 8), (64, 128, 8, 5),
+                (32, 128, 2, 8), (64, 128, 4, 6), (32, 256, 4, 4), (32, 512, 4, 2), (16, 256, 4, 4),
+                (16, 512, 4, 3), (64, 256, 4, 3),
             )
         ]  # fmt: skip
-        if kind != "fp8":  # a product's scales change every 128 columns
-            rows_tiles += [SkinnyTiles(16, 32, 256, 4, 4), SkinnyTiles(16, 64, 256, 4, 3)]
         for tiles in one + rows_tiles:
             build = partial(_skinny, 1, rows, width, kind, tiles)
             found.append(Variant(f"{name} {kind} b1", str(tiles), build, size))
@@ -209,37 +209,31 @@ def variants() -> list[Variant]:
             wide = SkinnyTiles(32, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
             build = partial(_skinny, 32, rows, width, kind, wide)
             found.append(Variant(f"{name} {kind} b32", str(wide), build, size))
-    one_tiles = {
-        kind: [
+    one = [
+        ExpertTiles(n, k, w, 1)
+        for n, k, w in (
+            (4, 1024, 4), (8, 512, 4), (4, 512, 4), (8, 1024, 8), (2, 1024, 4), (4, 2048, 8),
+            (8, 1024, 4), (16, 512, 4), (16, 512, 8), (4, 1024, 2),
+        )
+    ]  # fmt: skip
+    rows = {
+        "int4": [
             ExpertTiles(n, k, w, s)
             for n, k, w, s in (
-                (8, 1024, 4, 1), (16, 1024, 4, 1), (4, 1024, 4, 1), (8, 1024, 2, 1), (8, 512, 4, 1),
-                (16, 512, 4, 1), (16, 128, 1, 6), (16, 128, 2, 4), (32, 128, 1, 4), (32, 128, 2, 4),
-                (32, 128, 4, 5), (64, 128, 4, 4), (64, 128, 2, 4), (32, 128, 2, 6),
+                (64, 256, 4, 3), (128, 256, 8, 3), (64, 512, 4, 2), (128, 128, 4, 3),
+                (64, 256, 4, 4), (32, 256, 4, 4), (32, 512, 4, 3), (64, 256, 2, 3),
+                (128, 256, 4, 2),
             )
-        ]
-        for kind in ("int4", "fp8")
+        ],
+        "fp8": [ExpertTiles(64, 128, 4, 4), ExpertTiles(128, 128, 4, 3)],
     }  # fmt: skip
-    many_tiles = {
-        "int4": [
-            ExpertTiles(n, 128, w, s)
-            for n, w, s in (
-                (64, 4, 4), (64, 4, 6), (32, 4, 4), (128, 4, 3), (128, 4, 5), (64, 2, 4),
-                (64, 2, 6), (32, 2, 6), (128, 8, 5),
-            )
-        ],
-        "fp8": [
-            ExpertTiles(n, 128, w, s)
-            for n, w, s in (
-                (64, 4, 4), (64, 4, 3), (64, 4, 6), (32, 4, 5), (128, 4, 3), (128, 8, 3),
-                (64, 8, 4), (32, 2, 4),
-            )
-        ],
+    tiles_for = {
+        (1, "fp8"): one, (1, "int4"): one + rows["int4"],
+        (32, "fp8"): rows["fp8"], (32, "int4"): rows["int4"],
     }  # fmt: skip
     for tokens, kind in product((1, 32), ("fp8", "int4")):
-        tiles_of = one_tiles if tokens == 1 else many_tiles
         size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
-        for tiles in tiles_of[kind]:
+        for tiles in tiles_for[tokens, kind]:
             build = partial(_gate_up, tokens, kind, tiles)
             found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
             build = partial(_down, tokens, kind, tiles)

@@ -24,7 +24,14 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from lingflash.kernels.skinny_gemm.triton_kernel import SCALE_BLOCK, narrow, row_sums
+from lingflash.kernels.skinny_gemm.triton_kernel import (
+    SCALE_BLOCK,
+    add_row_products,
+    load_row,
+    narrow,
+    prefetch_matrix_rows,
+    row_sums,
+)
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import (
     launch_options,
@@ -120,43 +127,33 @@ def _offset_nibble(words, j: tl.constexpr):
 
 @triton.jit
 def _one_row_int4(
-    x_ptr, w_row, scale_row, row_ok, num_words,
-    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr,
+    x_ptr, w_row, scale_row, row_ok,
+    WORDS: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """One row of x times BLOCK_N rows of INT4 weights, GROUPS times 128 columns at once.
-
-    As row_sums, the words of the next step are asked for before those of this one are used.
-    """
+    """One row of x times BLOCK_N rows of INT4 weights, GROUPS times 128 columns at once."""
     group, word = tl.arange(0, GROUPS), tl.arange(0, 16)
-    at = group[:, None] * 16 + word[None, :]
-    places = w_row[:, None, None] + at[None, :, :]
-    ok = row_ok[:, None, None] & (at < num_words)[None, :, :]
-    words = tl.load(places, mask=ok, other=0, eviction_policy="evict_first")
-    total = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, num_words, GROUPS * 16):
-        after = start + GROUPS * 16
-        ok = row_ok[:, None, None] & (after + at < num_words)[None, :, :]
-        following = tl.load(places + after, mask=ok, other=0, eviction_policy="evict_first")
+    total = tl.zeros([BLOCK_N, GROUPS, 16], tl.float32)
+    for step in range((WORDS + GROUPS * 16 - 1) // (GROUPS * 16)):
+        here = step * GROUPS + group
+        at = here[:, None] * 16 + word[None, :]
+        ok = row_ok[:, None, None] & (at < WORDS)[None, :, :]
+        words = tl.load(w_row[:, None, None] + at[None, :, :], mask=ok, other=0)
         part = tl.zeros([BLOCK_N, GROUPS, 16], tl.float32)
         sums = tl.zeros([GROUPS, 16], tl.float32)
-        x_at = x_ptr + (start // 16 + group)[:, None] * 128 + word[None, :]
+        x_at = x_ptr + here[:, None] * 128 + word[None, :]
         for j in tl.static_range(8):
-            x = tl.load(x_at + 16 * j, mask=start + at < num_words, other=0.0).to(tl.float32)
+            x = tl.load(x_at + 16 * j, mask=at < WORDS, other=0.0).to(tl.float32)
             part += _offset_nibble(words, j) * x[None, :, :]
             sums += x
         part -= 136.0 * sums[None, :, :]
         if GROUP == 128:
-            block = start // 16 + group
-            scale_ok = row_ok[:, None] & (block * 16 < num_words)[None, :]
-            scale = tl.load(scale_row[:, None] + block[None, :], mask=scale_ok, other=0.0)
-            total += tl.sum(tl.sum(part, 2) * scale.to(tl.float32), 1)
+            scale_ok = row_ok[:, None] & (here * 16 < WORDS)[None, :]
+            scale = tl.load(scale_row[:, None] + here[None, :], mask=scale_ok, other=0.0)
+            total += part * scale.to(tl.float32)[:, :, None]
         else:
-            scale_at = scale_row[:, None, None] + ((start + at) // (GROUP // 8))[None, :, :]
-            here = row_ok[:, None, None] & (start + at < num_words)[None, :, :]
-            part *= tl.load(scale_at, mask=here, other=0.0).to(tl.float32)
-            total += tl.sum(tl.sum(part, 2), 1)
-        words = following
-    return total
+            scale_at = scale_row[:, None, None] + (at // (GROUP // 8))[None, :, :]
+            total += part * tl.load(scale_at, mask=ok, other=0.0).to(tl.float32)
+    return tl.sum(tl.sum(total, 2), 1)
 
 
 @triton.jit
@@ -165,29 +162,39 @@ def _one_gate_up(
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """One row of x through BLOCK_N gate and up columns of one expert, both in one pass."""
-    both = tl.arange(0, 2 * BLOCK_N)
-    column = tile * BLOCK_N + both % BLOCK_N
-    is_up = both // BLOCK_N
-    row = is_up * WIDTH + column
+    """One row of x through BLOCK_N gate and up columns of one expert."""
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = column < WIDTH
     if INT4:
-        sums = _one_row_int4(
-            x_ptr, w_ptr + row * (HIDDEN // 8), scale_ptr + row * scale_stride, column < WIDTH,
-            HIDDEN // 8, GROUP, 2 * BLOCK_N, CHUNKS,
+        row, scale_row = w_ptr + column * (HIDDEN // 8), scale_ptr + column * scale_stride
+        g = _one_row_int4(x_ptr, row, scale_row, inside, HIDDEN // 8, GROUP, BLOCK_N, CHUNKS)
+        u = _one_row_int4(
+            x_ptr, row + WIDTH * (HIDDEN // 8), scale_row + WIDTH * scale_stride, inside,
+            HIDDEN // 8, GROUP, BLOCK_N, CHUNKS,
         )  # fmt: skip
     else:
-        grid_row = is_up * (WIDTH // SCALE_BLOCK) + column // SCALE_BLOCK
-        sums = row_sums(
-            x_ptr, w_ptr + row * HIDDEN, scale_ptr + grid_row * scale_stride, HIDDEN,
-            column < WIDTH, SCALES == "block", 2 * BLOCK_N, CHUNKS,
-        )  # fmt: skip
+        EVEN: tl.constexpr = WIDTH % BLOCK_N == 0 and HIDDEN % (128 * CHUNKS) == 0
+        row = w_ptr + column * HIDDEN
+        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
+        up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
+        chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
+        gate = tl.zeros([BLOCK_N, CHUNKS, 128], tl.float32)
+        up = tl.zeros([BLOCK_N, CHUNKS, 128], tl.float32)
+        for step in range((HIDDEN + CHUNKS * 128 - 1) // (CHUNKS * 128)):
+            here = step * CHUNKS + chunk
+            at = here[:, None] * 128 + k[None, :]
+            x = load_row(x_ptr, scale_row, at, here, HIDDEN, SCALES == "block")
+            gate = add_row_products(gate, x, row, at, inside, HIDDEN, EVEN)
+            if SCALES == "block":
+                x = load_row(x_ptr, up_scales, at, here, HIDDEN, True)
+            up = add_row_products(up, x, row + WIDTH * HIDDEN, at, inside, HIDDEN, EVEN)
+        g, u = tl.sum(tl.sum(gate, 2), 1), tl.sum(tl.sum(up, 2), 1)
         if SCALES == "channel":
-            sums *= tl.load(scale_ptr + row * scale_stride, mask=column < WIDTH, other=0.0)
-    gate, up = tl.split(tl.trans(tl.reshape(sums, [2, BLOCK_N])))
-    act = gate * tl.sigmoid(gate) * up
-    out = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    at = act_ptr + place_of(out, NIBBLES)
-    tl.store(at, act.to(act_ptr.dtype.element_ty), mask=out < WIDTH)
+            g *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
+            u *= tl.load(scale_ptr + (WIDTH + column) * scale_stride, mask=inside, other=0.0)
+    act = g * tl.sigmoid(g) * u
+    at = act_ptr + place_of(column, NIBBLES)
+    tl.store(at, act.to(act_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -203,14 +210,21 @@ def _one_down(
         row, scale_row = w_ptr + column * (WIDTH // 8), scale_ptr + column * scale_stride
         out = _one_row_int4(x_ptr, row, scale_row, inside, WIDTH // 8, GROUP, BLOCK_N, CHUNKS)
     else:
-        scale_row = scale_ptr + column // SCALE_BLOCK * scale_stride
+        EVEN: tl.constexpr = HIDDEN % BLOCK_N == 0 and WIDTH % (128 * CHUNKS) == 0
+        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
         out = row_sums(
-            x_ptr, w_ptr + column * WIDTH, scale_row, WIDTH, inside, SCALES == "block", BLOCK_N,
-            CHUNKS,
+            x_ptr, w_ptr + column * WIDTH, scale_row, inside, WIDTH, SCALES == "block", EVEN,
+            BLOCK_N, CHUNKS,
         )  # fmt: skip
         if SCALES == "channel":
             out *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
     tl.store(out_ptr + column, out * weight, mask=inside)
+
+
+@triton.constexpr_function
+def _bytes(pointer: Any, count: int) -> int:
+    """Bytes of so many elements behind a pointer."""
+    return pointer.dtype.element_ty.primitive_bitwidth // 8 * count
 
 
 @triton.jit
@@ -221,10 +235,11 @@ def _gate_up_one_kernel(
     SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    start_next(PDL)
     choice = tl.program_id(1)
     act = act_ptr + choice * WIDTH
     wait_for_previous(PDL)
+    # Only now: the next kernel reads the choice before it waits for this one.
+    start_next(PDL)
     if choice < topk:
         expert = tl.load(ids_ptr + choice).to(tl.int64)
         _one_gate_up(
@@ -245,11 +260,23 @@ def _down_one_kernel(
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
     SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     choice = tl.program_id(1)
     x, out = act_ptr + choice * WIDTH, out_ptr + choice * HIDDEN
+    if PDL:
+        row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        row = tl.minimum(row, HIDDEN - 1)
+        if choice < topk:
+            size: tl.constexpr = WIDTH // 2 if INT4 else _bytes(w_ptr, WIDTH)
+            step = tl.load(ids_ptr + choice).to(tl.int64) * (HIDDEN * size)
+            rows = w_ptr.to(tl.pointer_type(tl.int8)) + step + row * size
+            prefetch_matrix_rows(rows, size, LINES, PDL)
+        elif SHARED:
+            shared_size: tl.constexpr = _bytes(shared_ptr, WIDTH)
+            shared_rows = shared_ptr.to(tl.pointer_type(tl.int8)) + row * shared_size
+            prefetch_matrix_rows(shared_rows, shared_size, LINES, PDL)
     wait_for_previous(PDL)
     if choice < topk:
         expert = tl.load(ids_ptr + choice).to(tl.int64)
@@ -306,6 +333,7 @@ def _rows_gate_up(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of x through BLOCK_N gate and up columns of one expert."""
+    UNROLL: tl.constexpr = BLOCK_K // 128 if HIDDEN % BLOCK_K == 0 else 1
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < WIDTH
     gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -314,14 +342,16 @@ def _rows_gate_up(
         w_row = w_ptr + column[:, None] * (HIDDEN // 8)
         w_up_row = w_row + WIDTH * (HIDDEN // 8)
         scale_row = scale_ptr + column * scale_stride
-        for group in tl.range(0, HIDDEN // 128):
-            gate = _rows_int4(
-                x_row, live, w_row, scale_row, inside, group, gate, GROUP, False, BLOCK_M, BLOCK_N
-            )
-            up = _rows_int4(
-                x_row, live, w_up_row, scale_row + WIDTH * scale_stride, inside, group, up,
-                GROUP, False, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+        for first in tl.range(0, HIDDEN // 128, UNROLL):
+            for i in tl.static_range(UNROLL):
+                gate = _rows_int4(
+                    x_row, live, w_row, scale_row, inside, first + i, gate,
+                    GROUP, False, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
+                up = _rows_int4(
+                    x_row, live, w_up_row, scale_row + WIDTH * scale_stride, inside, first + i, up,
+                    GROUP, False, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
     else:
         w_row = w_ptr + column[:, None] * HIDDEN
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
@@ -366,17 +396,19 @@ def _rows_down(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of activations through BLOCK_N columns of one expert's way back."""
+    UNROLL: tl.constexpr = BLOCK_K // 128 if WIDTH % BLOCK_K == 0 else 1
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < HIDDEN
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if INT4:
         w_row = w_ptr + column[:, None] * (WIDTH // 8)
         scale_row = scale_ptr + column * scale_stride
-        for group in tl.range(0, WIDTH // 128):
-            total = _rows_int4(
-                act_row, live, w_row, scale_row, inside, group, total,
-                GROUP, True, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+        for first in tl.range(0, WIDTH // 128, UNROLL):
+            for i in tl.static_range(UNROLL):
+                total = _rows_int4(
+                    act_row, live, w_row, scale_row, inside, first + i, total,
+                    GROUP, True, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
     else:
         w_row = w_ptr + column[:, None] * WIDTH
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
@@ -434,7 +466,7 @@ def _gate_up_kernel(
         _rows_gate_up(
             plain_ptr + token[:, None] * x_stride, shared_ptr, shared_scale_ptr, act_row,
             token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, False,
-            WIDTH, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K,
+            WIDTH, HIDDEN, BLOCK_M, BLOCK_N, 128,
         )  # fmt: skip
 
 
@@ -471,7 +503,7 @@ def _down_kernel(
             act_ptr + place[:, None] * WIDTH, shared_ptr, shared_scale_ptr,
             out_ptr + place[:, None] * HIDDEN, tl.full([BLOCK_M], 1.0, tl.float32),
             token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, WIDTH, HIDDEN,
-            BLOCK_M, BLOCK_N, BLOCK_K,
+            BLOCK_M, BLOCK_N, 128,
         )  # fmt: skip
 
 
@@ -613,7 +645,7 @@ def _chunks(width: int, most: int) -> int:
 
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(16 if w.is_int4 else 8, 1024, 4, 1)
+        return ExpertTiles(8, 1024, 4, 1)
     return ExpertTiles(128, 128, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
@@ -733,7 +765,8 @@ def down_decode(
         _down_one_kernel[(columns, choices)](
             act, w.values, scale, topk_ids, topk_weights, out, other.values, other.scales(),
             w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
-            CHUNKS=_chunks(width, t.block_k // 128), **options,
+            CHUNKS=_chunks(width, t.block_k // 128),
+            LINES=triton.next_power_of_2(triton.cdiv(2 * width, 128)), **options,
         )  # fmt: skip
         return out
     blocks = plan.experts.numel()

@@ -54,49 +54,75 @@ def narrow(x, SCALED: tl.constexpr):
 
 
 @triton.jit
-def row_sums(
-    x_ptr, w_row, scale_row, width, row_ok,
-    BLOCK_SCALE: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+def add_row_products(
+    total, x, w_row, at, row_ok, width,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
-    """One row of x times BLOCK_N rows of weights, CHUNKS times 128 columns at once: [BLOCK_N].
+    """total + W x for columns `at` [C, 128] of some rows, not yet summed: float32 [N, C, 128].
 
-    Nothing is staged in shared memory: each thread asks for the 16-byte pieces of its next step
-    before it uses those of this one, which was twice as fast (docs/gpu-notes.md).
+    Nothing is staged in shared memory: each thread asks for its own 16-byte pieces, and sums are
+    made once at the end, which was twice as fast (docs/gpu-notes.md).
     """
-    chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
-    at = chunk[:, None] * 128 + k[None, :]
     places = w_row[:, None, None] + at[None, :, :]
-    ok = row_ok[:, None, None] & (at < width)[None, :, :]
-    w = tl.load(places, mask=ok, other=0.0, eviction_policy="evict_first")
-    total = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, width, CHUNKS * 128):
-        after = start + CHUNKS * 128
-        ok = row_ok[:, None, None] & (after + at < width)[None, :, :]
-        following = tl.load(places + after, mask=ok, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_ptr + start + at, mask=start + at < width, other=0.0).to(tl.float32)
-        part = tl.sum(w.to(tl.float32) * x[None, :, :], 2)
-        if BLOCK_SCALE:
-            block = start // SCALE_BLOCK + chunk
-            is_block = row_ok[:, None] & (block * SCALE_BLOCK < width)[None, :]
-            part *= tl.load(scale_row[:, None] + block[None, :], mask=is_block, other=0.0)
-        total += tl.sum(part, 1)
-        w = following
-    return total
+    if EVEN:
+        w = tl.load(places, eviction_policy="evict_first")
+    else:
+        w = tl.load(places, mask=row_ok[:, None, None] & (at < width)[None, :, :], other=0.0)
+    return total + w.to(tl.float32) * x[None, :, :]
+
+
+@triton.jit
+def load_row(x_ptr, scale_row, at, chunk, width, BLOCK_SCALE: tl.constexpr):
+    """Columns `at` of x as float32, times the weights' scales if those are per block."""
+    x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
+    if BLOCK_SCALE:
+        x *= tl.load(scale_row + chunk, mask=chunk * SCALE_BLOCK < width, other=0.0)[:, None]
+    return x
+
+
+@triton.jit
+def row_sums(
+    x_ptr, w_row, scale_row, row_ok,
+    WIDTH: tl.constexpr, BLOCK_SCALE: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """One row of x times BLOCK_N rows of weights that share their scales: float32 [BLOCK_N]."""
+    chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
+    total = tl.zeros([BLOCK_N, CHUNKS, 128], tl.float32)
+    for step in range((WIDTH + CHUNKS * 128 - 1) // (CHUNKS * 128)):
+        here = step * CHUNKS + chunk
+        at = here[:, None] * 128 + k[None, :]
+        x = load_row(x_ptr, scale_row, at, here, WIDTH, BLOCK_SCALE)
+        total = add_row_products(total, x, w_row, at, row_ok, WIDTH, EVEN)
+    return tl.sum(tl.sum(total, 2), 1)
+
+
+@triton.jit
+def prefetch_matrix_rows(w_row, width, LINES: tl.constexpr, PDL: tl.constexpr):
+    """Ask for whole rows of weights, LINES pieces of 128 bytes each (width in bytes)."""
+    line = tl.minimum(tl.arange(0, LINES) * 128, width - 1)
+    prefetch_rows(w_row[:, None] + line[None, :], PDL)
 
 
 @triton.jit
 def _one_row_kernel(
-    x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, width, scale_stride,
-    QUANT: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, scale_stride,
+    WIDTH: tl.constexpr, QUANT: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_row = w_ptr + row.to(tl.int64) * width
-    prefetch_rows(w_row[:, None] + tl.arange(0, CHUNKS)[None, :] * 128, PDL)
+    w_row = w_ptr + row.to(tl.int64) * WIDTH
+    if PDL:
+        size: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
+        last = tl.minimum(row, num_rows - 1).to(tl.int64)
+        prefetch_matrix_rows(
+            w_ptr.to(tl.pointer_type(tl.int8)) + last * (WIDTH * size), WIDTH * size, LINES, PDL
+        )
     wait_for_previous(PDL)
-    scale_row = scale_ptr + row // SCALE_BLOCK * scale_stride
+    scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
     out = row_sums(
-        x_ptr, w_row, scale_row, width, row < num_rows, QUANT == "block", BLOCK_N, CHUNKS
+        x_ptr, w_row, scale_row, row < num_rows, WIDTH, QUANT == "block", EVEN, BLOCK_N, CHUNKS
     )
     if QUANT == "channel":
         out *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)
@@ -108,7 +134,8 @@ def _rows_kernel(
     x_ptr, w_ptr, scale_ptr, out_ptr, num_tokens, num_rows, width,
     x_stride, out_stride, scale_stride,
     QUANT: tl.constexpr, SCALED: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PIECES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -121,18 +148,22 @@ def _rows_kernel(
     x_row = x_ptr + token[:, None] * x_stride
     scale_row = scale_ptr + (tl.program_id(1) * BLOCK_N // SCALE_BLOCK) * scale_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in tl.range(0, width, BLOCK_K):
-        at = start + k
-        x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < width)[None, :], other=0.0)
-        w = load_rows(w_row + at[None, :], row < num_rows, at < width, EVEN)
-        if QUANT == "none":
-            total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
-        else:
-            x, factor = narrow(x, SCALED)
-            if QUANT == "block":
-                factor *= tl.load(scale_row + start // SCALE_BLOCK)
-            part = dot(x, tl.trans(w.to(tl.float16)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-            total += part * factor[:, None]
+    for start in tl.range(0, width, BLOCK_K * PIECES):
+        for piece in tl.static_range(PIECES):
+            at = start + piece * BLOCK_K + k
+            x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < width)[None, :], other=0.0)
+            w = load_rows(w_row + at[None, :], row < num_rows, at < width, EVEN)
+            if QUANT == "none":
+                total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
+            else:
+                x, factor = narrow(x, SCALED)
+                if QUANT == "block":
+                    block = start // SCALE_BLOCK + piece
+                    is_block = block * SCALE_BLOCK < width
+                    factor *= tl.load(scale_row + block, mask=is_block, other=0.0)
+                none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                part = dot(x, tl.trans(w.to(tl.float16)), none)
+                total += part * factor[:, None]
     if QUANT == "channel":
         total *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)[None, :]
     tl.store(
@@ -156,9 +187,9 @@ class SkinnyTiles:
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
     if num_tokens == 1:
-        return SkinnyTiles(1, 4, 4096, 4, 1) if num_rows <= 6144 else SkinnyTiles(1, 8, 1024, 4, 1)
+        return SkinnyTiles(1, 8, 1024, 4, 1)
     block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
-    return SkinnyTiles(block_m, 64 if num_rows > 6144 else 32, 128, 4, 4)
+    return SkinnyTiles(block_m, 64, 128, 4, 6 if itemsize == 1 else 4)
 
 
 def skinny_gemm_triton(
@@ -203,17 +234,22 @@ def skinny_gemm_triton(
     scales = w if scale is None else scale
     scale_stride = scales.stride(0)
     even = num_rows % t.block_n == 0 and width % t.block_k == 0
+    pieces = t.block_k // 128 if quant == "block" else 1  # each has scales of its own
     options = launch_options(x)
     if t.block_m == 1:
         chunks = min(triton.next_power_of_2(triton.cdiv(width, 128)), t.block_k // 128)
+        even = num_rows % t.block_n == 0 and width % (chunks * 128) == 0
         _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
-            x, w, scales, out, num_rows, width, scale_stride, QUANT=quant,
-            BLOCK_N=t.block_n, CHUNKS=chunks, num_warps=t.warps, **options,
+            x, w, scales, out, num_rows, scale_stride, WIDTH=width, QUANT=quant, EVEN=even,
+            BLOCK_N=t.block_n, CHUNKS=chunks,
+            LINES=triton.next_power_of_2(triton.cdiv(width * w.element_size(), 128)),
+            num_warps=t.warps, **options,
         )  # fmt: skip
         return out
     _rows_kernel[(triton.cdiv(num_tokens, t.block_m), triton.cdiv(num_rows, t.block_n))](
-        x, w, scales, out, num_tokens, num_rows, width, x.stride(0), out.stride(0), scale_stride,
+        x, w, scales, out, num_tokens, num_rows, width,
+        x.stride(0), out.stride(0), scale_stride,
         QUANT=quant, SCALED=scaled, EVEN=even, BLOCK_M=t.block_m, BLOCK_N=t.block_n,
-        BLOCK_K=t.block_k, num_warps=t.warps, num_stages=t.stages, **options,
+        BLOCK_K=t.block_k // pieces, PIECES=pieces, num_warps=t.warps, num_stages=t.stages, **options,
     )  # fmt: skip
     return out
