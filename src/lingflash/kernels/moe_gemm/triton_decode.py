@@ -26,9 +26,8 @@ from triton import knobs
 
 from lingflash.kernels.skinny_gemm.triton_kernel import (
     SCALE_BLOCK,
-    add_row_products,
-    load_row,
     narrow,
+    prefetch_lines,
     prefetch_matrix_rows,
     row_sums,
 )
@@ -177,18 +176,13 @@ def _one_gate_up(
         row = w_ptr + column * HIDDEN
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
         up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
-        chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
-        gate = tl.zeros([BLOCK_N, CHUNKS, 128], tl.float32)
-        up = tl.zeros([BLOCK_N, CHUNKS, 128], tl.float32)
-        for step in range((HIDDEN + CHUNKS * 128 - 1) // (CHUNKS * 128)):
-            here = step * CHUNKS + chunk
-            at = here[:, None] * 128 + k[None, :]
-            x = load_row(x_ptr, scale_row, at, here, HIDDEN, SCALES == "block")
-            gate = add_row_products(gate, x, row, at, inside, HIDDEN, EVEN)
-            if SCALES == "block":
-                x = load_row(x_ptr, up_scales, at, here, HIDDEN, True)
-            up = add_row_products(up, x, row + WIDTH * HIDDEN, at, inside, HIDDEN, EVEN)
-        g, u = tl.sum(tl.sum(gate, 2), 1), tl.sum(tl.sum(up, 2), 1)
+        g = row_sums(
+            x_ptr, row, scale_row, inside, HIDDEN, SCALES == "block", EVEN, BLOCK_N, CHUNKS
+        )
+        u = row_sums(
+            x_ptr, row + WIDTH * HIDDEN, up_scales, inside, HIDDEN, SCALES == "block", EVEN,
+            BLOCK_N, CHUNKS,
+        )  # fmt: skip
         if SCALES == "channel":
             g *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
             u *= tl.load(scale_ptr + (WIDTH + column) * scale_stride, mask=inside, other=0.0)
@@ -265,7 +259,7 @@ def _down_one_kernel(
     start_next(PDL)
     choice = tl.program_id(1)
     x, out = act_ptr + choice * WIDTH, out_ptr + choice * HIDDEN
-    if PDL:
+    if PDL and LINES > 0:
         row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         row = tl.minimum(row, HIDDEN - 1)
         if choice < topk:
@@ -646,7 +640,7 @@ def _chunks(width: int, most: int) -> int:
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
         return ExpertTiles(8, 1024, 4, 1)
-    return ExpertTiles(128, 128, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
+    return ExpertTiles(64, 256, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
 def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
@@ -766,7 +760,7 @@ def down_decode(
             act, w.values, scale, topk_ids, topk_weights, out, other.values, other.scales(),
             w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
             CHUNKS=_chunks(width, t.block_k // 128),
-            LINES=triton.next_power_of_2(triton.cdiv(2 * width, 128)), **options,
+            LINES=prefetch_lines(width), **options,
         )  # fmt: skip
         return out
     blocks = plan.experts.numel()

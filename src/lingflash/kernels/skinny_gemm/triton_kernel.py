@@ -54,52 +54,36 @@ def narrow(x, SCALED: tl.constexpr):
 
 
 @triton.jit
-def add_row_products(
-    total, x, w_row, at, row_ok, width,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """total + W x for columns `at` [C, 128] of some rows, not yet summed: float32 [N, C, 128].
-
-    Nothing is staged in shared memory: each thread asks for its own 16-byte pieces, and sums are
-    made once at the end, which was twice as fast (docs/gpu-notes.md).
-    """
-    places = w_row[:, None, None] + at[None, :, :]
-    if EVEN:
-        w = tl.load(places, eviction_policy="evict_first")
-    else:
-        w = tl.load(places, mask=row_ok[:, None, None] & (at < width)[None, :, :], other=0.0)
-    return total + w.to(tl.float32) * x[None, :, :]
-
-
-@triton.jit
-def load_row(x_ptr, scale_row, at, chunk, width, BLOCK_SCALE: tl.constexpr):
-    """Columns `at` of x as float32, times the weights' scales if those are per block."""
-    x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
-    if BLOCK_SCALE:
-        x *= tl.load(scale_row + chunk, mask=chunk * SCALE_BLOCK < width, other=0.0)[:, None]
-    return x
-
-
-@triton.jit
 def row_sums(
     x_ptr, w_row, scale_row, row_ok,
     WIDTH: tl.constexpr, BLOCK_SCALE: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """One row of x times BLOCK_N rows of weights that share their scales: float32 [BLOCK_N]."""
+    """One row of x times BLOCK_N rows of weights that share their scales: float32 [BLOCK_N].
+
+    Nothing is staged in shared memory and little is kept in registers: what hides the memory's
+    latency is the number of threads that each ask for 16 bytes (docs/gpu-notes.md).
+    """
     chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
-    total = tl.zeros([BLOCK_N, CHUNKS, 128], tl.float32)
+    total = tl.zeros([BLOCK_N], tl.float32)
     for step in range((WIDTH + CHUNKS * 128 - 1) // (CHUNKS * 128)):
         here = step * CHUNKS + chunk
         at = here[:, None] * 128 + k[None, :]
-        x = load_row(x_ptr, scale_row, at, here, WIDTH, BLOCK_SCALE)
-        total = add_row_products(total, x, w_row, at, row_ok, WIDTH, EVEN)
-    return tl.sum(tl.sum(total, 2), 1)
+        places = w_row[:, None, None] + at[None, :, :]
+        if EVEN:
+            w = tl.load(places, eviction_policy="evict_first")
+        else:
+            w = tl.load(places, mask=row_ok[:, None, None] & (at < WIDTH)[None, :, :], other=0.0)
+        x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+        if BLOCK_SCALE:
+            x *= tl.load(scale_row + here, mask=here * SCALE_BLOCK < WIDTH, other=0.0)[:, None]
+        total += tl.sum(tl.sum(w.to(tl.float32) * x[None, :, :], 2), 1)
+    return total
 
 
 @triton.jit
 def prefetch_matrix_rows(w_row, width, LINES: tl.constexpr, PDL: tl.constexpr):
-    """Ask for whole rows of weights, LINES pieces of 128 bytes each (width in bytes)."""
+    """Ask for LINES pieces of 128 bytes of rows that are `width` bytes long."""
     line = tl.minimum(tl.arange(0, LINES) * 128, width - 1)
     prefetch_rows(w_row[:, None] + line[None, :], PDL)
 
@@ -113,7 +97,7 @@ def _one_row_kernel(
     start_next(PDL)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w_row = w_ptr + row.to(tl.int64) * WIDTH
-    if PDL:
+    if PDL and LINES > 0:
         size: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
         last = tl.minimum(row, num_rows - 1).to(tl.int64)
         prefetch_matrix_rows(
@@ -184,6 +168,11 @@ class SkinnyTiles:
     stages: int
 
 
+def prefetch_lines(row_bytes: int) -> int:
+    """Pieces of 128 bytes of each row that are asked for ahead: all."""
+    return triton.next_power_of_2(triton.cdiv(row_bytes, 128))
+
+
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
     if num_tokens == 1:
@@ -242,7 +231,7 @@ def skinny_gemm_triton(
         _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
             x, w, scales, out, num_rows, scale_stride, WIDTH=width, QUANT=quant, EVEN=even,
             BLOCK_N=t.block_n, CHUNKS=chunks,
-            LINES=triton.next_power_of_2(triton.cdiv(width * w.element_size(), 128)),
+            LINES=prefetch_lines(width * w.element_size()),
             num_warps=t.warps, **options,
         )  # fmt: skip
         return out
