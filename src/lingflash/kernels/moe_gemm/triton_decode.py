@@ -27,8 +27,6 @@ from triton import knobs
 from lingflash.kernels.skinny_gemm.triton_kernel import (
     SCALE_BLOCK,
     narrow,
-    prefetch_lines,
-    prefetch_matrix_rows,
     row_sums,
 )
 from lingflash.kernels.triton_dot import dot
@@ -215,12 +213,6 @@ def _one_down(
     tl.store(out_ptr + column, out * weight, mask=inside)
 
 
-@triton.constexpr_function
-def _bytes(pointer: Any, count: int) -> int:
-    """Bytes of so many elements behind a pointer."""
-    return pointer.dtype.element_ty.primitive_bitwidth // 8 * count
-
-
 @triton.jit
 def _gate_up_one_kernel(
     x_ptr, w_ptr, scale_ptr, ids_ptr, act_ptr, plain_ptr, shared_ptr, shared_scale_ptr,
@@ -229,11 +221,10 @@ def _gate_up_one_kernel(
     SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    start_next(PDL)
     choice = tl.program_id(1)
     act = act_ptr + choice * WIDTH
     wait_for_previous(PDL)
-    # Only now: the next kernel reads the choice before it waits for this one.
-    start_next(PDL)
     if choice < topk:
         expert = tl.load(ids_ptr + choice).to(tl.int64)
         _one_gate_up(
@@ -254,23 +245,11 @@ def _down_one_kernel(
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
     SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     choice = tl.program_id(1)
     x, out = act_ptr + choice * WIDTH, out_ptr + choice * HIDDEN
-    if PDL and LINES > 0:
-        row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-        row = tl.minimum(row, HIDDEN - 1)
-        if choice < topk:
-            size: tl.constexpr = WIDTH // 2 if INT4 else _bytes(w_ptr, WIDTH)
-            step = tl.load(ids_ptr + choice).to(tl.int64) * (HIDDEN * size)
-            rows = w_ptr.to(tl.pointer_type(tl.int8)) + step + row * size
-            prefetch_matrix_rows(rows, size, LINES, PDL)
-        elif SHARED:
-            shared_size: tl.constexpr = _bytes(shared_ptr, WIDTH)
-            shared_rows = shared_ptr.to(tl.pointer_type(tl.int8)) + row * shared_size
-            prefetch_matrix_rows(shared_rows, shared_size, LINES, PDL)
     wait_for_previous(PDL)
     if choice < topk:
         expert = tl.load(ids_ptr + choice).to(tl.int64)
@@ -639,13 +618,13 @@ def _chunks(width: int, most: int) -> int:
 
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(8, 1024, 4, 1)
+        return ExpertTiles(8, 512, 4, 1) if w.is_int4 else ExpertTiles(4, 1024, 4, 1)
     return ExpertTiles(64, 256, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
 def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(16, 1024, 4, 1)
+        return ExpertTiles(16, 512 if w.is_int4 else 1024, 4, 1)
     return ExpertTiles(128, 128, 4, 3)
 
 
@@ -759,8 +738,7 @@ def down_decode(
         _down_one_kernel[(columns, choices)](
             act, w.values, scale, topk_ids, topk_weights, out, other.values, other.scales(),
             w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
-            CHUNKS=_chunks(width, t.block_k // 128),
-            LINES=prefetch_lines(width), **options,
+            CHUNKS=_chunks(width, t.block_k // 128), **options,
         )  # fmt: skip
         return out
     blocks = plan.experts.numel()

@@ -18,12 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lingflash.kernels.triton_dot import dot
-from lingflash.kernels.triton_launch import (
-    launch_options,
-    prefetch_rows,
-    start_next,
-    wait_for_previous,
-)
+from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["SkinnyTiles", "skinny_gemm_triton", "skinny_tiles"]
 
@@ -82,27 +77,14 @@ def row_sums(
 
 
 @triton.jit
-def prefetch_matrix_rows(w_row, width, LINES: tl.constexpr, PDL: tl.constexpr):
-    """Ask for LINES pieces of 128 bytes of rows that are `width` bytes long."""
-    line = tl.minimum(tl.arange(0, LINES) * 128, width - 1)
-    prefetch_rows(w_row[:, None] + line[None, :], PDL)
-
-
-@triton.jit
 def _one_row_kernel(
     x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, scale_stride,
     WIDTH: tl.constexpr, QUANT: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w_row = w_ptr + row.to(tl.int64) * WIDTH
-    if PDL and LINES > 0:
-        size: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
-        last = tl.minimum(row, num_rows - 1).to(tl.int64)
-        prefetch_matrix_rows(
-            w_ptr.to(tl.pointer_type(tl.int8)) + last * (WIDTH * size), WIDTH * size, LINES, PDL
-        )
     wait_for_previous(PDL)
     scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
     out = row_sums(
@@ -127,7 +109,6 @@ def _rows_kernel(
     k = tl.arange(0, BLOCK_K)
     live = token < num_tokens
     w_row = w_ptr + row.to(tl.int64)[:, None] * width
-    prefetch_rows(w_row + k[None, :], PDL)
     wait_for_previous(PDL)
     x_row = x_ptr + token[:, None] * x_stride
     scale_row = scale_ptr + (tl.program_id(1) * BLOCK_N // SCALE_BLOCK) * scale_stride
@@ -168,15 +149,10 @@ class SkinnyTiles:
     stages: int
 
 
-def prefetch_lines(row_bytes: int) -> int:
-    """Pieces of 128 bytes of each row that are asked for ahead: all."""
-    return triton.next_power_of_2(triton.cdiv(row_bytes, 128))
-
-
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
     if num_tokens == 1:
-        return SkinnyTiles(1, 8, 1024, 4, 1)
+        return SkinnyTiles(1, 4, 4096, 4, 1)
     block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
     return SkinnyTiles(block_m, 64, 128, 4, 6 if itemsize == 1 else 4)
 
@@ -231,7 +207,6 @@ def skinny_gemm_triton(
         _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
             x, w, scales, out, num_rows, scale_stride, WIDTH=width, QUANT=quant, EVEN=even,
             BLOCK_N=t.block_n, CHUNKS=chunks,
-            LINES=prefetch_lines(width * w.element_size()),
             num_warps=t.warps, **options,
         )  # fmt: skip
         return out
@@ -239,6 +214,7 @@ def skinny_gemm_triton(
         x, w, scales, out, num_tokens, num_rows, width,
         x.stride(0), out.stride(0), scale_stride,
         QUANT=quant, SCALED=scaled, EVEN=even, BLOCK_M=t.block_m, BLOCK_N=t.block_n,
-        BLOCK_K=t.block_k // pieces, PIECES=pieces, num_warps=t.warps, num_stages=t.stages, **options,
+        BLOCK_K=t.block_k // pieces, PIECES=pieces, num_warps=t.warps, num_stages=t.stages,
+        **options,
     )  # fmt: skip
     return out
