@@ -76,53 +76,65 @@ class DecodeLoop:
         assert decoder is not None, "the dummy formats all have kernels"
         self.decoder = decoder
         generator = torch.Generator("cuda").manual_seed(num_seqs)
-        rows = torch.arange(num_seqs, device="cuda")
+        tables = torch.arange(num_seqs * width, device="cuda").view(num_seqs, width)
+        # Where each step's tokens go is known ahead, and so is the noise; one copy brings it.
+        positions = context + torch.arange(num_steps + 1, device="cuda")[:, None].expand(
+            -1, num_seqs
+        )
+        block = tables.t()[positions[:, 0] // _BLOCK]
+        keys = torch.randint(2**62, (num_steps + 1, num_seqs), device="cuda", generator=generator)
+        self._steps = torch.stack(
+            [
+                positions,
+                positions % ANCHOR,
+                positions + 1,
+                block * _BLOCK + positions % _BLOCK,
+                keys,
+            ],
+            1,
+        )
+        self._fields = self._steps[0].clone()
+        self._next = 0
+        places, offsets, lengths, mapping, self._keys = self._fields
         self.inputs = DecodeInputs(
             token_ids=torch.randint(c.vocab_size, (num_seqs,), device="cuda", generator=generator),
-            positions=torch.full((num_seqs,), context, device="cuda"),
-            slot_mapping=torch.empty(num_seqs, dtype=torch.int64, device="cuda"),
-            state_slots=rows,
-            tail_offsets=torch.empty(num_seqs, dtype=torch.int64, device="cuda"),
-            lengths=torch.empty(num_seqs, dtype=torch.int64, device="cuda"),
-            block_tables=torch.arange(num_seqs * width, device="cuda").view(num_seqs, width),
+            positions=places,
+            slot_mapping=mapping,
+            state_slots=torch.arange(num_seqs, device="cuda"),
+            tail_offsets=offsets,
+            lengths=lengths,
+            block_tables=tables,
             max_length=width * _BLOCK,
         )
-        self.temperature = torch.ones(num_seqs, device="cuda")
-        self.keys = torch.randint(2**62, (num_seqs,), device="cuda", generator=generator)
+        self._temperature = torch.ones(num_seqs, device="cuda")
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def step(self) -> None:
-        """One step: place the tokens, run the model, sample."""
+    def _forward(self) -> None:
+        """Run the model and sample what the next step reads."""
         from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
 
-        x = self.inputs
-        x.tail_offsets.copy_(x.positions % ANCHOR)
-        x.lengths.copy_(x.positions + 1)
-        block = x.block_tables.gather(1, (x.positions // _BLOCK)[:, None])[:, 0]
-        x.slot_mapping.copy_(block * _BLOCK + x.positions % _BLOCK)
-        logits = self.decoder.logits(self.decoder.forward(x))
-        sample_tokens_triton(logits, self.temperature, self.keys, out=x.token_ids)
-        x.positions.add_(1)
-        self.keys.mul_(6364136223846793005).add_(1442695040888963407)
+        logits = self.decoder.logits(self.decoder.forward(self.inputs))
+        sample_tokens_triton(logits, self._temperature, self._keys, out=self.inputs.token_ids)
 
     def capture(self) -> None:
-        """Make the graph; the steps that this takes are undone."""
+        """Make the graph of a step."""
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            self.step()
+            self._forward()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.step()
-        self.rewind()
+            self._forward()
 
     def rewind(self) -> None:
         """Go back to the context's end."""
-        self.inputs.positions.fill_(self.context)
+        self._next = 0
 
     def replay(self) -> None:
         """One step, as a graph."""
         assert self.graph is not None
+        self._fields.copy_(self._steps[self._next])
+        self._next += 1
         self.graph.replay()
 
     def distinct_experts(self) -> list[int]:

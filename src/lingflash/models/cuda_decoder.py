@@ -316,7 +316,8 @@ class CudaDecoder:
             gate_up_decode(
                 ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
             )
-            flow.parts = self._empty(rows, choices, c.hidden_size)
+            num_parts = -(-choices // 3) if rows == 1 else choices
+            flow.parts = self._empty(rows, num_parts, c.hidden_size)
             down_decode(act, down, ids, weights, plan, flow.parts, shared=shared_down)
 
         return run

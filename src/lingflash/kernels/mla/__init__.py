@@ -216,6 +216,8 @@ def _on_gpu(
         )  # fmt: skip
         return _unabsorb(mixed, w_kvb, nope)
 
+    if not num_tokens:  # the middle of a prompt, where no row of the last layer is wanted
+        return q_nope.new_empty(0, num_heads, kv_width - nope)
     if not plan.groups and plan.num_rows == num_tokens:
         return decode(q_nope, q_rope)
     make = q_nope.new_empty if plan.num_rows == num_tokens else q_nope.new_zeros

@@ -191,7 +191,7 @@ def _one_gate_up(
 
 @triton.jit
 def _one_down(
-    x_ptr, w_ptr, scale_ptr, out_ptr, weight, tile, scale_stride,
+    x_ptr, w_ptr, scale_ptr, tile, scale_stride,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
@@ -210,7 +210,7 @@ def _one_down(
         )  # fmt: skip
         if SCALES == "channel":
             out *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)
-    tl.store(out_ptr + column, out * weight, mask=inside)
+    return out
 
 
 @triton.jit
@@ -242,27 +242,34 @@ def _gate_up_one_kernel(
 @triton.jit
 def _down_one_kernel(
     act_ptr, w_ptr, scale_ptr, ids_ptr, weight_ptr, out_ptr, shared_ptr, shared_scale_ptr,
-    expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk,
+    expert_stride, scale_expert_stride, scale_stride, shared_scale_stride, topk, choices,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
     SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, TOGETHER: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """TOGETHER choices are summed, so that the norm that adds the parts has fewer to read."""
     start_next(PDL)
-    choice = tl.program_id(1)
-    x, out = act_ptr + choice * WIDTH, out_ptr + choice * HIDDEN
+    tile = tl.program_id(0)
     wait_for_previous(PDL)
-    if choice < topk:
-        expert = tl.load(ids_ptr + choice).to(tl.int64)
-        _one_down(
-            x, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, out,
-            tl.load(weight_ptr + choice), tl.program_id(0), scale_stride, INT4, SCALES, GROUP,
-            WIDTH, HIDDEN, BLOCK_N, CHUNKS,
-        )  # fmt: skip
-    elif SHARED:
-        _one_down(
-            x, shared_ptr, shared_scale_ptr, out, 1.0, tl.program_id(0), shared_scale_stride,
-            False, SHARED_SCALES, 0, WIDTH, HIDDEN, BLOCK_N, CHUNKS,
-        )  # fmt: skip
+    total = tl.zeros([BLOCK_N], tl.float32)
+    for i in range(TOGETHER):
+        choice = tl.program_id(1) * TOGETHER + i
+        x = act_ptr + choice * WIDTH
+        if choice < topk:
+            expert = tl.load(ids_ptr + choice).to(tl.int64)
+            total += tl.load(weight_ptr + choice) * _one_down(
+                x, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride, tile,
+                scale_stride, INT4, SCALES, GROUP, WIDTH, HIDDEN, BLOCK_N, CHUNKS,
+            )  # fmt: skip
+        elif SHARED:
+            if choice < choices:
+                total += _one_down(
+                    x, shared_ptr, shared_scale_ptr, tile, shared_scale_stride, False,
+                    SHARED_SCALES, 0, WIDTH, HIDDEN, BLOCK_N, CHUNKS,
+                )  # fmt: skip
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = out_ptr + tl.program_id(1) * HIDDEN + column
+    tl.store(at, total, mask=column < HIDDEN)
 
 
 @triton.jit
@@ -720,7 +727,8 @@ def down_decode(
         topk_ids: int32 [T, k].
         topk_weights: float32 [T, k].
         plan: of topk_ids; None for one token.
-        out: float32 [T, k, D] or [T, k + 1, D], written.
+        out: float32 [T, k, D] or [T, k + 1, D], written. Of one token also [1, parts, D] with
+            fewer parts, in each of which as many choices are summed as are needed.
         shared: [1, D, I], bfloat16 or FP8.
         tiles: how to cut; by the shape if None.
 
@@ -735,10 +743,12 @@ def down_decode(
     options = _options(w, shared, t) | launch_options(act) | {"WIDTH": width, "HIDDEN": hidden}
     columns = triton.cdiv(hidden, t.block_n)
     if plan is None:
-        _down_one_kernel[(columns, choices)](
+        parts = out.shape[1]
+        together = triton.cdiv(choices, parts)
+        _down_one_kernel[(columns, parts)](
             act, w.values, scale, topk_ids, topk_weights, out, other.values, other.scales(),
             w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
-            CHUNKS=_chunks(width, t.block_k // 128), **options,
+            choices, CHUNKS=_chunks(width, t.block_k // 128), TOGETHER=together, **options,
         )  # fmt: skip
         return out
     blocks = plan.experts.numel()

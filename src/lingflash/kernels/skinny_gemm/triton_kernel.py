@@ -152,7 +152,7 @@ class SkinnyTiles:
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
     if num_tokens == 1:
-        return SkinnyTiles(1, 4, 4096, 4, 1)
+        return SkinnyTiles(1, 16, 1024, 4, 1) if num_rows > 32768 else SkinnyTiles(1, 4, 4096, 4, 1)
     block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
     return SkinnyTiles(block_m, 64, 128, 4, 6 if itemsize == 1 else 4)
 
