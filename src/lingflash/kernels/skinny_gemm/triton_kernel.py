@@ -84,15 +84,32 @@ def _one_row_kernel(
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_ok = row < num_rows
     w_row = w_ptr + row.to(tl.int64) * WIDTH
-    wait_for_previous(PDL)
     scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
-    out = row_sums(
-        x_ptr, w_row, scale_row, row < num_rows, WIDTH, QUANT == "block", EVEN, BLOCK_N, CHUNKS
-    )
+    if CHUNKS * 128 >= WIDTH:
+        # All of the weights are asked for before the wait, while the kernel before still runs.
+        chunk = tl.arange(0, CHUNKS)
+        at = chunk[:, None] * 128 + tl.arange(0, 128)[None, :]
+        places = w_row[:, None, None] + at[None, :, :]
+        if EVEN:
+            w = tl.load(places, eviction_policy="evict_first")
+        else:
+            w = tl.load(places, mask=row_ok[:, None, None] & (at < WIDTH)[None, :, :], other=0.0)
+        scale = tl.full([CHUNKS], 1.0, tl.float32)
+        if QUANT == "block":
+            scale = tl.load(scale_row + chunk, mask=chunk * SCALE_BLOCK < WIDTH, other=0.0)
+        wait_for_previous(PDL)
+        x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32) * scale[:, None]
+        out = tl.sum(tl.sum(w.to(tl.float32) * x[None, :, :], 2), 1)
+    else:
+        wait_for_previous(PDL)
+        out = row_sums(
+            x_ptr, w_row, scale_row, row_ok, WIDTH, QUANT == "block", EVEN, BLOCK_N, CHUNKS
+        )
     if QUANT == "channel":
-        out *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=row < num_rows)
+        out *= tl.load(scale_ptr + row, mask=row_ok, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=row_ok)
 
 
 @triton.jit
