@@ -12,7 +12,7 @@ from lingflash.engine import model_runner
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory_plan import MemoryPlan
 from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.scheduler import SchedulerOutput
+from lingflash.engine.step import SchedulerOutput
 from lingflash.kernels.lightning_attn import ANCHOR
 from models_support import load
 

@@ -9,7 +9,7 @@ import torch
 
 from lingflash.cache.lease import Lease
 from lingflash.engine.cuda_graphs import GRAPH_ROWS, DecodeGraphs, graph_sizes
-from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput
 from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from models_support import BLOCK, load, new_cache

@@ -16,7 +16,8 @@ from lingflash.core.errors import (
     QueueFullError,
 )
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.engine.scheduler import Scheduler, StepResult
+from lingflash.engine.scheduler import Scheduler
+from lingflash.engine.step import StepResult
 
 EOS = 7
 

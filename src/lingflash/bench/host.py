@@ -24,7 +24,7 @@ from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory_plan import MemoryPlan
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.engine.sampler import sample
-from lingflash.engine.scheduler import StepResult
+from lingflash.engine.step import StepResult
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import load_model_config
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, Trace

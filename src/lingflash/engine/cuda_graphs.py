@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lingflash.cache.lease import Lease
-from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.cuda_decoder import MAX_DECODE_SEQS, CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors

@@ -13,9 +13,10 @@ from lingflash.core.errors import EngineDeadError, EngineError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.engine.constrained import load_vocabulary
 from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.scheduler import Scheduler, SchedulerOutput
+from lingflash.engine.scheduler import Scheduler
 from lingflash.engine.self_test import run_self_test
 from lingflash.engine.speculation_gain import SpeculationGain
+from lingflash.engine.step import SchedulerOutput
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 

@@ -21,8 +21,8 @@ from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.request import DraftedSequence, Sequence
 from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, Sampled, sample, token_logprobs
-from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.engine.speculation import Speculator, accept_drafts
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid

@@ -11,7 +11,7 @@ from torch import Tensor
 from lingflash.core.errors import NonFiniteLogitsError
 from lingflash.core.types import SamplingParams, TokenLogprob
 from lingflash.engine.request import DraftedSequence, Sequence
-from lingflash.engine.scheduler import StepResult
+from lingflash.engine.step import StepResult
 from lingflash.kernels.sampling import noise_key, sample_tokens, truncate_logits
 
 Sampled = Sequence | DraftedSequence

@@ -15,14 +15,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
 from lingflash.cache.manager import CacheManager
-from lingflash.cache.memory_ops import MemoryOp
 from lingflash.core.config import ANCHOR_TOKENS
 from lingflash.core.errors import (
-    ContextLengthError,
     DeadlineExceededError,
     InvalidRequestError,
     LingflashError,
@@ -37,76 +33,9 @@ from lingflash.core.types import (
     TokenLogprob,
 )
 from lingflash.engine.prefix_keeper import PrefixKeeper
-from lingflash.engine.request import Sequence, sequences_of
+from lingflash.engine.request import Sequence, check_limits, sequences_of
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.structured.masks import TokenMatcher
-
-
-# The next two are made per sequence and step; frozen ones would take three times as long.
-@dataclass(slots=True)
-class ScheduledSequence:
-    """Tokens of one sequence in a step.
-
-    Args:
-        sequence: whose.
-        start: position of the first.
-        num_tokens: how many, drafts included.
-        wants_token: whether the last one's logits give the next token.
-        draft_tokens: guesses at the next tokens, to be verified; the last of num_tokens.
-    """
-
-    sequence: Sequence
-    start: int
-    num_tokens: int
-    wants_token: bool
-    draft_tokens: Seq[int] = ()
-
-    @property
-    def num_certain(self) -> int:
-        """Tokens that are no drafts."""
-        return self.num_tokens - len(self.draft_tokens)
-
-
-@dataclass(slots=True)
-class SchedulerOutput:
-    """One step's work.
-
-    Args:
-        scheduled: sequences in it, in the order of the batch.
-        memory_ops: what to do to the memory before anything else, in this order.
-        num_draft_tokens: drafts to make for the next step; 0 does not speculate.
-        has_drafts: whether any sequence has some to verify.
-    """
-
-    scheduled: list[ScheduledSequence] = field(default_factory=list)
-    memory_ops: list[MemoryOp] = field(default_factory=list)
-    num_draft_tokens: int = 0
-    has_drafts: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the step."""
-        return sum(item.num_tokens for item in self.scheduled)
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What the model said about one scheduled sequence.
-
-    Args:
-        token_id: the next token, if one was wanted and could be sampled.
-        logprob: of it, if asked for.
-        prompt_logprobs: of the prompt tokens that this step's logits predict, if asked for.
-        error: ends this sequence alone.
-        is_complete: its grammar allows nothing after this token, or not even a token.
-        following: what it said after each accepted draft, as if in steps of their own.
-    """
-
-    token_id: int | None = None
-    logprob: TokenLogprob | None = None
-    prompt_logprobs: Seq[TokenLogprob] = ()
-    error: LingflashError | None = None
-    is_complete: bool = False
-    following: Seq[StepResult] = ()
 
 
 class Scheduler:
@@ -192,35 +121,7 @@ class Scheduler:
         Raises:
             InvalidRequestError: with the field at fault.
         """
-        ids, sampling = request.prompt_token_ids, request.sampling
-        if not ids:
-            raise InvalidRequestError(
-                "The prompt is empty; at least one token is needed.", param="prompt"
-            )
-        if min(ids) < 0 or max(ids) >= self.vocab_size:
-            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise InvalidRequestError(
-                f"Token id {wrong} is outside the vocabulary of {self.vocab_size}.", param="prompt"
-            )
-        for name in ("stop_token_ids", "logit_bias"):
-            for token in getattr(sampling, name) or ():
-                if not 0 <= token < self.vocab_size:
-                    raise InvalidRequestError(
-                        f"{name} has token id {token}, outside the {self.vocab_size} there are.",
-                        param=name,
-                    )
-        if request.timeout_s is not None and request.timeout_s <= 0:
-            raise InvalidRequestError(
-                f"timeout is {request.timeout_s}; it must be above 0 seconds.", param="timeout"
-            )
-        wanted = sampling.max_tokens if sampling.max_tokens is not None else 1
-        if len(ids) + wanted > self.max_model_len:
-            what = f"{wanted} more were asked for" if sampling.max_tokens else "no room is left"
-            raise ContextLengthError(
-                f"The prompt has {len(ids)} tokens and {what}; the context holds "
-                f"{self.max_model_len}. Shorten the prompt or lower max_tokens.",
-                param="max_tokens" if len(ids) < self.max_model_len else "prompt",
-            )
+        check_limits(request, self.vocab_size, self.max_model_len)
         if request.request_id in self._by_request:
             raise InvalidRequestError(
                 f"Request id {request.request_id!r} is already running.", param="request_id"
