@@ -25,7 +25,10 @@ class Sequence:
         deadline_s: clock time at which it ends with an error, or None.
         output_token_ids: what was generated.
         num_computed: tokens whose keys, values and states are in the cache.
-        lease: its memory while it runs.
+        num_in_flight: tokens in steps that were scheduled and are not committed.
+        has_ended: its last event was made.
+        ended_soundly: that was no error, which would put in doubt what it computed.
+        lease: its memory while it runs, and after its end while a step that uses it is under way.
         prompt_logprobs: collected while the prompt is computed, if asked for.
         num_preemptions: how often its memory was taken away.
         root: key that its chain of block keys starts from.
@@ -50,6 +53,9 @@ class Sequence:
     deadline_s: float | None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_in_flight: int = 0
+    has_ended: bool = False
+    ended_soundly: bool = False
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     num_preemptions: int = 0

@@ -4,11 +4,14 @@ A step computes some tokens of some sequences. Sequences that decode come first,
 what is left of the token budget goes to prompts, in the order of arrival, in chunks. A prompt is
 admitted only with blocks for all of its tokens and a state slot. When a decoding sequence needs a
 block and none is free, the youngest sequence gives up its memory and is computed again later (its
-samples do not
-change: noise is keyed by position).
+samples do not change: noise is keyed by position).
 
     add -> waiting -> [schedule -> model -> commit]* -> one event with a finish reason
                 ^---------- preempted ----------'
+
+Where the model can run behind the host, the step after a decode step is chosen before that one's
+tokens are known (schedule_ahead). Until a step is committed its tokens are in flight: they count
+nowhere, and the memory of a sequence that has ended meanwhile stays its own.
 """
 
 from __future__ import annotations
@@ -25,13 +28,7 @@ from lingflash.core.errors import (
     NonFiniteLogitsError,
     QueueFullError,
 )
-from lingflash.core.types import (
-    EngineRequest,
-    EngineStats,
-    FinishReason,
-    TokenEvent,
-    TokenLogprob,
-)
+from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from lingflash.engine.prefix_keeper import PrefixKeeper
 from lingflash.engine.request import Sequence, check_limits, sequences_of
 from lingflash.engine.step import ScheduledSequence, SchedulerOutput, StepResult
@@ -80,6 +77,7 @@ class Scheduler:
         self._prompt_tokens = self._generated_tokens = 0
         self._num_drafted = self._num_accepted = 0
         self._has_deadlines = False
+        self._lacks_memory = False  # the first that waits found too little, and none was freed
 
     @property
     def num_running(self) -> int:
@@ -216,6 +214,7 @@ class Scheduler:
             if self.prefixes.can_share_soon(sequence, self._running):
                 continue
             if self.prefixes.admit(sequence) is None:
+                self._lacks_memory = True
                 break
             self._waiting.remove(sequence)
             self._running.append(sequence)
@@ -231,9 +230,45 @@ class Scheduler:
                 output.has_drafts |= bool(item.draft_tokens)
             if self.num_draft_tokens and wants_token and not item.draft_tokens:
                 self._look_ahead(sequence)
+            sequence.num_in_flight += count
             output.scheduled.append(item)
         if chosen:  # after the last block was leased
             output.memory_ops = self.cache.take_ops()
+        return output
+
+    def schedule_ahead(self, previous: SchedulerOutput) -> SchedulerOutput | None:
+        """Choose the step after one that is under way, before that one's tokens are known.
+
+        Its sequences go on by a token each, but for those that have ended or will by their length.
+        One that turns out to have ended by its token is computed in vain.
+
+        Args:
+            previous: the last step, not committed: a token of each sequence, each to be followed
+                by one that the device draws.
+
+        Returns:
+            None if schedule() is to decide when `previous` is committed: nothing goes on, one that
+            waits may be admitted, or there are too few blocks.
+        """
+        alive = [item for item in previous.scheduled if not item.sequence.has_ended]
+        # The token in flight has the place after the item's own, and there must be one more.
+        going = [item for item in alive if item.start + 2 < item.sequence.max_total_tokens]
+        if not going or len(alive) < len(self._running):
+            return None
+        is_full = self._lacks_memory or len(self._running) >= self.max_num_seqs
+        if self._waiting and (not is_full or len(going) < len(self._running)):
+            return None
+        output = SchedulerOutput()
+        for item in going:
+            lease = item.sequence.lease
+            assert lease is not None
+            # Blocks that some got before another found none are of use to them all the same.
+            if not self.cache.grow(lease, item.start + 2):
+                return None
+            output.scheduled.append(ScheduledSequence(item.sequence, item.start + 1, 1, True))
+        for item in going:
+            item.sequence.num_in_flight += 1
+        output.memory_ops = self.cache.take_ops()
         return output
 
     def _add_drafts(self, chosen: dict[Sequence, int], budget: int) -> int:
@@ -270,8 +305,14 @@ class Scheduler:
         return end - start
 
     def step_failed(self, output: SchedulerOutput, error: LingflashError) -> list[TokenEvent]:
-        """The step was not (fully) made: end its sequences, trust nothing that is cached."""
-        events = self.fail([item.sequence for item in output.scheduled], error)
+        """The step was not (fully) made: end its sequences, trust nothing that is cached.
+
+        Of two steps under way the later one is to be told of first.
+        """
+        events = []
+        for item in output.scheduled:
+            if not self._land(item, StepResult(error=error)):
+                events += self.fail([item.sequence], error)
         self.cache.step_failed(output.memory_ops)
         return events
 
@@ -280,10 +321,32 @@ class Scheduler:
         self._num_steps += 1
         events = []
         for item, result in zip(output.scheduled, results, strict=True):
-            event = self._commit_one(item, result)
+            event = None if self._land(item, result) else self._commit_one(item, result)
             if event is not None:
                 events.append(event)
         return events
+
+    def _land(self, item: ScheduledSequence, result: StepResult) -> bool:
+        """Count an item's tokens as in flight no more; True if its sequence had ended before.
+
+        Then what it gave is of no use, but the tokens that it computed are the sequence's own, and
+        the states in the slot are those after them: they are kept as at any end.
+        """
+        sequence = item.sequence
+        sequence.num_in_flight -= item.num_tokens
+        if not sequence.has_ended:
+            return False
+        if not sequence.num_in_flight:
+            if result.error is None:
+                self._advance(sequence, item.start + item.num_certain)
+            self._release(sequence, is_sound=sequence.ended_soundly and result.error is None)
+        return True
+
+    @staticmethod
+    def _advance(sequence: Sequence, end: int) -> None:
+        """The tokens up to `end` are computed, none of them a draft."""
+        sequence.num_computed = end
+        sequence.anchor = end // ANCHOR_TOKENS * ANCHOR_TOKENS
 
     def _commit_one(self, item: ScheduledSequence, result: StepResult) -> TokenEvent | None:
         sequence = item.sequence
@@ -299,8 +362,7 @@ class Scheduler:
                 self._preempt(sequence)
                 return None
             return self._finish(sequence, "error", error=result.error)
-        sequence.num_computed = end
-        sequence.anchor = end // ANCHOR_TOKENS * ANCHOR_TOKENS
+        self._advance(sequence, end)
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = num_certain > 1 and end == sequence.num_tokens
@@ -385,15 +447,15 @@ class Scheduler:
         stop_token_id: int | None = None,
         error: LingflashError | None = None,
     ) -> TokenEvent:
-        """Free a sequence's memory and make its last event."""
-        if sequence.lease is not None:
-            self._running.remove(sequence)
-            if error is None:
-                self.prefixes.keep(sequence, checkpoint=True)
-            self.cache.release(sequence.lease, keep_prefix=error is None)
-            sequence.lease = None
-        else:
+        """Make a sequence's last event and free its memory, now or when it is out of use."""
+        sequence.has_ended, sequence.ended_soundly = True, error is None
+        if sequence.lease is None:
             self._waiting.remove(sequence)
+            self._lacks_memory = False  # the next in the queue may need less
+        else:
+            self._running.remove(sequence)
+            if not sequence.num_in_flight:
+                self._release(sequence, is_sound=error is None)
         siblings = self._by_request[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
@@ -412,11 +474,21 @@ class Scheduler:
             prompt_logprobs=self._first_prompt_logprobs(sequence) if error is None else None,
         )
 
+    def _release(self, sequence: Sequence, *, is_sound: bool) -> None:
+        """Free an ended sequence's memory; what it computed is kept unless it is in doubt."""
+        assert sequence.lease is not None
+        if is_sound:
+            self.prefixes.keep(sequence, checkpoint=True)
+        self.cache.release(sequence.lease, keep_prefix=is_sound)
+        sequence.lease = None
+        self._lacks_memory = False
+
     def _preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's memory away; it goes to the head of the queue."""
         assert sequence.lease is not None
         self.cache.release(sequence.lease)
         sequence.lease = None
+        self._lacks_memory = False
         sequence.num_computed = sequence.last_checkpoint = 0
         sequence.prompt_logprobs = []
         sequence.num_preemptions += 1

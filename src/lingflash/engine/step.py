@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -77,3 +78,21 @@ class StepResult:
     error: LingflashError | None = None
     is_complete: bool = False
     following: Seq[StepResult] = ()
+
+
+class PendingStep:
+    """A step that was launched.
+
+    Args:
+        wait: returns its results, one per scheduled sequence, in order; called once.
+        is_under_way: the device may still compute it, so that another can be launched behind it.
+    """
+
+    __slots__ = ("_wait", "is_under_way")
+
+    def __init__(self, wait: Callable[[], list[StepResult]], *, is_under_way: bool) -> None:
+        self._wait, self.is_under_way = wait, is_under_way
+
+    def results(self) -> list[StepResult]:
+        """Wait for this step alone; what the model said of each sequence."""
+        return self._wait()
