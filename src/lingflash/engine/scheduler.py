@@ -256,7 +256,7 @@ class Scheduler:
         if not going or len(alive) < len(self._running):
             return None
         is_full = self._lacks_memory or len(self._running) >= self.max_num_seqs
-        if self._waiting and (not is_full or len(going) < len(self._running)):
+        if self._waiting and (not is_full or len(going) < len(previous.scheduled)):
             return None
         output = SchedulerOutput()
         for item in going:
