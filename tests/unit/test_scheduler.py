@@ -17,6 +17,7 @@ from lingflash.core.errors import (
     QueueFullError,
 )
 from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.engine.prefix_keeper import PrefixKeeper
 from lingflash.engine.scheduler import Scheduler
 from lingflash.engine.step import StepResult
 
@@ -277,6 +278,27 @@ def test_sequence_when_it_ended_with_a_step_in_flight_then_holds_its_memory_unti
     assert (event.finish_reason, scheduler.has_work) == ("aborted", False)
     assert scheduler.commit(third, results_of(third)) == []
     assert scheduler.cache.num_free_blocks == scheduler.cache.num_blocks
+
+
+@pytest.mark.parametrize(("num_computed", "is_kept"), [(32, True), (46, True), (47, False)])
+def test_states_when_the_step_in_flight_folds_them_further_then_are_not_kept(num_computed, is_kept):
+    """What is decided at a commit is carried out behind the step that is under way."""
+    scheduler = new_scheduler(num_blocks=20)
+    scheduler.cache = CacheManager(20, 16, 4, checkpoint_blocks=8)
+    scheduler.prefixes = PrefixKeeper(scheduler.cache)
+    scheduler.add(request("a", 10, max_tokens=60), 0.0)
+    run_step(scheduler)
+    step = scheduler.schedule()
+    (sequence,) = scheduler._running
+    while sequence.num_computed < num_computed:
+        ahead = scheduler.schedule_ahead(step)
+        scheduler.commit(step, results_of(step))
+        step = ahead
+    before = scheduler.cache.num_checkpoints
+    sequence.last_checkpoint = 0
+    assert (sequence.num_in_flight, before) == (1, 0)
+    scheduler.prefixes.keep(sequence, checkpoint=True)
+    assert scheduler.cache.num_checkpoints == is_kept
 
 
 class SchedulerMachine(RuleBasedStateMachine):
