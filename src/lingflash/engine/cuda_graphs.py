@@ -102,7 +102,7 @@ class DecodeGraphs:
         if not self._use_graphs:
             return
         start = time.monotonic()
-        self._stage([])
+        self.stage([])
         for rows in reversed(self._sizes):
             self._capture(rows)
         log.info(
@@ -122,7 +122,7 @@ class DecodeGraphs:
     @torch.inference_mode()
     def run(self, scheduled: Seq[ScheduledSequence]) -> Tensor:
         """Logits of the next token of each: float32 [n, V], overwritten by the next call."""
-        return self._compute(self._stage(scheduled), len(scheduled))
+        return self._compute(self.stage(scheduled), len(scheduled))
 
     @torch.inference_mode()
     def launch(self, scheduled: Seq[ScheduledSequence]) -> Callable[[], list[int]]:
@@ -136,7 +136,7 @@ class DecodeGraphs:
         """
         from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
 
-        rows, count = self._stage(scheduled, draws=True), len(scheduled)
+        rows, count = self.stage(scheduled, draws=True), len(scheduled)
         logits = self._compute(rows, count)
         fields = self._fields(rows)
         temperatures = fields[7].view(torch.float32)[:count]
@@ -170,7 +170,7 @@ class DecodeGraphs:
         """The inputs of a graph on the device, int64 [_FIELDS, rows]."""
         return self._packed[: _FIELDS * rows].view(_FIELDS, rows)
 
-    def _stage(self, scheduled: Seq[ScheduledSequence], *, draws: bool = False) -> int:
+    def stage(self, scheduled: Seq[ScheduledSequence], *, draws: bool = False) -> int:
         """Bring a step's inputs to the device; the rows of its graph.
 
         Args:
