@@ -84,7 +84,7 @@ class PendingStep:
     """A step that was launched.
 
     Args:
-        wait: returns its results, one per scheduled sequence, in order; called once.
+        wait: returns its results, one per scheduled sequence, in order.
         is_under_way: the device may still compute it, so that another can be launched behind it.
     """
 
