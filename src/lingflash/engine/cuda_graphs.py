@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 # Rows of the graphs: a step is padded to the next of these.
 GRAPH_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
-# Numbers per row that a step needs besides its block table: six that the graph reads, then the key
-# of the noise and the temperature of what is drawn from its logits.
+# Numbers per row that a step needs besides its block table: six that the model reads, then the key
+# of the noise and the temperature of the draw.
 _FIELDS = 8
 # Stands for a token that is on the device alone, and for none where logits were not finite.
 _IN_FLIGHT = NOT_FINITE = -1
@@ -89,7 +89,7 @@ class DecodeGraphs:
         self._last_tokens = torch.zeros(
             cache.states.shape[1], dtype=torch.int64, device=self._device
         )
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool: Any = None
 
     @property
@@ -122,7 +122,8 @@ class DecodeGraphs:
     @torch.inference_mode()
     def run(self, scheduled: Seq[ScheduledSequence]) -> Tensor:
         """Logits of the next token of each: float32 [n, V], overwritten by the next call."""
-        return self._compute(self.stage(scheduled), len(scheduled))
+        logits, _ = self._compute(self.stage(scheduled))
+        return logits[: len(scheduled)]
 
     @torch.inference_mode()
     def launch(self, scheduled: Seq[ScheduledSequence]) -> Callable[[], list[int]]:
@@ -134,17 +135,9 @@ class DecodeGraphs:
         Returns:
             Waits for this step's tokens; NOT_FINITE where logits are NaN or infinite.
         """
-        from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
-
-        rows, count = self.stage(scheduled, draws=True), len(scheduled)
-        logits = self._compute(rows, count)
-        fields = self._fields(rows)
-        temperatures = fields[7].view(torch.float32)[:count]
-        tokens = sample_tokens_triton(logits, temperatures, fields[6, :count])
-        self._last_tokens.index_copy_(0, fields[2, :count], tokens)
-        drawn = self._buffers[0][1, :count]
-        is_finite = torch.isfinite(logits.sum(-1))
-        drawn.copy_(torch.where(is_finite, tokens, NOT_FINITE), non_blocking=True)
+        _, tokens = self._compute(self.stage(scheduled, draws=True))
+        drawn = self._buffers[0][1, : len(scheduled)]
+        drawn.copy_(tokens[: len(scheduled)], non_blocking=True)
         if self._device.type != "cuda":
             return drawn.tolist
         done = torch.cuda.Event()
@@ -156,15 +149,15 @@ class DecodeGraphs:
 
         return wait
 
-    def _compute(self, rows: int, count: int) -> Tensor:
-        """Logits of the first `count` of a graph's rows."""
+    def _compute(self, rows: int) -> tuple[Tensor, Tensor]:
+        """See _forward."""
         if not self._use_graphs:
-            return self._forward(rows)[:count]
+            return self._forward(rows)
         if rows not in self._graphs:
             self._capture(rows)
-        graph, logits = self._graphs[rows]
+        graph, *outputs = self._graphs[rows]
         graph.replay()
-        return logits[:count]
+        return outputs[0], outputs[1]
 
     def _fields(self, rows: int) -> Tensor:
         """The inputs of a graph on the device, int64 [_FIELDS, rows]."""
@@ -175,7 +168,7 @@ class DecodeGraphs:
 
         Args:
             scheduled: the step.
-            draws: bring what their tokens are drawn by, too.
+            draws: bring what their tokens are drawn by; else what the graph draws means nothing.
         """
         count = len(scheduled)
         rows = next(n for n in self._sizes if n >= count)
@@ -194,8 +187,8 @@ class DecodeGraphs:
             lease = item.sequence.lease
             assert lease is not None
             slot, start = lease.state_slot, item.start
-            known = item.sequence.tokens(start, 1)
-            token_ids[row] = known[0] if known else _IN_FLIGHT
+            token = item.sequence.tokens(start, 1)
+            token_ids[row] = token[0] if token else _IN_FLIGHT
             positions[row], slots[row] = start, slot
             block = lease.blocks[start // self._block_size]
             mapping[row] = block * self._block_size + start % self._block_size
@@ -206,6 +199,7 @@ class DecodeGraphs:
                 places += range(slot * width + known, slot * width + len(lease.blocks))
                 blocks += lease.blocks[known:]
                 self._known[slot] = lease, len(lease.blocks)
+        fields[6:, :count] = 0
         if draws:
             params = [item.sequence.sampling for item in scheduled]
             temperatures.view(np.float32)[:count] = [p.temperature for p in params]
@@ -221,9 +215,14 @@ class DecodeGraphs:
             self._tables.view(-1).index_copy_(0, index, upload(blocks, self._device))
         return rows
 
-    def _forward(self, rows: int) -> Tensor:
-        """Logits of the first `rows` rows of the inputs."""
-        token_ids, positions, slots, offsets, lengths, mapping, *_ = self._fields(rows)
+    def _forward(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Logits of the first `rows` rows of the inputs, and the tokens drawn from them.
+
+        Tokens are drawn in every step, for a few microseconds, so that there is one kind of graph.
+        """
+        from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
+
+        token_ids, positions, slots, offsets, lengths, mapping, keys, words = self._fields(rows)
         last_tokens = self._last_tokens.index_select(0, slots)
         inputs = DecodeInputs(
             token_ids=torch.where(token_ids == _IN_FLIGHT, last_tokens, token_ids),
@@ -235,7 +234,10 @@ class DecodeGraphs:
             block_tables=self._tables.index_select(0, slots),
             max_length=self._max_length,
         )
-        return self._decoder.logits(self._decoder.forward(inputs))
+        logits = self._decoder.logits(self._decoder.forward(inputs))
+        tokens = sample_tokens_triton(logits, words.view(torch.float32)[:rows], keys)
+        self._last_tokens.index_copy_(0, slots, tokens)
+        return logits, tokens.masked_fill(~torch.isfinite(logits.sum(-1)), NOT_FINITE)
 
     @torch.inference_mode()
     def _capture(self, rows: int) -> None:
@@ -249,9 +251,9 @@ class DecodeGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(rows)
+            outputs = self._forward(rows)
         self._pool = graph.pool()
-        self._graphs[rows] = graph, logits
+        self._graphs[rows] = graph, *outputs
         self._packed.copy_(inputs)
 
     def _fill_with_padding(self, rows: int) -> None:
