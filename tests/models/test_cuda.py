@@ -132,7 +132,7 @@ def test_host_tier_when_a_prompt_was_evicted_then_comes_back_bit_for_bit():
     loop = new_engine(model=model, prefix_caching=True, num_blocks=24, num_host_blocks=200)
     bits = torch.randint(-(2**31), 2**31 - 1, loop.runner.cache.states[:, 0].shape).int()
     loop.runner.cache.states[:, 2] = bits.cuda().view(torch.float32)
-    blocks = list(range(20, 20 + loop.runner.plan.checkpoint_blocks))
+    blocks = list(range(24 - loop.runner.plan.checkpoint_blocks, 24))
     copy = HostCopy(list(range(100, 100 + len(blocks))))
     memory = loop.runner.memory
     memory.run([SaveState(2, blocks), StoreBlocks(blocks, copy), ZeroBlocks(blocks)])

@@ -110,6 +110,31 @@ def test_blocks_when_they_run_out_then_the_youngest_is_preempted_and_still_finis
     assert scheduler.cache.num_free_blocks == 7
 
 
+@pytest.mark.parametrize(("length", "steps"), [(45, [45]), (48, [32, 16]), (17, [17]), (5, [5])])
+def test_prompt_when_cached_then_its_end_is_one_step_and_a_repeat_finds_all_but_its_last_block(
+    length, steps
+):
+    scheduler = Scheduler(
+        CacheManager(40, 16, 4, checkpoint_blocks=1),
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        max_num_waiting=6,
+        max_model_len=100,
+        vocab_size=50,
+        stop_token_ids=[EOS],
+    )
+    found = []
+    for name, first_steps in (("first", steps), ("again", [length - (length - 1) // 16 * 16])):
+        scheduler.add(request(name, length, max_tokens=1), 0.0)
+        counts = []
+        while scheduler.has_work:
+            output, events = run_step(scheduler)
+            counts.append(output.num_tokens)
+            found += [e.num_cached_tokens for e in events]
+        assert counts == first_steps
+    assert found == [0, (length - 1) // 16 * 16]
+
+
 def test_queue_when_full_then_refuses_and_keeps_what_it_has():
     scheduler = new_scheduler(max_num_waiting=1)
     for i in range(5):

@@ -319,6 +319,85 @@ def soak(
         raise typer.Exit(1)
 
 
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", "--out", help="JSON file to write.", show_default=False)
+]
+CommitOption = Annotated[
+    str | None,
+    typer.Option("--commit", help="Of the sources, where they were copied without git's history."),
+]
+
+
+@app.command()
+def latency(
+    shape: Annotated[str, typer.Option("--shape", help="Published shape.")] = "ling-2.6-flash",
+    weights: Annotated[str, typer.Option("--weights", help="dummy: random, never zero.")] = "dummy",
+    format_name: Annotated[
+        str, typer.Option("--format", help="bf16, fp8, int4 or int4-fp8.")
+    ] = "fp8",
+    layers: Annotated[
+        int | None, typer.Option("--layers", help="Fewer than the shape has.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Sequences that decode; repeat the flag.")
+    ] = None,
+    context: Annotated[
+        list[int] | None, typer.Option("--context", help="Tokens of each; repeat the flag.")
+    ] = None,
+    prefill: Annotated[
+        list[int] | None, typer.Option("--prefill", help="Prompts to time; repeat the flag.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Rounds, the first not counted.")] = 6,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also a table of the kernels.")
+    ] = False,
+    out: JsonOption = None,
+    allow_dirty: DirtyOption = False,
+    commit: CommitOption = None,
+) -> None:
+    """Decode steps and prefill of a model of the true shapes with random weights, on one GPU."""
+    from lingflash.bench.latency import run_latency
+    from lingflash.bench.record import require
+
+    require(weights == "dummy", "--weights", weights, "dummy")
+    run_latency(
+        shape=shape,
+        format_name=format_name,
+        layers=layers,
+        batches=batch or [1, 32],
+        contexts=context or [1024],
+        prefills=prefill or [],
+        repeats=repeats,
+        kernels=kernels,
+        out=out,
+        allow_dirty=allow_dirty,
+        commit=commit,
+    )
+
+
+@app.command("kernels")
+def kernels_command(
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", help="lightning, mla, prefill, decode; repeat the flag."),
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Medians of each.")] = 3,
+    out: JsonOption = None,
+    allow_dirty: DirtyOption = False,
+    commit: CommitOption = None,
+) -> None:
+    """Every kernel at Ling-2.6-flash's shapes on one GPU; lightning beside fla, if it is there."""
+    from lingflash.bench.kernels import GROUPS, run_kernels
+
+    run_kernels(
+        groups=group or list(GROUPS),
+        repeats=repeats,
+        out=out,
+        allow_dirty=allow_dirty,
+        commit=commit,
+    )
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Option("--folder", help="Where the JSON files are.")] = Path(

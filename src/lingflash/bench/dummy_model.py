@@ -13,6 +13,7 @@ from lingflash.quant.scheme import MatrixFormat
 
 # As the published models were initialised.
 _WEIGHT_STD = 0.02
+_EMBEDDING_STD = 8.0
 _PIECE = 1 << 27
 # FP8 values of about unit size use e4m3's normal range; nibbles -8 to 7 have this deviation.
 _NIBBLE_STD = 4.61
@@ -80,7 +81,8 @@ def _fill(weight: Tensor, name: str, generator: torch.Generator) -> None:
             # to layer until all tokens look alike; with scales of both signs it cancels.
             weight.mul_(torch.randint_like(weight, 2, dtype=torch.int8).mul_(2).sub_(1))
     elif name == "model.word_embeddings.weight":
-        weight.normal_(generator=generator)  # tokens must differ as much as the layers' outputs
+        # So large that what tokens differ in outweighs what the layers give all of them alike.
+        weight.normal_(0.0, _EMBEDDING_STD, generator=generator)
     elif "norm" in name:
         weight.uniform_(0.8, 1.2, generator=generator)
     else:

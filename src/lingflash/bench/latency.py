@@ -30,6 +30,15 @@ _BLOCK = 64
 # A state is written once in ANCHOR steps: a round takes as many.
 _STEPS = ANCHOR
 _PREFILL_CHUNK = 8192
+# Tokens per second that were promised of all layers at a context of 1,024, by GPU, format, batch.
+_PROMISED = {
+    ("H200", "fp8", 1): 340, ("H200", "fp8", 32): 1250, ("H200", "int4-fp8", 1): 450,
+    ("H100", "int4-fp8", 1): 340, ("H100", "int4-fp8", 32): 1500,
+}  # fmt: skip
+_PROMISED_CONTEXT = 1024
+# A promise at batch 32 holds only if routing is as wide as that of unlike tokens, which is 163.
+_LEAST_DISTINCT = 155
+_LONG_CONTEXT, _LONG_SHARE = 65_536, 0.85
 
 
 def make_cache(config: ModelConfig, num_seqs: int, num_tokens: int) -> CacheTensors:
@@ -317,8 +326,36 @@ def run_latency(
         torch.cuda.empty_cache()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
+    if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
+        _add_targets(record, torch.cuda.get_device_name(0), format_name)
     record.finish()
     return record
+
+
+def _add_targets(record: Record, gpu: str, format_name: str) -> None:
+    """What was promised of the cases that were timed."""
+    for (name, promised_format, batch), promised in _PROMISED.items():
+        case = record.derived.get(f"decode b{batch} c{_PROMISED_CONTEXT}")
+        if name not in gpu or promised_format != format_name or case is None:
+            continue
+        what = f"{name} {format_name} batch {batch}"
+        record.targets.append(
+            Target(f"{what}, tokens/s", case["tokens_per_s"], promised, "at least")
+        )
+        if batch > 1:
+            record.targets.append(
+                Target(
+                    f"{what}, distinct experts per layer", case["distinct_experts_mean"],
+                    _LEAST_DISTINCT, "at least",
+                )
+            )  # fmt: skip
+    short, long = (
+        record.derived.get(f"decode b32 c{n}") for n in (_PROMISED_CONTEXT, _LONG_CONTEXT)
+    )
+    if short is not None and long is not None:
+        share = long["fraction_of_read_ceiling"] / short["fraction_of_read_ceiling"]
+        name = f"{format_name} batch 32: fraction of the roofline at 64K over that at 1K"
+        record.targets.append(Target(name, share, _LONG_SHARE, "at least"))
 
 
 def _time_decode(

@@ -31,6 +31,7 @@ from lingflash.engine.sampler import (
 from lingflash.engine.speculation import Speculator, accept_drafts
 from lingflash.engine.step import PendingStep, ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.kernels.cpu.allocator import keep_freed_memory
+from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.cpu_decoder import CpuDecoder
@@ -43,9 +44,11 @@ from lingflash.parallel.shard import Shard
 
 log = logging.getLogger(__name__)
 
-# Work of a step from which more than one CPU thread pays: tokens, and keys that they attend to.
-_THREADS_FROM = 96
-_KEYS_LIKE_A_TOKEN = 4096
+# Work of a step from which more than one CPU thread pays: tokens, and keys that they attend to. A
+# thread that waits for its share of a small operation sleeps (OMP_WAIT_POLICY=PASSIVE), and on an
+# idle virtual machine waking it costs more than the operation.
+_THREADS_FROM = 768
+_KEYS_LIKE_A_TOKEN = 512
 
 
 class ModelRunner:
@@ -77,6 +80,7 @@ class ModelRunner:
         if model.device.type == "cpu":
             keep_freed_memory()
         self.cache = allocate_cache(model, plan)
+        self._has_tiles = can_attend_on_tiles(self.cache.latents[0], model.config.kv_lora_rank)
         if ranks is None:
             self.memory = CacheMemory(self.cache, plan.num_host_blocks)
         else:
@@ -175,26 +179,41 @@ class ModelRunner:
     def _run_now(self, output: SchedulerOutput) -> list[StepResult]:
         if self.speculator is not None:
             self.speculator.forget_blocks(blocks_written(output.memory_ops))
-        # Threads that meet at every small operation cost more than they compute: with two, decoding
-        # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
-        # which the order of sums may depend.
-        many = torch.get_num_threads()
-        if many > 1 and not self.batch_invariant and _work(output) < _THREADS_FROM:
-            torch.set_num_threads(1)
-        try:
-            return self._run(output)
-        finally:
-            if many > 1:
-                torch.set_num_threads(many)
-
-    def _run(self, output: SchedulerOutput) -> list[StepResult]:
         if (
             self.graphs is not None
             and self.graphs.can_run(output)
             and not any(map(_wants_prompt_logprobs, output.scheduled))
         ):
             return self._run_graph(self.graphs, output)
-        batch, wanting = self.build_batch(output)
+        # Threads that meet at every small operation cost more than they compute: with two, decoding
+        # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
+        # which the order of sums may depend.
+        many = torch.get_num_threads()
+        batch, wanting = self.build_batch(output)  # whose plan may use all threads
+        if many > 1 and not self.batch_invariant and self._work(output) < _THREADS_FROM:
+            torch.set_num_threads(1)
+        try:
+            return self._run(output, batch, wanting)
+        finally:
+            if many > 1:
+                torch.set_num_threads(many)
+
+    def _work(self, output: SchedulerOutput) -> int:
+        """A step's work in tokens: a few over a long prefix take as long as many without.
+
+        Not where attention to a prefix has threads of its own.
+        """
+        work = output.num_tokens
+        if self._has_tiles:
+            return work
+        for item in output.scheduled:
+            if item.num_tokens > 1:
+                work += item.num_tokens * (item.start + item.num_tokens) // _KEYS_LIKE_A_TOKEN
+        return work
+
+    def _run(
+        self, output: SchedulerOutput, batch: ForwardBatch, wanting: list[int]
+    ) -> list[StepResult]:
         rows, groups = logit_rows([output.scheduled[i] for i in wanting], output.has_drafts)
         masks = StepMasks.start(groups, self.model.config.vocab_size)
         decoder = self.cpu_decoder
@@ -339,15 +358,6 @@ def logit_rows(
         for i in range(len(item.draft_tokens)):
             rows.append(DraftedSequence(item.sequence, [*item.draft_tokens[: i + 1]]))
     return rows, groups
-
-
-def _work(output: SchedulerOutput) -> int:
-    """A step's work in tokens: a few tokens over a long prefix take as long as many without."""
-    work = output.num_tokens
-    for item in output.scheduled:
-        if item.num_tokens > 1:
-            work += item.num_tokens * (item.start + item.num_tokens) // _KEYS_LIKE_A_TOKEN
-    return work
 
 
 def _wants_prompt_logprobs(item: ScheduledSequence) -> bool:

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Iterable
 
 from lingflash.cache.manager import CacheManager
-from lingflash.core.config import ANCHOR_TOKENS
 from lingflash.core.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -30,7 +29,7 @@ from lingflash.core.errors import (
 )
 from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from lingflash.engine.prefix_keeper import PrefixKeeper
-from lingflash.engine.request import Sequence, check_limits, sequences_of
+from lingflash.engine.request import Sequence, check_limits, last_anchor, sequences_of
 from lingflash.engine.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.structured.masks import TokenMatcher
 
@@ -300,7 +299,8 @@ class Scheduler:
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget)
         for place in self.prefixes.cuts(sequence):
-            if start < place < end:
+            # The states that a step leaves are those of its last anchor, wherever it ends.
+            if start < place < last_anchor(end):
                 end = place
         return end - start
 
@@ -346,7 +346,7 @@ class Scheduler:
     def _advance(sequence: Sequence, end: int) -> None:
         """The tokens up to `end` are computed, none of them a draft."""
         sequence.num_computed = end
-        sequence.anchor = end // ANCHOR_TOKENS * ANCHOR_TOKENS
+        sequence.anchor = last_anchor(end)
 
     def _commit_one(self, item: ScheduledSequence, result: StepResult) -> TokenEvent | None:
         sequence = item.sequence
@@ -366,7 +366,8 @@ class Scheduler:
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = num_certain > 1 and end == sequence.num_tokens
-        self.prefixes.keep(sequence, checkpoint=ends_prompt or end in self.prefixes.cuts(sequence))
+        is_cut = sequence.anchor in self.prefixes.cuts(sequence)
+        self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut)
         if end < sequence.num_tokens:
             return None
         if not item.wants_token:

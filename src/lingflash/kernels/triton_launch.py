@@ -2,7 +2,7 @@
 
 The kernels of a decode step are a few microseconds long, so that starting one costs as much as a
 tenth of running it. A dependent kernel is put on the device as soon as the one before allows it,
-computes addresses and asks for its weights, and waits before it touches anything else.
+computes addresses, and waits before it touches anything but weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["launch_options", "prefetch_rows", "start_next", "wait_for_previous"]
+__all__ = ["launch_options", "start_next", "wait_for_previous"]
 
 
 @triton.jit
@@ -31,16 +31,6 @@ def wait_for_previous(PDL: tl.constexpr):
     """Wait until all that earlier kernels wrote can be seen; nothing but weights before it."""
     if PDL:
         gdc_wait()
-
-
-@triton.jit
-def prefetch_rows(pointers, PDL: tl.constexpr):
-    """Ask for the cache lines at a block of pointers; only before wait_for_previous."""
-    if PDL:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32,
-            is_pure=False, pack=1,
-        )  # fmt: skip
 
 
 @cache

@@ -167,7 +167,9 @@ class CudaDecoder:
         def run(flow: _Flow) -> tuple[Tensor, Tensor]:
             shape = flow.residual.shape
             x = self._empty(*shape, dtype=self._narrow)
-            other = self._empty(*shape, dtype=self._narrow) if ordered else x
+            # One row is multiplied as float32, and threads need not convert what they share.
+            dtype = torch.float32 if shape[0] == 1 else self._narrow
+            other = self._empty(*shape, dtype=dtype) if ordered else x
             add_parts_rms_norm(
                 flow.parts, None, flow.residual, weight, eps, x,
                 (other, self._order) if ordered else None,
@@ -309,7 +311,8 @@ class CudaDecoder:
             )  # fmt: skip
             self.topk_ids.append(ids)
             plan = None if rows == 1 else plan_rows(ids, c.num_experts)
-            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            kept = torch.float32 if rows == 1 else torch.bfloat16
+            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=kept)
             gate_up_decode(
                 ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
             )

@@ -41,7 +41,7 @@ def _random(shape: tuple[int, ...], kind: str) -> Tensor:
     return values if kind == "bf16" else values.mul_(50.0).to(torch.float8_e4m3fn)
 
 
-def _skinny(tokens: int, rows: int, width: int, kind: str, tiles: SkinnyTiles) -> Launches:
+def _skinny(tokens: int, rows: int, width: int, kind: str, tiles: SkinnyTiles | None) -> Launches:
     launches = []
     for _ in range(_COPIES):
         x = torch.randn(tokens, width, device=CUDA).half()
@@ -64,26 +64,31 @@ def _matrices(rows: int, width: int, kind: str) -> DecodeExperts:
     return DecodeExperts(_random((EXPERTS, rows, width // 8), "int4"), scale, 128)
 
 
+def _is_one_row(tokens: int, tiles: ExpertTiles | None) -> bool:
+    """Whether the kernels for one row are meant."""
+    return tokens == 1 and (tiles is None or tiles.stages == 1)
+
+
 def _routing(tokens: int) -> Tensor:
     ids = torch.stack([torch.randperm(EXPERTS, device=CUDA)[:TOPK] for _ in range(tokens)])
     return ids.to(torch.int32)
 
 
-def _gate_up(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
+def _gate_up(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
     w = _matrices(2 * WIDTH, HIDDEN, kind)
     x = torch.randn(tokens, HIDDEN, device=CUDA).half()
     act = torch.empty(tokens, TOPK, WIDTH, dtype=torch.bfloat16, device=CUDA)
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tiles.stages == 1 else plan_rows(ids, EXPERTS)
+        plan = None if _is_one_row(tokens, tiles) else plan_rows(ids, EXPERTS)
         launches.append(
             partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", tiles=tiles)
         )
     return launches
 
 
-def _down(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
+def _down(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
     w = _matrices(HIDDEN, WIDTH, kind)
     act = torch.randn(tokens, TOPK, WIDTH, device=CUDA).bfloat16()
     weights = torch.rand(tokens, TOPK, device=CUDA)
@@ -91,7 +96,7 @@ def _down(tokens: int, kind: str, tiles: ExpertTiles) -> Launches:
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tiles.stages == 1 else plan_rows(ids, EXPERTS)
+        plan = None if _is_one_row(tokens, tiles) else plan_rows(ids, EXPERTS)
         launches.append(partial(down_decode, act, w, ids, weights, plan, out, tiles=tiles))
     return launches
 
@@ -186,17 +191,17 @@ def variants() -> list[Variant]:
         one = [
             SkinnyTiles(1, n, k, warps, 1)
             for n, k, warps in (
-                (4, 4096, 4), (8, 1024, 4), (16, 1024, 4), (8, 2048, 4), (16, 512, 4), (32, 512, 4),
+                (8, 1024, 4), (16, 512, 4), (8, 512, 4), (4, 1024, 4), (8, 1024, 8), (16, 1024, 8),
+                (4, 2048, 4), (8, 2048, 8),
             )
         ]  # fmt: skip
         rows_tiles = [
             SkinnyTiles(16, n, k, warps, stages)
             for n, k, warps, stages in (
-                (64, 128, 4, 4), (64, 128, 4, 6), (32, 128, 2, 6), (32, 128, 2, 8), (64, 128, 8, 5),
+                (32, 128, 2, 8), (64, 128, 4, 6), (32, 256, 4, 4), (32, 512, 4, 2), (16, 256, 4, 4),
+                (16, 512, 4, 3), (64, 256, 4, 3),
             )
         ]  # fmt: skip
-        if kind != "fp8":  # a product's scales change every 128 columns
-            rows_tiles += [SkinnyTiles(16, 32, 256, 4, 4), SkinnyTiles(16, 64, 256, 4, 3)]
         for tiles in one + rows_tiles:
             build = partial(_skinny, 1, rows, width, kind, tiles)
             found.append(Variant(f"{name} {kind} b1", str(tiles), build, size))
@@ -204,41 +209,56 @@ def variants() -> list[Variant]:
             wide = SkinnyTiles(32, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
             build = partial(_skinny, 32, rows, width, kind, wide)
             found.append(Variant(f"{name} {kind} b32", str(wide), build, size))
-    one_tiles = {
-        kind: [
+    one = [
+        ExpertTiles(n, k, w, 1)
+        for n, k, w in (
+            (4, 1024, 4), (8, 512, 4), (4, 512, 4), (8, 1024, 8), (2, 1024, 4), (4, 2048, 8),
+            (8, 1024, 4), (16, 512, 4), (16, 512, 8), (4, 1024, 2),
+        )
+    ]  # fmt: skip
+    rows = {
+        "int4": [
             ExpertTiles(n, k, w, s)
             for n, k, w, s in (
-                (8, 1024, 4, 1), (16, 1024, 4, 1), (4, 1024, 4, 1), (8, 1024, 2, 1), (8, 512, 4, 1),
-                (16, 512, 4, 1), (16, 128, 1, 6), (16, 128, 2, 4), (32, 128, 1, 4), (32, 128, 2, 4),
-                (32, 128, 4, 5), (64, 128, 4, 4), (64, 128, 2, 4), (32, 128, 2, 6),
+                (64, 256, 4, 3), (128, 256, 8, 3), (64, 512, 4, 2), (128, 128, 4, 3),
+                (64, 256, 4, 4), (32, 256, 4, 4), (32, 512, 4, 3), (64, 256, 2, 3),
+                (128, 256, 4, 2),
             )
-        ]
-        for kind in ("int4", "fp8")
+        ],
+        "fp8": [ExpertTiles(64, 128, 4, 4), ExpertTiles(128, 128, 4, 3)],
     }  # fmt: skip
-    many_tiles = {
-        "int4": [
-            ExpertTiles(n, 128, w, s)
-            for n, w, s in (
-                (64, 4, 4), (64, 4, 6), (32, 4, 4), (128, 4, 3), (128, 4, 5), (64, 2, 4),
-                (64, 2, 6), (32, 2, 6), (128, 8, 5),
-            )
-        ],
-        "fp8": [
-            ExpertTiles(n, 128, w, s)
-            for n, w, s in (
-                (64, 4, 4), (64, 4, 3), (64, 4, 6), (32, 4, 5), (128, 4, 3), (128, 8, 3),
-                (64, 8, 4), (32, 2, 4),
-            )
-        ],
+    tiles_for = {
+        (1, "fp8"): one, (1, "int4"): one + rows["int4"],
+        (32, "fp8"): rows["fp8"], (32, "int4"): rows["int4"],
     }  # fmt: skip
     for tokens, kind in product((1, 32), ("fp8", "int4")):
-        tiles_of = one_tiles if tokens == 1 else many_tiles
         size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
-        for tiles in tiles_of[kind]:
+        for tiles in tiles_for[tokens, kind]:
             build = partial(_gate_up, tokens, kind, tiles)
             found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
             build = partial(_down, tokens, kind, tiles)
             found.append(Variant(f"down {kind} b{tokens}", str(tiles), build, size))
+    return found
+
+
+def default_variants() -> list[Variant]:
+    """One of each, cut as the decoder cuts it."""
+    found = []
+    for tokens in (1, 32):
+        found += _others(tokens)
+        for name, rows, width, kind in (
+            ("qkvg", 4 * HIDDEN, HIDDEN, "fp8"), ("dense", HIDDEN, HIDDEN, "fp8"),
+            ("head", 157184, HIDDEN, "bf16"), ("head", 157184, HIDDEN, "fp8-channel"),
+        ):  # fmt: skip
+            size = rows * width * _BYTES[kind]
+            build = partial(_skinny, tokens, rows, width, kind, None)
+            found.append(Variant(f"{name} {kind} b{tokens}", "default", build, size))
+        for kind in ("fp8", "int4"):
+            size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
+            build = partial(_gate_up, tokens, kind, None)
+            found.append(Variant(f"gate_up {kind} b{tokens}", "default", build, 2 * size))
+            build = partial(_down, tokens, kind, None)
+            found.append(Variant(f"down {kind} b{tokens}", "default", build, size))
     return found
 
 

@@ -269,9 +269,11 @@ def _sweep_experts(name: str) -> None:
 
     def tile(sizes: str) -> GroupedTile:
         numbers = [int(word) for word in sizes.split() if word.isdigit()]
+        rows, columns, warps, stages = numbers
         return GroupedTile(
-            *numbers, depth, half_last="whole" not in sizes, permuted="sorted" in sizes
-        )
+            rows, columns, warps, stages, depth,
+            half_last="whole" not in sizes, permuted="sorted" in sizes,
+        )  # fmt: skip
 
     flops = 2.0 * TOKENS * TOPK * HIDDEN * WIDTH
     weight = _experts(name, [WIDTH, WIDTH], HIDDEN)

@@ -1,6 +1,6 @@
-"""Compiles decode.c on first use, with the C compiler of the machine, into the user's cache folder.
+"""Compiles the C files on first use, with the machine's C compiler, into the user's cache folder.
 
-A compiler is not required: without one, or if it fails, decoding runs through torch alone.
+A compiler is not required: without one, or if it fails, everything runs through torch alone.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("decode.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("decode.c", "mla_run.c")]
 # Sums may be reordered for vector units, but NaN and infinity keep their meaning.
 _FLAGS = [
     "-O3", "-march=native", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
-    "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
+    "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math", "-pthread",
 ]  # fmt: skip
 _TIMEOUT_S = 60
 
@@ -49,12 +49,13 @@ def load_library() -> ctypes.CDLL | None:
         return None
     compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     if compiler is None:
-        log.info("no C compiler: single-token decoding runs through torch, which is slower")
+        log.info("no C compiler: everything runs through torch, which is slower")
         return None
+    sources = b"".join(source.read_bytes() for source in _SOURCES)
     key = hashlib.sha256(
-        _SOURCE.read_bytes() + " ".join([compiler, *_FLAGS, _processor()]).encode()
+        sources + " ".join([compiler, *_FLAGS, _processor()]).encode()
     ).hexdigest()[:16]
-    library = _cache_folder() / f"decode-{key}.so"
+    library = _cache_folder() / f"kernels-{key}.so"
     try:
         if not library.exists():
             _compile(compiler, library)
@@ -62,8 +63,8 @@ def load_library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", b"") or b""
         log.warning(
-            "compiling %s failed (%s %s): single-token decoding runs through torch, slower",
-            _SOURCE.name,
+            "compiling %s failed (%s %s): everything runs through torch, slower",
+            " and ".join(source.name for source in _SOURCES),
             error,
             output.decode(errors="replace").strip()[-300:],
         )
@@ -75,7 +76,7 @@ def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
         subprocess.run(
-            [compiler, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"],
+            [compiler, *_FLAGS, "-o", str(built), *map(str, _SOURCES), "-lm"],
             check=True,
             capture_output=True,
             timeout=_TIMEOUT_S,

@@ -24,8 +24,8 @@ from torch import Tensor
 _TILE = 64
 # Enough segments to fill a GPU with 32 heads of them, and as few states through memory as that
 # allows.
-_SEGMENTS_WANTED = 16
-_LEAST_TOKENS, _MOST_TOKENS = 256, 2048
+_SEGMENTS_WANTED = 8
+_LEAST_TOKENS, _MOST_TOKENS = 256, 4096
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 Two forms of one product. Expanded: keys and values are made from the latents, cheap per score,
 used for long query runs. Absorbed: W_kvb is folded into the query and applied to the result, so
-that one token reads R + P values per cached token instead of H (N + V); used for short runs.
+that one token reads R + P values per cached token instead of H (N + V); used for short runs, and
+over a long prefix for longer ones where the processor has AMX tiles (kernels/cpu/mla_run.c).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lingflash.core.config import ROW_MULTIPLE
+from lingflash.kernels.cpu.mla_run import attend_on_tiles, can_attend_on_tiles
 from lingflash.kernels.mla.gpu_plan import GpuPlan, plan_mla_gpu
 from lingflash.kernels.mla.reference import mla_attention_reference
 
@@ -23,6 +26,10 @@ __all__ = ["MlaPlan", "mla_attention", "mla_attention_reference", "plan_mla"]
 
 # Query rows whose scores are held at once in the expanded form.
 _QUERY_ROWS = 256
+# On AMX tiles: from so many tokens before the run on, its attention to them costs as much as its
+# own layers do, and up to so many tokens, where keys and values that are made once cost no more.
+_TILES_FROM = 512
+_TILES_TO = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class MlaPlan:
         decode_span: first cache row and length of a single decoding sequence whose blocks follow
             each other, read in place.
         gpu: the same for Triton's kernels, instead of all the above.
+        num_threads: of the CPU, that runs may use.
     """
 
     decode_rows: Tensor | None
@@ -50,6 +58,7 @@ class MlaPlan:
     fixed_blocks: bool
     decode_span: tuple[int, int] | None = None
     gpu: GpuPlan | None = None
+    num_threads: int = 1
 
 
 def plan_mla(
@@ -108,7 +117,7 @@ def plan_mla(
             for (row, total, blocks), first, rest in zip(decode, first_keys, firsts, strict=True)
         ]
     if not decode:
-        return MlaPlan(None, None, None, runs, fixed_blocks)
+        return MlaPlan(None, None, None, runs, fixed_blocks, num_threads=torch.get_num_threads())
     if len(decode) == 1 and not runs:
         _, total, blocks = decode[0]
         if len(blocks) == 1 or (np.diff(blocks) == 1).all():
@@ -132,6 +141,7 @@ def plan_mla(
         torch.from_numpy(mask[:, None]).to(device) if mask.any() else None,
         runs,
         fixed_blocks,
+        num_threads=torch.get_num_threads(),
     )
 
 
@@ -152,7 +162,8 @@ def mla_attention(
     Returns:
         Same dtype [T, H, V].
 
-    Numerics: scores and softmax in float32. Within 1e-5 of reference.py in float32. Sync: none.
+    Numerics: scores and softmax in float32, on tiles values of 16 bits (see attend_on_tiles).
+        Within 1e-5 of reference.py in float32. Sync: none.
     """
     num_tokens, num_heads, nope = q_nope.shape
     value_dim = w_kvb.shape[1] - nope
@@ -170,7 +181,15 @@ def mla_attention(
     if plan.decode_rows is not None:
         rows = plan.decode_rows
         out[rows] = _decode(q_nope[rows], q_rope[rows], latents, w_kvb, scale, plan)
+    has_tiles = can_attend_on_tiles(latents, w_kvb.shape[-1])
     for lo, hi, length, blocks in plan.runs:
+        if has_tiles and length - (hi - lo) >= _TILES_FROM and hi - lo <= _TILES_TO:
+            query = _absorb(q_nope[lo:hi], q_rope[lo:hi], w_kvb).mul_(scale * math.log2(math.e))
+            mixed = attend_on_tiles(
+                query, latents, blocks, length, w_kvb.shape[-1], plan.num_threads
+            )
+            out[lo:hi] = _unabsorb(mixed, w_kvb, nope)
+            continue
         cached = latents.index_select(0, blocks).flatten(0, 1)[:length]
         form = _expanded if _expanding_pays(hi - lo, w_kvb) else _absorbed
         out[lo:hi] = form(q_nope[lo:hi], q_rope[lo:hi], cached, w_kvb, scale)
@@ -259,8 +278,8 @@ def _absorbed(
     """A short run of one sequence: [m, H, N], [m, H, P] over cached [L, R + P] to [m, H, V]."""
     m, num_heads, nope = q_nope.shape
     length, rank = cached.shape[0], w_kvb.shape[-1]
-    query = _absorb(q_nope, q_rope, w_kvb).reshape(m * num_heads, -1)
-    scores = torch.matmul(query.float(), cached.float().t()).view(m, num_heads, length) * scale
+    query = _absorb(q_nope, q_rope, w_kvb).reshape(m * num_heads, -1).float() * scale
+    scores = torch.matmul(query, cached.float().t()).view(m, num_heads, length)
     if m > 1:
         scores[..., length - m :].masked_fill_(_future(m, cached.device)[:, None], float("-inf"))
     probs = scores.softmax(-1).to(cached.dtype).view(m * num_heads, length)

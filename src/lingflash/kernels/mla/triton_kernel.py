@@ -43,7 +43,7 @@ class DecodeConfig:
     """
 
     block_n: int = 64
-    num_warps: int = 8
+    num_warps: int = 4
     num_stages: int = 2
 
 

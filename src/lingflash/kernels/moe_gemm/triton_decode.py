@@ -24,7 +24,11 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from lingflash.kernels.skinny_gemm.triton_kernel import SCALE_BLOCK, narrow, row_sums
+from lingflash.kernels.skinny_gemm.triton_kernel import (
+    SCALE_BLOCK,
+    narrow,
+    row_sums,
+)
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import (
     launch_options,
@@ -101,42 +105,52 @@ def _nibble(words, j: tl.constexpr, BF16: tl.constexpr):
     )  # fmt: skip
 
 
+@triton.constexpr_function
+def _offset_assembly(j: int) -> str:
+    """PTX that makes float32 128 + (value + 8) of nibble j of a word."""
+    shift = f"shl.b32 t, $1, {16 - 4 * j};" if j <= 4 else f"shr.u32 t, $1, {4 * j - 16};"
+    return f"{{ .reg .b32 t; {shift} lop3.b32 t, t, 0x000F0000, 0x43000000, 0xEA; mov.b32 $0, t; }}"
+
+
+@triton.jit
+def _offset_nibble(words, j: tl.constexpr):
+    """128 + (value + 8) of nibble j: its bits in bfloat16's place, read as float32."""
+    if _INTERPRETED:
+        return ((((words >> (4 * j)) & 0xF) << 16) | 0x43000000).to(tl.float32, bitcast=True)
+    return tl.inline_asm_elementwise(
+        _offset_assembly(j), "=f,r", [words], tl.float32, is_pure=True, pack=1
+    )
+
+
 @triton.jit
 def _one_row_int4(
-    x_ptr, w_row, scale_row, row_ok, num_words,
-    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr,
+    x_ptr, w_row, scale_row, row_ok,
+    WORDS: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """One row of x times BLOCK_N rows of INT4 weights, GROUPS times 128 columns at once."""
     group, word = tl.arange(0, GROUPS), tl.arange(0, 16)
-    total = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, num_words, GROUPS * 16):
-        at = start + group[:, None] * 16 + word[None, :]
-        ok = row_ok[:, None, None] & (at < num_words)[None, :, :]
+    total = tl.zeros([BLOCK_N, GROUPS, 16], tl.float32)
+    for step in range((WORDS + GROUPS * 16 - 1) // (GROUPS * 16)):
+        here = step * GROUPS + group
+        at = here[:, None] * 16 + word[None, :]
+        ok = row_ok[:, None, None] & (at < WORDS)[None, :, :]
         words = tl.load(w_row[:, None, None] + at[None, :, :], mask=ok, other=0)
         part = tl.zeros([BLOCK_N, GROUPS, 16], tl.float32)
         sums = tl.zeros([GROUPS, 16], tl.float32)
-        x_at = x_ptr + (start // 16 + group)[:, None] * 128 + word[None, :]
+        x_at = x_ptr + here[:, None] * 128 + word[None, :]
         for j in tl.static_range(8):
-            x = tl.load(x_at + 16 * j, mask=at < num_words, other=0.0).to(tl.float32)
-            # The bits of 128 + (value + 8) as bfloat16, read as float32.
-            if j <= 4:
-                bits = words << (16 - 4 * j)
-            else:
-                bits = words >> (4 * j - 16)
-            value = ((bits & 0xF0000) | 0x43000000).to(tl.float32, bitcast=True)
-            part += value * x[None, :, :]
+            x = tl.load(x_at + 16 * j, mask=at < WORDS, other=0.0).to(tl.float32)
+            part += _offset_nibble(words, j) * x[None, :, :]
             sums += x
         part -= 136.0 * sums[None, :, :]
         if GROUP == 128:
-            block = start // 16 + group
-            scale_ok = row_ok[:, None] & (block * 16 < num_words)[None, :]
-            scale = tl.load(scale_row[:, None] + block[None, :], mask=scale_ok, other=0.0)
-            part *= scale.to(tl.float32)[:, :, None]
+            scale_ok = row_ok[:, None] & (here * 16 < WORDS)[None, :]
+            scale = tl.load(scale_row[:, None] + here[None, :], mask=scale_ok, other=0.0)
+            total += part * scale.to(tl.float32)[:, :, None]
         else:
             scale_at = scale_row[:, None, None] + (at // (GROUP // 8))[None, :, :]
-            part *= tl.load(scale_at, mask=ok, other=0.0).to(tl.float32)
-        total += tl.sum(tl.sum(part, 2), 1)
-    return total
+            total += part * tl.load(scale_at, mask=ok, other=0.0).to(tl.float32)
+    return tl.sum(tl.sum(total, 2), 1)
 
 
 @triton.jit
@@ -161,10 +175,10 @@ def _one_gate_up(
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
         up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
         g = row_sums(
-            x_ptr, row, scale_row, HIDDEN, inside, SCALES == "block", EVEN, BLOCK_N, CHUNKS
+            x_ptr, row, scale_row, inside, HIDDEN, SCALES == "block", EVEN, BLOCK_N, CHUNKS
         )
         u = row_sums(
-            x_ptr, row + WIDTH * HIDDEN, up_scales, HIDDEN, inside, SCALES == "block", EVEN,
+            x_ptr, row + WIDTH * HIDDEN, up_scales, inside, HIDDEN, SCALES == "block", EVEN,
             BLOCK_N, CHUNKS,
         )  # fmt: skip
         if SCALES == "channel":
@@ -191,7 +205,7 @@ def _one_down(
         EVEN: tl.constexpr = HIDDEN % BLOCK_N == 0 and WIDTH % (128 * CHUNKS) == 0
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
         out = row_sums(
-            x_ptr, w_ptr + column * WIDTH, scale_row, WIDTH, inside, SCALES == "block", EVEN,
+            x_ptr, w_ptr + column * WIDTH, scale_row, inside, WIDTH, SCALES == "block", EVEN,
             BLOCK_N, CHUNKS,
         )  # fmt: skip
         if SCALES == "channel":
@@ -292,6 +306,7 @@ def _rows_gate_up(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of x through BLOCK_N gate and up columns of one expert."""
+    UNROLL: tl.constexpr = BLOCK_K // 128 if HIDDEN % BLOCK_K == 0 else 1
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < WIDTH
     gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -300,14 +315,16 @@ def _rows_gate_up(
         w_row = w_ptr + column[:, None] * (HIDDEN // 8)
         w_up_row = w_row + WIDTH * (HIDDEN // 8)
         scale_row = scale_ptr + column * scale_stride
-        for group in tl.range(0, HIDDEN // 128):
-            gate = _rows_int4(
-                x_row, live, w_row, scale_row, inside, group, gate, GROUP, False, BLOCK_M, BLOCK_N
-            )
-            up = _rows_int4(
-                x_row, live, w_up_row, scale_row + WIDTH * scale_stride, inside, group, up,
-                GROUP, False, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+        for first in tl.range(0, HIDDEN // 128, UNROLL):
+            for i in tl.static_range(UNROLL):
+                gate = _rows_int4(
+                    x_row, live, w_row, scale_row, inside, first + i, gate,
+                    GROUP, False, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
+                up = _rows_int4(
+                    x_row, live, w_up_row, scale_row + WIDTH * scale_stride, inside, first + i, up,
+                    GROUP, False, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
     else:
         w_row = w_ptr + column[:, None] * HIDDEN
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
@@ -352,17 +369,19 @@ def _rows_down(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of activations through BLOCK_N columns of one expert's way back."""
+    UNROLL: tl.constexpr = BLOCK_K // 128 if WIDTH % BLOCK_K == 0 else 1
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < HIDDEN
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if INT4:
         w_row = w_ptr + column[:, None] * (WIDTH // 8)
         scale_row = scale_ptr + column * scale_stride
-        for group in tl.range(0, WIDTH // 128):
-            total = _rows_int4(
-                act_row, live, w_row, scale_row, inside, group, total,
-                GROUP, True, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+        for first in tl.range(0, WIDTH // 128, UNROLL):
+            for i in tl.static_range(UNROLL):
+                total = _rows_int4(
+                    act_row, live, w_row, scale_row, inside, first + i, total,
+                    GROUP, True, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
     else:
         w_row = w_ptr + column[:, None] * WIDTH
         scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
@@ -420,7 +439,7 @@ def _gate_up_kernel(
         _rows_gate_up(
             plain_ptr + token[:, None] * x_stride, shared_ptr, shared_scale_ptr, act_row,
             token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, False,
-            WIDTH, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K,
+            WIDTH, HIDDEN, BLOCK_M, BLOCK_N, 128,
         )  # fmt: skip
 
 
@@ -457,7 +476,7 @@ def _down_kernel(
             act_ptr + place[:, None] * WIDTH, shared_ptr, shared_scale_ptr,
             out_ptr + place[:, None] * HIDDEN, tl.full([BLOCK_M], 1.0, tl.float32),
             token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, WIDTH, HIDDEN,
-            BLOCK_M, BLOCK_N, BLOCK_K,
+            BLOCK_M, BLOCK_N, 128,
         )  # fmt: skip
 
 
@@ -599,13 +618,13 @@ def _chunks(width: int, most: int) -> int:
 
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(16 if w.is_int4 else 8, 1024, 4, 1)
-    return ExpertTiles(128, 128, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
+        return ExpertTiles(8, 512, 4, 1) if w.is_int4 else ExpertTiles(4, 1024, 4, 1)
+    return ExpertTiles(64, 256, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
 def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(16, 1024, 4, 1)
+        return ExpertTiles(16, 512 if w.is_int4 else 1024, 4, 1)
     return ExpertTiles(128, 128, 4, 3)
 
 

@@ -422,9 +422,10 @@ def default_tiles(kind: ExpertFormat, rows_per_expert: int) -> tuple[GroupedTile
     rows = 128 if rows_per_expert > 96 else few
     warps = 8 if rows == 128 else 4
     if kind.code == FP8:
+        if rows == 128:
+            return GroupedTile(rows, 128, 16, 3), GroupedTile(rows, 64, 4, 3)
         # With four warps 64 rows take more registers than there are.
-        first_warps = 8 if rows == 64 else warps
-        return GroupedTile(rows, 128, first_warps, 3), GroupedTile(rows, 128, warps, 4)
+        return GroupedTile(rows, 128, 8 if rows == 64 else warps, 3), GroupedTile(rows, 128, 4, 4)
     if kind.code == INT4:
         return GroupedTile(rows, 64, warps, 3, 64), GroupedTile(rows, 128, warps, 3, 64)
     return GroupedTile(rows, 128, warps, 3, 64), GroupedTile(rows, 128, warps, 3, 64)

@@ -11,28 +11,25 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["choose_experts_triton", "choose_kernel"]
+__all__ = ["choose_experts_triton", "choose_for_token", "choose_kernel"]
 
 
 @triton.jit
-def choose_kernel(
-    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
+def choose_for_token(
+    token, logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
     NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
-    TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    NORMALISE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
+    TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, CACHE: tl.constexpr,
 ):  # fmt: skip
-    start_next(PDL)
-    token = tl.program_id(0)
+    """One token's experts and weights from its logits, which may come in parts."""
     group, place = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_S)
     expert = group[:, None] * GROUP_SIZE + place[None, :]
     inside = (group[:, None] < NUM_GROUPS) & (place[None, :] < GROUP_SIZE)
-    wait_for_previous(PDL)
     row = logits_ptr + token * (PARTS * NUM_GROUPS * GROUP_SIZE)
     logits = tl.zeros([BLOCK_G, BLOCK_S], tl.float32)
     for part in tl.static_range(PARTS):
         at = row + part * (NUM_GROUPS * GROUP_SIZE) + expert
-        logits += tl.load(at, mask=inside, other=0.0)
+        logits += tl.load(at, mask=inside, other=0.0, cache_modifier=CACHE)
     # Places past a group's size bear the numbers of the next group's first experts.
     score = tl.where(inside, tl.sigmoid(logits), 0.0)
     biased = score
@@ -71,6 +68,21 @@ def choose_kernel(
     at = token * TOPK + choice
     tl.store(ids_ptr + at, ids.to(ids_ptr.dtype.element_ty), mask=choice < TOPK)
     tl.store(weights_ptr + at, weights, mask=choice < TOPK)
+
+
+@triton.jit
+def choose_kernel(
+    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
+    NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
+    TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    start_next(PDL)
+    wait_for_previous(PDL)
+    choose_for_token(
+        tl.program_id(0), logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor, NUM_GROUPS,
+        GROUP_SIZE, TOPK_GROUPS, TOPK, PARTS, HAS_BIAS, NORMALISE, BLOCK_G, BLOCK_S, BLOCK_K, "",
+    )  # fmt: skip
 
 
 def choose_experts_triton(

@@ -35,7 +35,7 @@ __all__ = [
 FEW_ROWS = 64
 
 # Products with blocks of 128 x 128: "triton", or "cublas" for torch's own; the faster one.
-BLOCK_GEMM = "triton"
+BLOCK_GEMM = "cublas"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,11 @@ def _add_parts_kernel(
         tl.store(at, total, mask=inside)
         x = total.to(tl.float32)
     out = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps) * weight
-    out = out.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row * width + column, out, mask=inside)
+    tl.store(out_ptr + row * width + column, out.to(out_ptr.dtype.element_ty), mask=inside)
     if ORDERED:
         place = tl.load(order_ptr + column, mask=inside, other=0)
-        tl.store(ordered_ptr + row * width + place, out, mask=inside)
+        at = ordered_ptr + row * width + place
+        tl.store(at, out.to(ordered_ptr.dtype.element_ty), mask=inside)
 
 
 def add_parts_rms_norm(
@@ -64,7 +64,7 @@ def add_parts_rms_norm(
         weight: float [D].
         eps: added to the mean square.
         out: float16 or bfloat16 [T, D], contiguous; written.
-        ordered: a tensor like out, and int32 [D]: where each column goes in it.
+        ordered: a float tensor shaped like out, and int32 [D]: where each column goes in it.
 
     Numerics: sums and statistics in float32, parts in order. Sync: none, graph-safe.
     """

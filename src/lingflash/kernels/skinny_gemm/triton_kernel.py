@@ -18,12 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lingflash.kernels.triton_dot import dot
-from lingflash.kernels.triton_launch import (
-    launch_options,
-    prefetch_rows,
-    start_next,
-    wait_for_previous,
-)
+from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["SkinnyTiles", "skinny_gemm_triton", "skinny_tiles"]
 
@@ -55,46 +50,45 @@ def narrow(x, SCALED: tl.constexpr):
 
 @triton.jit
 def row_sums(
-    x_ptr, w_row, scale_row, width, row_ok,
-    BLOCK_SCALE: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+    x_ptr, w_row, scale_row, row_ok,
+    WIDTH: tl.constexpr, BLOCK_SCALE: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """One row of x times BLOCK_N rows of weights, CHUNKS times 128 columns at once: [BLOCK_N].
+    """One row of x times BLOCK_N rows of weights that share their scales: float32 [BLOCK_N].
 
-    Nothing is staged: each thread asks for all of its 16-byte pieces before it uses the first,
-    which was twice as fast as copies through shared memory (docs/gpu-notes.md).
+    Nothing is staged in shared memory and little is kept in registers: what hides the memory's
+    latency is the number of threads that each ask for 16 bytes (docs/gpu-notes.md).
     """
     chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
     total = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, width, CHUNKS * 128):
-        at = start + chunk[:, None] * 128 + k[None, :]
+    for step in range((WIDTH + CHUNKS * 128 - 1) // (CHUNKS * 128)):
+        here = step * CHUNKS + chunk
+        at = here[:, None] * 128 + k[None, :]
         places = w_row[:, None, None] + at[None, :, :]
         if EVEN:
             w = tl.load(places, eviction_policy="evict_first")
-            x = tl.load(x_ptr + at).to(tl.float32)
         else:
-            w = tl.load(places, mask=row_ok[:, None, None] & (at < width)[None, :, :], other=0.0)
-            x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
+            w = tl.load(places, mask=row_ok[:, None, None] & (at < WIDTH)[None, :, :], other=0.0)
+        x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
         if BLOCK_SCALE:
-            block = start // SCALE_BLOCK + chunk
-            x *= tl.load(scale_row + block, mask=block * SCALE_BLOCK < width, other=0.0)[:, None]
+            x *= tl.load(scale_row + here, mask=here * SCALE_BLOCK < WIDTH, other=0.0)[:, None]
         total += tl.sum(tl.sum(w.to(tl.float32) * x[None, :, :], 2), 1)
     return total
 
 
 @triton.jit
 def _one_row_kernel(
-    x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, width, scale_stride,
-    QUANT: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
-    PDL: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, scale_stride,
+    WIDTH: tl.constexpr, QUANT: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_row = w_ptr + row.to(tl.int64) * width
-    prefetch_rows(w_row[:, None] + tl.arange(0, CHUNKS)[None, :] * 128, PDL)
+    w_row = w_ptr + row.to(tl.int64) * WIDTH
     wait_for_previous(PDL)
     scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
     out = row_sums(
-        x_ptr, w_row, scale_row, width, row < num_rows, QUANT == "block", EVEN, BLOCK_N, CHUNKS
+        x_ptr, w_row, scale_row, row < num_rows, WIDTH, QUANT == "block", EVEN, BLOCK_N, CHUNKS
     )
     if QUANT == "channel":
         out *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)
@@ -106,7 +100,8 @@ def _rows_kernel(
     x_ptr, w_ptr, scale_ptr, out_ptr, num_tokens, num_rows, width,
     x_stride, out_stride, scale_stride,
     QUANT: tl.constexpr, SCALED: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PIECES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -114,23 +109,26 @@ def _rows_kernel(
     k = tl.arange(0, BLOCK_K)
     live = token < num_tokens
     w_row = w_ptr + row.to(tl.int64)[:, None] * width
-    prefetch_rows(w_row + k[None, :], PDL)
     wait_for_previous(PDL)
     x_row = x_ptr + token[:, None] * x_stride
     scale_row = scale_ptr + (tl.program_id(1) * BLOCK_N // SCALE_BLOCK) * scale_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in tl.range(0, width, BLOCK_K):
-        at = start + k
-        x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < width)[None, :], other=0.0)
-        w = load_rows(w_row + at[None, :], row < num_rows, at < width, EVEN)
-        if QUANT == "none":
-            total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
-        else:
-            x, factor = narrow(x, SCALED)
-            if QUANT == "block":
-                factor *= tl.load(scale_row + start // SCALE_BLOCK)
-            part = dot(x, tl.trans(w.to(tl.float16)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-            total += part * factor[:, None]
+    for start in tl.range(0, width, BLOCK_K * PIECES):
+        for piece in tl.static_range(PIECES):
+            at = start + piece * BLOCK_K + k
+            x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < width)[None, :], other=0.0)
+            w = load_rows(w_row + at[None, :], row < num_rows, at < width, EVEN)
+            if QUANT == "none":
+                total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
+            else:
+                x, factor = narrow(x, SCALED)
+                if QUANT == "block":
+                    block = start // SCALE_BLOCK + piece
+                    is_block = block * SCALE_BLOCK < width
+                    factor *= tl.load(scale_row + block, mask=is_block, other=0.0)
+                none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                part = dot(x, tl.trans(w.to(tl.float16)), none)
+                total += part * factor[:, None]
     if QUANT == "channel":
         total *= tl.load(scale_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)[None, :]
     tl.store(
@@ -154,9 +152,9 @@ class SkinnyTiles:
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
     if num_tokens == 1:
-        return SkinnyTiles(1, 4, 4096, 4, 1) if num_rows <= 6144 else SkinnyTiles(1, 8, 1024, 4, 1)
+        return SkinnyTiles(1, 4, 4096, 4, 1)
     block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
-    return SkinnyTiles(block_m, 64 if num_rows > 6144 else 32, 128, 4, 4)
+    return SkinnyTiles(block_m, 64, 128, 4, 6 if itemsize == 1 else 4)
 
 
 def skinny_gemm_triton(
@@ -201,18 +199,22 @@ def skinny_gemm_triton(
     scales = w if scale is None else scale
     scale_stride = scales.stride(0)
     even = num_rows % t.block_n == 0 and width % t.block_k == 0
+    pieces = t.block_k // 128 if quant == "block" else 1  # each has scales of its own
     options = launch_options(x)
     if t.block_m == 1:
         chunks = min(triton.next_power_of_2(triton.cdiv(width, 128)), t.block_k // 128)
         even = num_rows % t.block_n == 0 and width % (chunks * 128) == 0
         _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
-            x, w, scales, out, num_rows, width, scale_stride, QUANT=quant, EVEN=even,
-            BLOCK_N=t.block_n, CHUNKS=chunks, num_warps=t.warps, **options,
+            x, w, scales, out, num_rows, scale_stride, WIDTH=width, QUANT=quant, EVEN=even,
+            BLOCK_N=t.block_n, CHUNKS=chunks,
+            num_warps=t.warps, **options,
         )  # fmt: skip
         return out
     _rows_kernel[(triton.cdiv(num_tokens, t.block_m), triton.cdiv(num_rows, t.block_n))](
-        x, w, scales, out, num_tokens, num_rows, width, x.stride(0), out.stride(0), scale_stride,
+        x, w, scales, out, num_tokens, num_rows, width,
+        x.stride(0), out.stride(0), scale_stride,
         QUANT=quant, SCALED=scaled, EVEN=even, BLOCK_M=t.block_m, BLOCK_N=t.block_n,
-        BLOCK_K=t.block_k, num_warps=t.warps, num_stages=t.stages, **options,
+        BLOCK_K=t.block_k // pieces, PIECES=pieces, num_warps=t.warps, num_stages=t.stages,
+        **options,
     )  # fmt: skip
     return out

@@ -1,0 +1,108 @@
+"""Absorbed MLA attention of a run of query tokens on AMX tiles, where the processor has them."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, c_int64, c_void_p
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lingflash.kernels.cpu.build import load_library
+
+# A second thread is started for so many scores; starting one takes as long as some 50,000.
+_SCORES_PER_THREAD = 400_000
+# Query rows of one call: what they sum up stays in the second-level cache.
+_ROWS = 2048
+
+
+class _MlaRunStruct(Structure):
+    """Mirrors MlaRun of mla_run.c."""
+
+    _fields_ = [
+        ("rows", c_int64),
+        ("heads", c_int64),
+        ("rank", c_int64),
+        ("width", c_int64),
+        ("block_size", c_int64),
+        ("length", c_int64),
+        ("threads", c_int64),
+        ("query", c_void_p),
+        ("latents", c_void_p),
+        ("blocks", c_void_p),
+        ("mixed", c_void_p),
+    ]
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    library = load_library()
+    return library if library is not None and library.ling_has_tiles() else None
+
+
+def can_attend_on_tiles(latents: Tensor, rank: int) -> bool:
+    """Whether attend_on_tiles can be called for these latents on this machine.
+
+    Args:
+        latents: [num_blocks, block_size, R + P].
+        rank: R.
+    """
+    return (
+        latents.device.type == "cpu"
+        and latents.dtype == torch.float32
+        and latents.is_contiguous()
+        and rank % 32 == 0
+        and latents.shape[-1] % 16 == 0
+        and _library() is not None
+    )
+
+
+def attend_on_tiles(
+    query: Tensor, latents: Tensor, blocks: Tensor, length: int, rank: int, num_threads: int
+) -> Tensor:
+    """Mix the latents of one sequence by the attention of its last tokens to them.
+
+    Args:
+        query: float32 [m, H, R + P], absorbed, with the scores' scale and log2(e) in it.
+        latents: float32 [num_blocks, block_size, R + P], contiguous.
+        blocks: int64 [B] on the CPU, the sequence's blocks in order.
+        length: tokens of the sequence, the query's own included.
+        rank: R.
+        num_threads: at most so many are used.
+
+    Returns:
+        float32 [m, H, R].
+
+    Raises:
+        MemoryError: no memory for the work.
+
+    Numerics: scores from operands of 24 bits, without products below 2^-24 of the largest, sums and
+        statistics in float32; probabilities and latents are mixed with 16 bits each, an error of
+        2^-16 of a latent at most, at random. Sync: returns when done.
+    """
+    library = _library()
+    assert library is not None
+    num_tokens, heads, width = query.shape
+    query, blocks = query.contiguous(), blocks.contiguous()
+    mixed = query.new_empty(num_tokens, heads, rank)
+    step = max(_ROWS // heads, 1)
+    for lo in range(0, num_tokens, step):
+        hi = min(lo + step, num_tokens)
+        seen, rows = length - num_tokens + hi, (hi - lo) * heads
+        call = _MlaRunStruct(
+            rows=rows,
+            heads=heads,
+            rank=rank,
+            width=width,
+            block_size=latents.shape[1],
+            length=seen,
+            threads=min(num_threads, 1 + rows * seen // _SCORES_PER_THREAD),
+            query=query[lo].data_ptr(),
+            latents=latents.data_ptr(),
+            blocks=blocks.data_ptr(),
+            mixed=mixed[lo].data_ptr(),
+        )
+        if library.ling_mla_run(ctypes.byref(call)):
+            raise MemoryError(f"no memory for the attention of {hi - lo} tokens to {seen}.")
+    return mixed

@@ -1,0 +1,105 @@
+"""Runs of tokens over a paged prefix: on AMX tiles where there are any, else through torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lingflash.kernels import mla
+from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
+from lingflash.kernels.mla import mla_attention, mla_attention_reference, plan_mla
+
+CPU = torch.device("cpu")
+BLOCK, SCALE = 16, 0.2
+
+
+def rand(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attend(lengths, *, heads, nope, rope, rank, value, threads=1, spoil=None, strength=1.0):
+    """Sequences of (start, tokens) over scattered blocks; results and what is expected of each."""
+    tables, queries, expected = [], [], []
+    needed = [-(-(start + tokens) // BLOCK) for start, tokens in lengths]
+    order = torch.randperm(sum(needed) + 3, generator=torch.Generator().manual_seed(1)).tolist()
+    # Rows past an end hold what a former owner left; other blocks the bits of anything.
+    pool = rand(sum(needed) + 3, BLOCK, rank + rope, seed=0) * 100
+    w_kvb = rand(heads, nope + value, rank, seed=9) * rank**-0.5
+    for i, (start, tokens) in enumerate(lengths):
+        table = [order.pop() for _ in range(needed[i])]
+        latents = rand(start + tokens, rank + rope, seed=i + 1)
+        if spoil is not None and i == spoil[0]:
+            latents[spoil[1]] = spoil[2]
+        for position, row in enumerate(latents):
+            pool[table[position // BLOCK], position % BLOCK] = row
+        q_nope = rand(tokens, heads, nope, seed=i + 50) * strength
+        q_rope = rand(tokens, heads, rope, seed=i + 70) * strength
+        tables.append(table)
+        queries.append((q_nope, q_rope))
+        expected.append(
+            mla_attention_reference(q_nope.double(), q_rope.double(), latents, w_kvb, SCALE)
+        )
+    pool[order] = float("nan")
+    starts, counts = zip(*lengths, strict=True)
+    plan = plan_mla(starts, counts, tables, block_size=BLOCK, device=CPU, fixed_blocks=False)
+    q_nope, q_rope = (torch.cat(parts) for parts in zip(*queries, strict=True))
+    plan = replace(plan, num_threads=threads)
+    out = mla_attention(q_nope, q_rope, pool, w_kvb, SCALE, plan)
+    return out.double().split(list(counts)), expected
+
+
+@pytest.fixture(scope="module", params=[0, mla._TILES_FROM], autouse=True)
+def tiles_from(request):
+    """Over any prefix, not only over long ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mla, "_TILES_FROM", request.param)
+        yield
+
+
+SHAPES = {
+    "ling-nano": {"heads": 8, "nope": 32, "rope": 32, "rank": 128, "value": 48},
+    "padded width, odd heads": {"heads": 3, "nope": 32, "rope": 16, "rank": 64, "value": 20},
+    "not for tiles": {"heads": 2, "nope": 8, "rope": 4, "rank": 16, "value": 6},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 70)), min_size=1, max_size=4),
+    threads=st.integers(1, 3),
+)
+def test_runs_when_of_any_length_then_match_the_definition(shape, lengths, threads):
+    out, expected = attend(lengths, **SHAPES[shape], threads=threads)
+    for got, wanted in zip(out, expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("start", "tokens"), [(4500, 60), (4093, 170), (0, 300), (2000, 1030)])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_runs_when_long_then_match_the_definition(start, tokens, threads):
+    (out,), (expected,) = attend([(start, tokens)], **SHAPES["ling-nano"], threads=threads)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_runs_when_scores_are_large_then_nothing_overflows():
+    (out,), (expected,) = attend([(300, 40)], **SHAPES["ling-nano"], strength=30.0)
+    torch.testing.assert_close(out, expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_runs_when_a_key_is_not_finite_then_only_its_sequence_is_spoilt(bad):
+    out, expected = attend([(100, 20), (70, 33)], **SHAPES["ling-nano"], spoil=(0, 5, bad))
+    assert out[0].isnan().all()
+    torch.testing.assert_close(out[1], expected[1], atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_when_the_latents_do_not_fit_them_then_are_not_used():
+    assert not can_attend_on_tiles(torch.zeros(2, 16, 40), 32)
+    assert not can_attend_on_tiles(torch.zeros(2, 16, 48), 24)
+    assert not can_attend_on_tiles(torch.zeros(2, 16, 160, dtype=torch.bfloat16), 128)
+    assert not can_attend_on_tiles(torch.zeros(4, 16, 160)[::2], 128)
