@@ -12,7 +12,7 @@ from lingflash.engine import model_runner
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory_plan import MemoryPlan
 from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.scheduler import SchedulerOutput
+from lingflash.engine.step import SchedulerOutput
 from lingflash.kernels.lightning_attn import ANCHOR
 from models_support import load
 
@@ -41,6 +41,7 @@ def new_engine(
     num_speculative_tokens: int = 0,
     stop_token_ids: tuple[int, ...] = (511,),
     model=None,
+    runner_type: type[ModelRunner] = ModelRunner,
 ) -> EngineLoop:
     model = model or shared_model()
     config = EngineConfig(
@@ -77,7 +78,7 @@ def new_engine(
         num_host_blocks=num_host_blocks,
         num_speculative_tokens=num_speculative_tokens,
     )
-    runner = ModelRunner(
+    runner = runner_type(
         model, plan, batch_invariant=batch_invariant, stop_token_ids=list(stop_token_ids)
     )
     loop = EngineLoop(config, runner)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lingflash.bench.dummy_checkpoint import MID_SIZE, tensor_shapes, write_checkpoint
-from lingflash.bench.host import run_host
+from lingflash.bench.host import DEVICE_MS, run_host
 from lingflash.bench.in_process import TimedEngine, prefill_flops, random_prompts
 from lingflash.bench.lightning import Case, HeadShape, run_lightning
 from lingflash.bench.load import _probe
@@ -189,6 +189,12 @@ def test_host_when_run_then_every_sequence_is_in_every_step_and_parts_add_up():
         assert sum(part.samples[i] for part in parts) <= value
     assert len(record.results["whole step, sampled top_p 0.9"].samples) == 10
     assert len(record.targets) == 2
+    assert min(record.results[f"step with a device of {DEVICE_MS} ms, one by one"].samples) > (
+        DEVICE_MS
+    )
+    # Of overlapped steps one may be short where the one before was long.
+    overlapped = record.results[f"step with a device of {DEVICE_MS} ms, overlapped"].samples
+    assert sum(overlapped) > 0.9 * DEVICE_MS * len(overlapped)
 
 
 def test_lightning_case_when_run_twice_then_both_equal_the_recurrence():

@@ -203,7 +203,7 @@ def test_memory_when_the_last_owner_left_nan_then_the_next_one_does_not_see_it()
 
 def test_step_when_the_model_raises_then_its_requests_end_and_later_ones_are_served(caplog):
     loop = new_engine(max_num_seqs=1)
-    forward, calls = loop.runner.run, []
+    forward, calls = loop.runner.launch, []
 
     def failing(output):
         calls.append(1)
@@ -211,7 +211,7 @@ def test_step_when_the_model_raises_then_its_requests_end_and_later_ones_are_ser
             raise RuntimeError("out of memory")
         return forward(output)
 
-    loop.runner.run = failing
+    loop.runner.launch = failing
     loop.add(request("a", PROMPT, max_tokens=5))
     loop.add(request("b", PROMPT, max_tokens=5, ignore_eos=True))
     events = finish(loop)
@@ -228,7 +228,7 @@ def test_steps_when_they_keep_failing_then_the_engine_gives_up():
     def failing(output):
         raise RuntimeError("broken")
 
-    loop.runner.run = failing
+    loop.runner.launch = failing
     for i in range(4):
         loop.add(request(f"r{i}", PROMPT))
     loop.step()

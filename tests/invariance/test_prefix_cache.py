@@ -343,16 +343,16 @@ def test_nan_when_a_request_gave_it_then_its_blocks_are_not_found(model):
 def test_step_when_it_fails_then_its_copies_are_not_trusted(model):
     loop = engine(model)
     ask(loop, "a", PROMPT, max_tokens=20)  # leaves a copy to be made by the next step
-    run, failed = loop.runner.run, []
+    launch, failed = loop.runner.launch, []
 
     def failing(output):
         assert any(isinstance(op, CopyState | SaveState) for op in output.memory_ops)
         failed.append(True)
         raise RuntimeError("lost power")
 
-    loop.runner.run = failing
+    loop.runner.launch = failing
     ask(loop, "b", [3, 4])
-    loop.runner.run = run
+    loop.runner.launch = launch
     assert failed
     assert cached(ask(loop, "again", PROMPT)) == 0
     expected = tokens_of(ask(engine(model), "c", PROMPT + [1] * 20))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lingflash.cache.lease import Lease
-from lingflash.engine.cuda_graphs import GRAPH_ROWS, DecodeGraphs, graph_sizes
-from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput
+from lingflash.core.types import SamplingParams
+from lingflash.engine.cuda_graphs import GRAPH_ROWS, NOT_FINITE, DecodeGraphs, graph_sizes
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput
 from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from models_support import BLOCK, load, new_cache
@@ -32,10 +33,14 @@ def test_graph_sizes_when_limited_then_the_last_holds_the_limit():
     assert graph_sizes(4096) == list(GRAPH_ROWS)
 
 
-def test_steps_when_slots_change_owners_then_each_reads_its_own_blocks(tmp_path):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
     changes = {"num_hidden_layers": 2, "layer_group_size": 2, "num_experts": 4, "n_group": 2}
-    folder = write_checkpoint(tmp_path / "m", changes | {"topk_group": 1})
-    model = load(folder, dtype=torch.bfloat16, device=DEVICE)
+    folder = write_checkpoint(tmp_path_factory.mktemp("m"), changes | {"topk_group": 1})
+    return load(folder, dtype=torch.bfloat16, device=DEVICE)
+
+
+def new_graphs(model):
     cache = new_cache(model, slots=5, blocks=40)
     cache = CacheTensors(
         cache.latents.to(DEVICE, torch.bfloat16), cache.states.to(DEVICE),
@@ -46,6 +51,11 @@ def test_steps_when_slots_change_owners_then_each_reads_its_own_blocks(tmp_path)
         use_graphs=DEVICE.type == "cuda",
     )  # fmt: skip
     graphs.capture_all()
+    return graphs, cache
+
+
+def test_steps_when_slots_change_owners_then_each_reads_its_own_blocks(model):
+    graphs, cache = new_graphs(model)
 
     def forward(cache, lease, tokens, start):
         batch = make_forward_batch(
@@ -84,6 +94,62 @@ def test_steps_when_slots_change_owners_then_each_reads_its_own_blocks(tmp_path)
     running = step(running)
     running[0][0].lease.blocks.append(13)
     step(running)
+
+
+def test_launch_when_tokens_are_in_flight_then_equal_to_steps_one_by_one(model):
+    """Three steps launched before any token is known, against steps that are given each token."""
+
+    def begin(slot, blocks, length, temperature):
+        sequence = FakeSequence(Lease(slot, blocks), [(7 * slot + 3 * t) % 100 for t in range(20)])
+        sequence.token_ids = sequence.token_ids[:length]
+        sequence.sampling = SamplingParams(temperature=temperature, seed=slot)
+        sequence.choice = slot % 2
+        return sequence
+
+    def sequences():
+        return [begin(0, [4, 9], 14, 0.0), begin(3, [7, 8], 5, 1.0), begin(2, [20, 3], 16, 3.0)]
+
+    def launch(graphs, running, ahead):
+        # The second sequence leaves after two steps.
+        rows = running if ahead < 2 else running[::2]
+        items = [ScheduledSequence(s, len(s.token_ids) - 1 + ahead, 1, True) for s in rows]
+        return graphs.launch(items)
+
+    ahead, _ = new_graphs(model)
+    running = sequences()
+    # At most two are in flight: the first is asked for before the third is launched.
+    first, second = launch(ahead, running, 0), launch(ahead, running, 1)
+    got = [first()]
+    third = launch(ahead, running, 2)
+    got += [second(), third()]
+
+    plain, _ = new_graphs(model)
+    running, expected = sequences(), []
+    for step in range(3):
+        rows = running if step < 2 else running[::2]
+        expected.append(launch(plain, rows, 0)())
+        for sequence, token in zip(rows, expected[-1], strict=True):
+            sequence.token_ids.append(token)
+    assert got == expected
+    assert len(expected[2]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of NaN
+def test_launch_when_logits_are_not_finite_then_says_so_and_the_next_step_runs(model):
+    graphs, cache = new_graphs(model)
+    good, bad = FakeSequence(Lease(0, [4]), [5, 6]), FakeSequence(Lease(1, [5]), [5, 6])
+    for sequence in (good, bad):
+        sequence.sampling, sequence.choice = SamplingParams(temperature=1.0, seed=1), 0
+    cache.states[:, 1] = float("nan")
+    items = [ScheduledSequence(s, 1, 1, True) for s in (good, bad)]
+    first = graphs.launch(items)
+    second = graphs.launch([ScheduledSequence(s, 2, 1, True) for s in (good, bad)])
+    tokens = first()
+    assert tokens[0] >= 0
+    assert tokens[1] == NOT_FINITE
+    tokens = second()
+    assert tokens[0] >= 0
+    assert tokens[1] == NOT_FINITE
 
 
 @pytest.mark.parametrize("num_tokens", [0, 2])

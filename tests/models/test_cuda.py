@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine_support import finish, new_engine, request
+from engine_support import finish, new_engine, request, tokens_of
 from lingflash import LLM, SamplingParams
 from lingflash.cache.memory_ops import HostCopy, LoadState, SaveState, StoreBlocks, ZeroBlocks
 from lingflash.core.config import EngineConfig
+from lingflash.engine.loop import EngineLoop
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.models.forward_batch import Trace, make_forward_batch
 from models_support import BLOCK, CHECKPOINT, GOLDEN, load
@@ -94,6 +95,36 @@ def test_answers_when_generated_on_the_gpu_then_equal_those_of_the_cpu():
     ]
     equal = sum(a == b for a, b in zip(*answers, strict=True))
     assert equal >= 5, "more than one near-tie among six answers is not a near-tie"
+
+
+def test_answers_when_steps_overlap_then_equal_token_for_token_to_the_plain_loop():
+    """Sequences end by length, so that both loops make the same batches."""
+    config = EngineConfig(
+        model=str(CHECKPOINT), device="cuda", dtype="bfloat16", max_num_seqs=8, block_size=BLOCK
+    )
+    made = ModelRunner.from_config(config)
+    assert made.can_overlap
+    answers, num_ahead = [], []
+    for overlaps in (True, False):
+        loop = EngineLoop(config, made)
+        loop.overlaps = overlaps
+        for i in range(6):
+            loop.add(
+                request(
+                    f"r{i}", [(11 * t + i) % 500 for t in range(5 + 9 * i)], seed=i, n=1 + i % 2,
+                    max_tokens=60 + 7 * i, ignore_eos=True, temperature=float(i % 3),
+                )
+            )  # fmt: skip
+        events, count = [], 0
+        while loop.has_work:
+            events += loop.step()
+            count += loop._in_flight is not None
+        answers.append(tokens_of(events))
+        num_ahead.append(count)
+        assert loop.stats().free_blocks == loop.stats().num_blocks
+    assert answers[0] == answers[1]
+    assert num_ahead[0] > 60
+    assert num_ahead[1] == 0
 
 
 def test_host_tier_when_a_prompt_was_evicted_then_comes_back_bit_for_bit():

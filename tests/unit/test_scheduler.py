@@ -11,12 +11,15 @@ from lingflash.cache.block_pool import IndexPool
 from lingflash.cache.manager import CacheManager
 from lingflash.core.errors import (
     ContextLengthError,
+    EngineError,
     InvalidRequestError,
     NonFiniteLogitsError,
     QueueFullError,
 )
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.engine.scheduler import Scheduler, StepResult
+from lingflash.engine.prefix_keeper import PrefixKeeper
+from lingflash.engine.scheduler import Scheduler
+from lingflash.engine.step import StepResult
 
 EOS = 7
 
@@ -213,8 +216,121 @@ def test_pool_when_something_is_given_back_twice_then_refuses_and_changes_nothin
     assert pool.num_free == 2
 
 
+def results_of(output, token=1):
+    return [StepResult(token_id=token) for _ in output.scheduled]
+
+
+def decoding(*names, **changes):
+    """A scheduler and its first step in which these requests all decode."""
+    scheduler = new_scheduler(**changes)
+    for name in names:
+        scheduler.add(request(name, max_tokens=20), 0.0)
+    run_step(scheduler)
+    return scheduler, scheduler.schedule()
+
+
+def test_ahead_when_all_decode_then_each_goes_on_by_the_token_in_flight():
+    scheduler, first = decoding("a", "b")
+    second = scheduler.schedule_ahead(first)
+    assert [(s.start, s.num_tokens, s.wants_token) for s in second.scheduled] == [(6, 1, True)] * 2
+    scheduler.commit(first, results_of(first))
+    third = scheduler.schedule_ahead(second)
+    assert [s.start for s in third.scheduled] == [7, 7]
+    assert [e.token_ids for e in scheduler.commit(second, results_of(second))] == [[1], [1]]
+
+
+def test_ahead_when_a_sequence_ends_by_length_then_the_others_go_on_without_it():
+    scheduler = new_scheduler()
+    scheduler.add(request("short", max_tokens=2), 0.0)
+    scheduler.add(request("long", max_tokens=9), 0.0)
+    run_step(scheduler)
+    first = scheduler.schedule()
+    second = scheduler.schedule_ahead(first)
+    assert [s.sequence.request_id for s in second.scheduled] == ["long"]
+    events = scheduler.commit(first, results_of(first))
+    assert [e.finish_reason for e in events] == ["length", None]
+    assert scheduler.cache.num_free_slots == 3
+
+
+def test_ahead_when_a_request_waits_then_only_if_it_could_not_be_admitted():
+    scheduler, first = decoding("a")
+    scheduler.add(request("new"), 0.0)
+    assert scheduler.schedule_ahead(first) is None
+    full, first = decoding("a", "b", slots=2)
+    full.add(request("new"), 0.0)
+    assert full.schedule_ahead(first) is not None
+    # All of "large" finds no memory, until "b" has ended.
+    short, first = decoding("a", "b", num_blocks=7)
+    short.add(request("large", 95), 0.0)
+    assert short.schedule_ahead(first) is None
+    short.commit(first, results_of(first))
+    second = short.schedule()
+    third = short.schedule_ahead(second)
+    assert third is not None
+    short.commit(second, [StepResult(token_id=1), StepResult(token_id=EOS)])
+    assert short.schedule_ahead(third) is None
+
+
+def test_ahead_when_blocks_are_too_few_then_the_plain_order_preempts():
+    scheduler = new_scheduler(num_blocks=7)
+    for name in ("a", "b", "c"):
+        scheduler.add(request(name, 16, max_tokens=50), 0.0)
+    while any(s.num_tokens == 16 for s in scheduler._running) or scheduler._waiting:
+        run_step(scheduler)
+    step, count = scheduler.schedule(), 0
+    while (ahead := scheduler.schedule_ahead(step)) is not None:
+        assert all(len(s.sequence.lease.blocks) * 16 > s.start for s in ahead.scheduled)
+        scheduler.commit(step, results_of(step))
+        step, count = ahead, count + 1
+    assert count > 10
+    assert scheduler.stats().num_preemptions == 0
+    scheduler.commit(step, results_of(step))
+    scheduler.schedule()
+    assert scheduler.stats().num_preemptions == 1
+
+
+def test_sequence_when_it_ended_with_a_step_in_flight_then_holds_its_memory_until_that_is_done():
+    scheduler, first = decoding("a", "b")
+    second = scheduler.schedule_ahead(first)
+    events = scheduler.commit(first, [StepResult(token_id=EOS), StepResult(token_id=1)])
+    assert [e.finish_reason for e in events] == ["stop", None]
+    third = scheduler.schedule_ahead(second)
+    assert [s.sequence.request_id for s in third.scheduled] == ["b"]
+    assert scheduler.cache.num_free_slots == 2
+    assert [e.request_id for e in scheduler.commit(second, results_of(second))] == ["b"]
+    assert scheduler.cache.num_free_slots == 3
+    (event,) = scheduler.abort("b")
+    assert (event.finish_reason, scheduler.has_work) == ("aborted", False)
+    assert scheduler.commit(third, results_of(third)) == []
+    assert scheduler.cache.num_free_blocks == scheduler.cache.num_blocks
+
+
+@pytest.mark.parametrize(("num_computed", "is_kept"), [(32, True), (46, True), (47, False)])
+def test_states_when_the_step_in_flight_folds_them_further_then_are_not_kept(num_computed, is_kept):
+    """What is decided at a commit is carried out behind the step that is under way."""
+    scheduler = new_scheduler(num_blocks=20)
+    scheduler.cache = CacheManager(20, 16, 4, checkpoint_blocks=8)
+    scheduler.prefixes = PrefixKeeper(scheduler.cache)
+    scheduler.add(request("a", 10, max_tokens=60), 0.0)
+    run_step(scheduler)
+    step = scheduler.schedule()
+    (sequence,) = scheduler._running
+    while sequence.num_computed < num_computed:
+        ahead = scheduler.schedule_ahead(step)
+        scheduler.commit(step, results_of(step))
+        step = ahead
+    before = scheduler.cache.num_checkpoints
+    sequence.last_checkpoint = 0
+    assert (sequence.num_in_flight, before) == (1, 0)
+    scheduler.prefixes.keep(sequence, checkpoint=True)
+    assert scheduler.cache.num_checkpoints == is_kept
+
+
 class SchedulerMachine(RuleBasedStateMachine):
-    """Random requests, steps, aborts, failures and deadlines against a small cache."""
+    """Random requests, steps, aborts, failures and deadlines against a small cache.
+
+    Now and then a step is scheduled ahead and stays in flight until the next call of step().
+    """
 
     def __init__(self):
         super().__init__()
@@ -222,6 +338,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.open: dict[str, set[int]] = {}
         self.now = 0.0
         self.count = 0
+        self.in_flight = None
 
     def take(self, events):
         for event in events:
@@ -250,27 +367,56 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.open[name] = set(range(n))
 
-    @rule(tokens=st.lists(st.integers(0, 8), min_size=4, max_size=4), fail=st.integers(0, 20))
-    def step(self, tokens, fail):
+    @rule(
+        tokens=st.lists(st.integers(0, 8), min_size=4, max_size=4),
+        fail=st.integers(0, 20),
+        breaks=st.integers(0, 20),
+        ahead=st.booleans(),
+    )
+    def step(self, tokens, fail, breaks, ahead):
         self.now += 1
         self.take(self.scheduler.expire(self.now))
-        output = self.scheduler.schedule()
-        assert output.num_tokens <= 24
-        leased = [b for s in output.scheduled for b in s.sequence.lease.blocks]
-        slots = [s.sequence.lease.state_slot for s in output.scheduled]
-        assert len(leased) == len(set(leased)), "a block with two owners"
-        assert len(slots) == len(set(slots)), "a slot with two owners"
+        output, self.in_flight = self.in_flight, None
+        if output is None:
+            output = self.scheduler.schedule()
+            if self.scheduler.has_work:
+                assert output.scheduled, "work, but nothing was scheduled"
+        self.check(output)
+        if (
+            ahead
+            and output.scheduled
+            and all(s.num_tokens == 1 and s.wants_token for s in output.scheduled)
+        ):
+            self.in_flight = self.scheduler.schedule_ahead(output)
+        if self.in_flight is not None:
+            self.check(self.in_flight)
+            for item in self.in_flight.scheduled:
+                assert item.start == item.sequence.num_tokens
+        if breaks == 0:
+            error = EngineError("broken")
+            for lost in (self.in_flight, output):
+                if lost is not None:
+                    self.take(self.scheduler.step_failed(lost, error))
+            self.in_flight = None
+            return
         results = []
         for i, item in enumerate(output.scheduled):
-            blocks = item.sequence.lease.blocks
-            assert len(blocks) * 16 >= item.start + item.num_tokens, "tokens without memory"
             if i == fail:
                 results.append(StepResult(error=NonFiniteLogitsError("NaN")))
             else:
                 results.append(StepResult(token_id=tokens[i] if item.wants_token else None))
-        if self.scheduler.has_work:
-            assert output.scheduled, "work, but nothing was scheduled"
         self.take(self.scheduler.commit(output, results))
+
+    def check(self, output):
+        assert output.num_tokens <= 24
+        leases = self.scheduler.cache._leases.values()
+        leased = [b for lease in leases for b in lease.own_blocks]
+        assert len(leased) == len(set(leased)), "a block with two owners"
+        slots = [s.sequence.lease.state_slot for s in output.scheduled]
+        assert len(slots) == len(set(slots)), "a slot with two owners"
+        for item in output.scheduled:
+            blocks = item.sequence.lease.blocks
+            assert len(blocks) * 16 >= item.start + item.num_tokens, "tokens without memory"
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -284,12 +430,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def memory_adds_up(self):
         cache = self.scheduler.cache
-        running = self.scheduler._running
-        held = sum(len(s.lease.blocks) for s in running)
+        holding = set(self.scheduler._running)
+        if self.in_flight is not None:
+            holding |= {item.sequence for item in self.in_flight.scheduled}
+        held = sum(len(s.lease.blocks) for s in holding)
         assert held + cache.num_free_blocks == cache.num_blocks
-        assert len(running) + cache.num_free_slots == cache.num_slots
+        assert len(holding) + cache.num_free_slots == cache.num_slots
+        assert all(s.num_in_flight == (self.in_flight is not None) for s in holding)
 
     def teardown(self):
+        if self.in_flight is not None:
+            self.take(self.scheduler.commit(self.in_flight, results_of(self.in_flight)))
         while self.scheduler.has_work:
             self.take(run_step(self.scheduler)[1])
         assert not any(self.open.values()), "a sequence that never ended"

@@ -20,7 +20,7 @@ from lingflash.cache.memory_ops import (
     ZeroSlot,
 )
 from lingflash.engine.host_memory import HostMemory
-from lingflash.models.forward_batch import CacheTensors
+from lingflash.models.forward_batch import CacheTensors, upload
 
 _AS_INTEGERS = {2: torch.int16, 4: torch.int32}
 
@@ -86,7 +86,7 @@ class CacheMemory:
             self.host.drain()
 
     def _index(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, device=self._blocks.device)
+        return upload(numbers, self._blocks.device)
 
     def _read(self, blocks: list[int]) -> Tensor:
         """Integers [n, layers, block_size, R + P]."""

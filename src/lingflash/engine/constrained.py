@@ -18,7 +18,7 @@ from torch import Tensor
 from lingflash.core.errors import InvalidRequestError, LingflashError, QueueFullError
 from lingflash.core.types import EngineRequest, TokenEvent
 from lingflash.engine.request import Sequence
-from lingflash.engine.scheduler import StepResult
+from lingflash.engine.step import StepResult
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import Mask, TokenMatcher, mask_words, unpack_mask
 from lingflash.structured.vocabulary import Vocabulary

@@ -2,12 +2,17 @@
 
 A step of n sequences runs the graph of the next larger size; the rows beyond n are padding that
 decodes into a slot and a block of its own. Block tables lie on the device and get only what is new.
+
+A step may be launched before the tokens that it takes are known here (`launch`): each slot's last
+token stays on the device, where the graph finds it. The host then works one step ahead, so what it
+writes for a step and reads of it lies in one of two buffers, in turn.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -16,17 +21,21 @@ import torch
 from torch import Tensor
 
 from lingflash.cache.lease import Lease
-from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput
 from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.kernels.sampling import noise_key
 from lingflash.models.cuda_decoder import MAX_DECODE_SEQS, CudaDecoder, DecodeInputs
-from lingflash.models.forward_batch import CacheTensors
+from lingflash.models.forward_batch import CacheTensors, upload
 
 log = logging.getLogger(__name__)
 
 # Rows of the graphs: a step is padded to the next of these.
 GRAPH_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
-# Numbers per row that a step needs besides its block table.
-_FIELDS = 6
+# Numbers per row that a step needs besides its block table: six that the model reads, then the key
+# of the noise and the temperature of the draw.
+_FIELDS = 8
+# Stands for a token that is on the device alone, and for none where logits were not finite.
+_IN_FLIGHT = NOT_FINITE = -1
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -73,8 +82,14 @@ class DecodeGraphs:
         most = self._sizes[-1]
         self._packed = torch.zeros(_FIELDS * most, dtype=torch.int64, device=self._device)
         pinned = self._device.type == "cuda"
-        self._staged = torch.zeros(_FIELDS * most, dtype=torch.int64, pin_memory=pinned)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._buffers = [
+            torch.zeros(2, _FIELDS * most, dtype=torch.int64, pin_memory=pinned) for _ in range(2)
+        ]
+        # The token that was drawn last in each slot, the padding's too.
+        self._last_tokens = torch.zeros(
+            cache.states.shape[1], dtype=torch.int64, device=self._device
+        )
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool: Any = None
 
     @property
@@ -87,7 +102,7 @@ class DecodeGraphs:
         if not self._use_graphs:
             return
         start = time.monotonic()
-        self._stage([])
+        self.stage([])
         for rows in reversed(self._sizes):
             self._capture(rows)
         log.info(
@@ -107,21 +122,60 @@ class DecodeGraphs:
     @torch.inference_mode()
     def run(self, scheduled: Seq[ScheduledSequence]) -> Tensor:
         """Logits of the next token of each: float32 [n, V], overwritten by the next call."""
-        rows = self._stage(scheduled)
-        if not self._use_graphs:
-            return self._forward(rows)[: len(scheduled)]
-        if rows not in self._graphs:
-            self._capture(rows)
-        graph, logits = self._graphs[rows]
-        graph.replay()
+        logits, _ = self._compute(self.stage(scheduled))
         return logits[: len(scheduled)]
 
-    def _stage(self, scheduled: Seq[ScheduledSequence]) -> int:
-        """Bring a step's inputs to the device; the rows of its graph."""
+    @torch.inference_mode()
+    def launch(self, scheduled: Seq[ScheduledSequence]) -> Callable[[], list[int]]:
+        """Begin a step and draw each sequence's token by its temperature and seed alone.
+
+        Tokens that it takes may be those of the step before, not known yet. Between this call and
+        the one after the next, the returned function must have been called.
+
+        Returns:
+            Waits for this step's tokens; NOT_FINITE where logits are NaN or infinite.
+        """
+        _, tokens = self._compute(self.stage(scheduled, draws=True))
+        drawn = self._buffers[0][1, : len(scheduled)]
+        drawn.copy_(tokens[: len(scheduled)], non_blocking=True)
+        if self._device.type != "cuda":
+            return drawn.tolist
+        done = torch.cuda.Event()
+        done.record()
+
+        def wait() -> list[int]:
+            done.synchronize()
+            return drawn.tolist()
+
+        return wait
+
+    def _compute(self, rows: int) -> tuple[Tensor, Tensor]:
+        """See _forward."""
+        if not self._use_graphs:
+            return self._forward(rows)
+        if rows not in self._graphs:
+            self._capture(rows)
+        graph, *outputs = self._graphs[rows]
+        graph.replay()
+        return outputs[0], outputs[1]
+
+    def _fields(self, rows: int) -> Tensor:
+        """The inputs of a graph on the device, int64 [_FIELDS, rows]."""
+        return self._packed[: _FIELDS * rows].view(_FIELDS, rows)
+
+    def stage(self, scheduled: Seq[ScheduledSequence], *, draws: bool = False) -> int:
+        """Bring a step's inputs to the device; the rows of its graph.
+
+        Args:
+            scheduled: the step.
+            draws: bring what their tokens are drawn by; else what the graph draws means nothing.
+        """
         count = len(scheduled)
         rows = next(n for n in self._sizes if n >= count)
-        fields = self._staged[: _FIELDS * rows].numpy().reshape(_FIELDS, rows)
-        token_ids, positions, slots, offsets, lengths, mapping = fields
+        self._buffers.reverse()  # the step before may not have read its own yet
+        staged = self._buffers[0][0, : _FIELDS * rows]
+        fields = staged.numpy().reshape(_FIELDS, rows)
+        token_ids, positions, slots, offsets, lengths, mapping, keys, temperatures = fields
         fields[:, count:] = 0
         slots[count:] = self._spare_slot
         lengths[count:] = 1
@@ -133,7 +187,8 @@ class DecodeGraphs:
             lease = item.sequence.lease
             assert lease is not None
             slot, start = lease.state_slot, item.start
-            token_ids[row] = item.sequence.tokens(start, 1)[0]
+            token = item.sequence.tokens(start, 1)
+            token_ids[row] = token[0] if token else _IN_FLIGHT
             positions[row], slots[row] = start, slot
             block = lease.blocks[start // self._block_size]
             mapping[row] = block * self._block_size + start % self._block_size
@@ -144,22 +199,33 @@ class DecodeGraphs:
                 places += range(slot * width + known, slot * width + len(lease.blocks))
                 blocks += lease.blocks[known:]
                 self._known[slot] = lease, len(lease.blocks)
+        fields[6:, :count] = 0
+        if draws:
+            params = [item.sequence.sampling for item in scheduled]
+            temperatures.view(np.float32)[:count] = [p.temperature for p in params]
+            keys[:count] = [
+                noise_key(p.seed or 0, item.sequence.choice, item.start + 1) if p.temperature else 0
+                for item, p in zip(scheduled, params, strict=True)
+            ]
         np.remainder(positions, ANCHOR, out=offsets)
         np.add(positions[:count], 1, out=lengths[:count])
-        used = _FIELDS * rows
-        self._packed[:used].copy_(self._staged[:used], non_blocking=True)
+        self._packed[: _FIELDS * rows].copy_(staged, non_blocking=True)
         if places:
-            index = torch.tensor(places, device=self._device)
-            self._tables.view(-1)[index] = torch.tensor(blocks, device=self._device)
+            index = upload(places, self._device)
+            self._tables.view(-1).index_copy_(0, index, upload(blocks, self._device))
         return rows
 
-    def _forward(self, rows: int) -> Tensor:
-        """Logits of the first `rows` rows of the inputs."""
-        token_ids, positions, slots, offsets, lengths, mapping = self._packed[
-            : _FIELDS * rows
-        ].view(_FIELDS, rows)
+    def _forward(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Logits of the first `rows` rows of the inputs, and the tokens drawn from them.
+
+        Tokens are drawn in every step, for a few microseconds, so that there is one kind of graph.
+        """
+        from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
+
+        token_ids, positions, slots, offsets, lengths, mapping, keys, words = self._fields(rows)
+        last_tokens = self._last_tokens.index_select(0, slots)
         inputs = DecodeInputs(
-            token_ids=token_ids,
+            token_ids=torch.where(token_ids == _IN_FLIGHT, last_tokens, token_ids),
             positions=positions,
             slot_mapping=mapping,
             state_slots=slots,
@@ -168,7 +234,10 @@ class DecodeGraphs:
             block_tables=self._tables.index_select(0, slots),
             max_length=self._max_length,
         )
-        return self._decoder.logits(self._decoder.forward(inputs))
+        logits = self._decoder.logits(self._decoder.forward(inputs))
+        tokens = sample_tokens_triton(logits, words.view(torch.float32)[:rows], keys)
+        self._last_tokens.index_copy_(0, slots, tokens)
+        return logits, tokens.masked_fill(~torch.isfinite(logits.sum(-1)), NOT_FINITE)
 
     @torch.inference_mode()
     def _capture(self, rows: int) -> None:
@@ -182,13 +251,13 @@ class DecodeGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(rows)
+            outputs = self._forward(rows)
         self._pool = graph.pool()
-        self._graphs[rows] = graph, logits
+        self._graphs[rows] = graph, *outputs
         self._packed.copy_(inputs)
 
     def _fill_with_padding(self, rows: int) -> None:
-        fields = self._packed[: _FIELDS * rows].view(_FIELDS, rows)
+        fields = self._fields(rows)
         fields.zero_()
         fields[2].fill_(self._spare_slot)
         fields[4].fill_(1)

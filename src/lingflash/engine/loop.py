@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lingflash.cache.manager import CacheManager
 from lingflash.core.config import EngineConfig
@@ -13,9 +14,10 @@ from lingflash.core.errors import EngineDeadError, EngineError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.engine.constrained import load_vocabulary
 from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.scheduler import Scheduler, SchedulerOutput
+from lingflash.engine.scheduler import Scheduler
 from lingflash.engine.self_test import run_self_test
 from lingflash.engine.speculation_gain import SpeculationGain
+from lingflash.engine.step import PendingStep, SchedulerOutput
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 
@@ -63,6 +65,9 @@ class EngineLoop:
                 runner.folder, runner.model.config.vocab_size, runner.stop_token_ids
             )
         )
+        # Whether the next step is launched while one runs; to be changed only without work.
+        self.overlaps = runner.can_overlap
+        self._in_flight: _Step | None = None  # launched ahead, while no call of step() runs
         self._next_seed = config.seed
         self._failed_steps = 0
 
@@ -110,7 +115,7 @@ class EngineLoop:
     @property
     def has_work(self) -> bool:
         """Whether step() would do anything."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._in_flight is not None
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
@@ -148,7 +153,12 @@ class EngineLoop:
     def step(self) -> list[TokenEvent]:
         """Run one step; returns what happened to each sequence in it.
 
-        A step that fails ends the sequences in it with an error and leaves the others alone.
+        Where steps overlap, the one after it is launched first, so that the device has work while
+        its tokens are read and committed here, events are sent and requests are taken in. Nothing
+        else differs: what a token is does not depend on when it was launched.
+
+        A step that fails ends the sequences in it with an error and leaves the others alone; one
+        that was launched behind it is lost, too.
 
         Raises:
             EngineError: several steps failed in a row, or a rank is gone; it is of no more use.
@@ -157,30 +167,55 @@ class EngineLoop:
         for copy, succeeded in self.runner.memory.poll():
             self.scheduler.cache.host_copied(copy, succeeded=succeeded)
         events = self.scheduler.expire(start_s)
-        if self.speculation is not None:
-            self.scheduler.num_draft_tokens = self.speculation.num_draft_tokens(
-                self.scheduler.num_running
-            )
-        output = self.scheduler.schedule()
-        if not output.scheduled:
-            return events
+        step, self._in_flight = self._in_flight, None
+        if step is None:
+            if self.speculation is not None:
+                self.scheduler.num_draft_tokens = self.speculation.num_draft_tokens(
+                    self.scheduler.num_running
+                )
+            step = _Step(self.scheduler.schedule())
+            if not step.output.scheduled:
+                return events
         try:
-            results = self.runner.run(output)
+            if step.pending is None:
+                step.pending = self.runner.launch(step.output)
+            if self.overlaps and step.pending.is_under_way:
+                self._launch_ahead(step.output)
+            results = step.pending.results()
         except Exception as error:  # whatever it is, it must not take other requests along
-            self._failed_steps += 1
-            log.exception("step failed with %d sequences", len(output.scheduled))
-            failure = EngineError(f"The step failed: {type(error).__name__}. See the server's log.")
-            events += self.scheduler.step_failed(output, failure)
-            if self._failed_steps >= _MAX_FAILED_STEPS or isinstance(error, EngineDeadError):
-                raise EngineError(
-                    f"{self._failed_steps} steps failed in a row; the last: {error}"
-                ) from error
-            return events
+            return events + self._fail(step, error)
         self._failed_steps = 0
-        committed = self.scheduler.commit(output, results)
+        committed = self.scheduler.commit(step.output, results)
         if self.speculation is not None:
-            self._measure(output, committed, time.monotonic() - start_s)
+            self._measure(step.output, committed, time.monotonic() - start_s)
         return events + committed
+
+    def _launch_ahead(self, output: SchedulerOutput) -> None:
+        """Launch the step after one that is under way, if it can be known already."""
+        ahead = self.scheduler.schedule_ahead(output)
+        if ahead is not None:
+            self._in_flight = _Step(ahead)
+            self._in_flight.pending = self.runner.launch(ahead)
+
+    def _fail(self, step: _Step, error: Exception) -> list[TokenEvent]:
+        """End the sequences of a step, and of one behind it, after an exception."""
+        self._failed_steps += 1
+        log.error("step failed with %d sequences", len(step.output.scheduled), exc_info=error)
+        failure = EngineError(f"The step failed: {type(error).__name__}. See the server's log.")
+        events: list[TokenEvent] = []
+        ahead, self._in_flight = self._in_flight, None
+        for lost in (ahead, step):
+            if lost is None:
+                continue
+            if lost.pending is not None:
+                with contextlib.suppress(Exception):
+                    lost.pending.results()  # the device must be done with it
+            events += self.scheduler.step_failed(lost.output, failure)
+        if self._failed_steps >= _MAX_FAILED_STEPS or isinstance(error, EngineDeadError):
+            raise EngineError(
+                f"{self._failed_steps} steps failed in a row; the last: {error}"
+            ) from error
+        return events
 
     def _measure(self, output: SchedulerOutput, events: list[TokenEvent], seconds: float) -> None:
         """Tell the gain's judge about a step in which all sequences decode."""
@@ -188,3 +223,11 @@ class EngineLoop:
         if all(item.num_certain == 1 for item in output.scheduled):
             num_tokens = sum(len(event.token_ids) for event in events)
             self.speculation.observe(len(output.scheduled), num_tokens, seconds)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step's work and, once it is launched, what will come of it."""
+
+    output: SchedulerOutput
+    pending: PendingStep | None = None

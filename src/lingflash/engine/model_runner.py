@@ -16,13 +16,20 @@ from lingflash.core.types import TokenLogprob
 from lingflash.engine.batch_invariance import check_batch_invariance
 from lingflash.engine.cache_memory import CacheMemory, blocks_written
 from lingflash.engine.constrained import StepMasks
-from lingflash.engine.cuda_graphs import DecodeGraphs
+from lingflash.engine.cuda_graphs import NOT_FINITE, DecodeGraphs
 from lingflash.engine.memory_plan import MemoryPlan, plan_memory
 from lingflash.engine.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.request import DraftedSequence, Sequence
-from lingflash.engine.sampler import PROMPT_LOGPROB_ROWS, Sampled, sample, token_logprobs
-from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.engine.sampler import (
+    PROMPT_LOGPROB_ROWS,
+    Sampled,
+    is_plain,
+    not_finite,
+    sample,
+    token_logprobs,
+)
 from lingflash.engine.speculation import Speculator, accept_drafts
+from lingflash.engine.step import PendingStep, ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
 from lingflash.kernels.lightning_attn import ANCHOR
@@ -146,16 +153,41 @@ class ModelRunner:
             ranks=ranks,
         )
 
+    @property
+    def can_overlap(self) -> bool:
+        """Whether some steps run behind the host, so that it pays to schedule ahead of them."""
+        return self.graphs is not None
+
     def run(self, output: SchedulerOutput) -> list[StepResult]:
         """Compute one step; one result per scheduled sequence, in order."""
+        return self.launch(output).results()
+
+    def launch(self, output: SchedulerOutput) -> PendingStep:
+        """Begin to compute one step; one that cannot run behind the host is computed here.
+
+        Two may be under way. Both, and all that is done to the memory for them, run in the order
+        of their launches: on the GPU in that of one stream.
+        """
         self.memory.run(output.memory_ops)
+        graphs = self.graphs
+        if graphs is not None and graphs.can_run(output) and _is_plain_decode(output):
+            wait = graphs.launch(output.scheduled)
+            return PendingStep(lambda: [_drawn(token) for token in wait()], is_under_way=True)
+        results = self._run_now(output)
+        return PendingStep(lambda: results, is_under_way=False)
+
+    def _run_now(self, output: SchedulerOutput) -> list[StepResult]:
         if self.speculator is not None:
             self.speculator.forget_blocks(blocks_written(output.memory_ops))
+        if (
+            self.graphs is not None
+            and self.graphs.can_run(output)
+            and not any(map(_wants_prompt_logprobs, output.scheduled))
+        ):
+            return self._run_graph(self.graphs, output)
         # Threads that meet at every small operation cost more than they compute: with two, decoding
         # a batch of 8 was half as fast as with one. A batch-invariant step keeps their number, on
         # which the order of sums may depend.
-        if self.graphs is not None and self.graphs.can_run(output):
-            return self._run_graph(self.graphs, output)
         many = torch.get_num_threads()
         batch, wanting = self.build_batch(output)  # whose plan may use all threads
         if many > 1 and not self.batch_invariant and self._work(output) < _THREADS_FROM:
@@ -294,6 +326,15 @@ def _sample(logits: Tensor, rows: list[Sampled], masks: StepMasks | None) -> lis
     if masks is None:
         return sample(logits, rows)
     return sample(logits, rows, masks.forbidden(logits.device))
+
+
+def _is_plain_decode(output: SchedulerOutput) -> bool:
+    """Whether every sequence of a step wants a token that the device can draw by itself."""
+    return all(item.wants_token and is_plain(item.sequence) for item in output.scheduled)
+
+
+def _drawn(token: int) -> StepResult:
+    return not_finite() if token == NOT_FINITE else StepResult(token_id=token)
 
 
 def logit_rows(

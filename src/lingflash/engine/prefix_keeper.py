@@ -9,7 +9,7 @@ from lingflash.cache.eviction import checkpoint_interval
 from lingflash.cache.lease import Lease
 from lingflash.cache.manager import CacheManager
 from lingflash.core.types import CacheReport
-from lingflash.engine.request import Sequence
+from lingflash.engine.request import Sequence, last_anchor
 
 
 class PrefixKeeper:
@@ -98,6 +98,11 @@ class PrefixKeeper:
             cache.publish(lease, keys, sequence.root, sequence.tokens)
         # The state has been folded up to here; it can be kept if this is a block's end too.
         place = sequence.anchor
+        in_flight = sequence.num_in_flight
+        if in_flight and last_anchor(sequence.num_computed + in_flight) != place:
+            # What is decided now is carried out behind the step under way, which folds the state
+            # further; the next commit finds it there.
+            return
         distance = place - sequence.last_checkpoint
         if place % size or distance <= 0:
             return

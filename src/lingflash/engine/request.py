@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from lingflash.cache.lease import Lease
 from lingflash.cache.prefix_tree import block_keys, root_key
+from lingflash.core.config import ANCHOR_TOKENS
+from lingflash.core.errors import ContextLengthError, InvalidRequestError
 from lingflash.core.types import CacheReport, EngineRequest, SamplingParams, TokenLogprob
 from lingflash.structured.masks import TokenMatcher
 
@@ -24,7 +26,10 @@ class Sequence:
         deadline_s: clock time at which it ends with an error, or None.
         output_token_ids: what was generated.
         num_computed: tokens whose keys, values and states are in the cache.
-        lease: its memory while it runs.
+        num_in_flight: tokens in steps that were scheduled and are not committed.
+        has_ended: its last event was made.
+        ended_soundly: that was no error, which would put in doubt what it computed.
+        lease: its memory while it runs, and after its end while a step that uses it is under way.
         prompt_logprobs: collected while the prompt is computed, if asked for.
         num_preemptions: how often its memory was taken away.
         root: key that its chain of block keys starts from.
@@ -49,6 +54,9 @@ class Sequence:
     deadline_s: float | None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_in_flight: int = 0
+    has_ended: bool = False
+    ended_soundly: bool = False
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     num_preemptions: int = 0
@@ -116,6 +124,48 @@ class DraftedSequence:
         self.sampling, self.stop_token_ids = sequence.sampling, sequence.stop_token_ids
         self.output_token_ids = sequence.output_token_ids + more
         self.num_tokens = sequence.num_tokens + len(more)
+
+
+def check_limits(request: EngineRequest, vocab_size: int, max_model_len: int) -> None:
+    """Refuse what no engine of these sizes can ever serve.
+
+    Raises:
+        InvalidRequestError: with the field at fault.
+    """
+    ids, sampling = request.prompt_token_ids, request.sampling
+    if not ids:
+        raise InvalidRequestError(
+            "The prompt is empty; at least one token is needed.", param="prompt"
+        )
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        wrong = next(i for i in ids if not 0 <= i < vocab_size)
+        raise InvalidRequestError(
+            f"Token id {wrong} is outside the vocabulary of {vocab_size}.", param="prompt"
+        )
+    for name in ("stop_token_ids", "logit_bias"):
+        for token in getattr(sampling, name) or ():
+            if not 0 <= token < vocab_size:
+                raise InvalidRequestError(
+                    f"{name} has token id {token}, outside the {vocab_size} there are.",
+                    param=name,
+                )
+    if request.timeout_s is not None and request.timeout_s <= 0:
+        raise InvalidRequestError(
+            f"timeout is {request.timeout_s}; it must be above 0 seconds.", param="timeout"
+        )
+    wanted = sampling.max_tokens if sampling.max_tokens is not None else 1
+    if len(ids) + wanted > max_model_len:
+        what = f"{wanted} more were asked for" if sampling.max_tokens else "no room is left"
+        raise ContextLengthError(
+            f"The prompt has {len(ids)} tokens and {what}; the context holds "
+            f"{max_model_len}. Shorten the prompt or lower max_tokens.",
+            param="max_tokens" if len(ids) < max_model_len else "prompt",
+        )
+
+
+def last_anchor(num_tokens: int) -> int:
+    """Position that the states are folded to after so many tokens."""
+    return num_tokens // ANCHOR_TOKENS * ANCHOR_TOKENS
 
 
 def sequences_of(

@@ -11,7 +11,7 @@ from torch import Tensor
 from lingflash.core.errors import NonFiniteLogitsError
 from lingflash.core.types import SamplingParams, TokenLogprob
 from lingflash.engine.request import DraftedSequence, Sequence
-from lingflash.engine.scheduler import StepResult
+from lingflash.engine.step import StepResult
 from lingflash.kernels.sampling import noise_key, sample_tokens, truncate_logits
 
 Sampled = Sequence | DraftedSequence
@@ -48,13 +48,32 @@ def sample(
             )
     for i, good in enumerate(finite):
         if not good:
-            results[i] = StepResult(
-                error=NonFiniteLogitsError(
-                    "The model gave NaN or infinite logits for this request; it was ended, others "
-                    "are not affected."
-                )
-            )
+            results[i] = not_finite()
     return results
+
+
+def not_finite() -> StepResult:
+    """The result of a row with NaN or infinite logits."""
+    return StepResult(
+        error=NonFiniteLogitsError(
+            "The model gave NaN or infinite logits for this request; it was ended, others are not "
+            "affected."
+        )
+    )
+
+
+def is_plain(sequence: Sequence) -> bool:
+    """Whether temperature and seed alone decide its next token, and the token is all it wants.
+
+    Then so it is of every later one: min_tokens only ever ends.
+    """
+    p = sequence.sampling
+    return (
+        p.logprobs is None
+        and sequence.matcher is None
+        and not _truncates(p)
+        and not _changes_logits(sequence)
+    )
 
 
 def choose_tokens(

@@ -4,109 +4,34 @@ A step computes some tokens of some sequences. Sequences that decode come first,
 what is left of the token budget goes to prompts, in the order of arrival, in chunks. A prompt is
 admitted only with blocks for all of its tokens and a state slot. When a decoding sequence needs a
 block and none is free, the youngest sequence gives up its memory and is computed again later (its
-samples do not
-change: noise is keyed by position).
+samples do not change: noise is keyed by position).
 
     add -> waiting -> [schedule -> model -> commit]* -> one event with a finish reason
                 ^---------- preempted ----------'
+
+Where the model can run behind the host, the step after a decode step is chosen before that one's
+tokens are known (schedule_ahead). Until a step is committed its tokens are in flight: they count
+nowhere, and the memory of a sequence that has ended meanwhile stays its own.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
 from lingflash.cache.manager import CacheManager
-from lingflash.cache.memory_ops import MemoryOp
-from lingflash.core.config import ANCHOR_TOKENS
 from lingflash.core.errors import (
-    ContextLengthError,
     DeadlineExceededError,
     InvalidRequestError,
     LingflashError,
     NonFiniteLogitsError,
     QueueFullError,
 )
-from lingflash.core.types import (
-    EngineRequest,
-    EngineStats,
-    FinishReason,
-    TokenEvent,
-    TokenLogprob,
-)
+from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from lingflash.engine.prefix_keeper import PrefixKeeper
-from lingflash.engine.request import Sequence, sequences_of
+from lingflash.engine.request import Sequence, check_limits, last_anchor, sequences_of
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.structured.masks import TokenMatcher
-
-
-# The next two are made per sequence and step; frozen ones would take three times as long.
-@dataclass(slots=True)
-class ScheduledSequence:
-    """Tokens of one sequence in a step.
-
-    Args:
-        sequence: whose.
-        start: position of the first.
-        num_tokens: how many, drafts included.
-        wants_token: whether the last one's logits give the next token.
-        draft_tokens: guesses at the next tokens, to be verified; the last of num_tokens.
-    """
-
-    sequence: Sequence
-    start: int
-    num_tokens: int
-    wants_token: bool
-    draft_tokens: Seq[int] = ()
-
-    @property
-    def num_certain(self) -> int:
-        """Tokens that are no drafts."""
-        return self.num_tokens - len(self.draft_tokens)
-
-
-@dataclass(slots=True)
-class SchedulerOutput:
-    """One step's work.
-
-    Args:
-        scheduled: sequences in it, in the order of the batch.
-        memory_ops: what to do to the memory before anything else, in this order.
-        num_draft_tokens: drafts to make for the next step; 0 does not speculate.
-        has_drafts: whether any sequence has some to verify.
-    """
-
-    scheduled: list[ScheduledSequence] = field(default_factory=list)
-    memory_ops: list[MemoryOp] = field(default_factory=list)
-    num_draft_tokens: int = 0
-    has_drafts: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the step."""
-        return sum(item.num_tokens for item in self.scheduled)
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What the model said about one scheduled sequence.
-
-    Args:
-        token_id: the next token, if one was wanted and could be sampled.
-        logprob: of it, if asked for.
-        prompt_logprobs: of the prompt tokens that this step's logits predict, if asked for.
-        error: ends this sequence alone.
-        is_complete: its grammar allows nothing after this token, or not even a token.
-        following: what it said after each accepted draft, as if in steps of their own.
-    """
-
-    token_id: int | None = None
-    logprob: TokenLogprob | None = None
-    prompt_logprobs: Seq[TokenLogprob] = ()
-    error: LingflashError | None = None
-    is_complete: bool = False
-    following: Seq[StepResult] = ()
 
 
 class Scheduler:
@@ -151,6 +76,7 @@ class Scheduler:
         self._prompt_tokens = self._generated_tokens = 0
         self._num_drafted = self._num_accepted = 0
         self._has_deadlines = False
+        self._lacks_memory = False  # the first that waits found too little, and none was freed
 
     @property
     def num_running(self) -> int:
@@ -192,35 +118,7 @@ class Scheduler:
         Raises:
             InvalidRequestError: with the field at fault.
         """
-        ids, sampling = request.prompt_token_ids, request.sampling
-        if not ids:
-            raise InvalidRequestError(
-                "The prompt is empty; at least one token is needed.", param="prompt"
-            )
-        if min(ids) < 0 or max(ids) >= self.vocab_size:
-            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise InvalidRequestError(
-                f"Token id {wrong} is outside the vocabulary of {self.vocab_size}.", param="prompt"
-            )
-        for name in ("stop_token_ids", "logit_bias"):
-            for token in getattr(sampling, name) or ():
-                if not 0 <= token < self.vocab_size:
-                    raise InvalidRequestError(
-                        f"{name} has token id {token}, outside the {self.vocab_size} there are.",
-                        param=name,
-                    )
-        if request.timeout_s is not None and request.timeout_s <= 0:
-            raise InvalidRequestError(
-                f"timeout is {request.timeout_s}; it must be above 0 seconds.", param="timeout"
-            )
-        wanted = sampling.max_tokens if sampling.max_tokens is not None else 1
-        if len(ids) + wanted > self.max_model_len:
-            what = f"{wanted} more were asked for" if sampling.max_tokens else "no room is left"
-            raise ContextLengthError(
-                f"The prompt has {len(ids)} tokens and {what}; the context holds "
-                f"{self.max_model_len}. Shorten the prompt or lower max_tokens.",
-                param="max_tokens" if len(ids) < self.max_model_len else "prompt",
-            )
+        check_limits(request, self.vocab_size, self.max_model_len)
         if request.request_id in self._by_request:
             raise InvalidRequestError(
                 f"Request id {request.request_id!r} is already running.", param="request_id"
@@ -315,6 +213,7 @@ class Scheduler:
             if self.prefixes.can_share_soon(sequence, self._running):
                 continue
             if self.prefixes.admit(sequence) is None:
+                self._lacks_memory = True
                 break
             self._waiting.remove(sequence)
             self._running.append(sequence)
@@ -330,9 +229,45 @@ class Scheduler:
                 output.has_drafts |= bool(item.draft_tokens)
             if self.num_draft_tokens and wants_token and not item.draft_tokens:
                 self._look_ahead(sequence)
+            sequence.num_in_flight += count
             output.scheduled.append(item)
         if chosen:  # after the last block was leased
             output.memory_ops = self.cache.take_ops()
+        return output
+
+    def schedule_ahead(self, previous: SchedulerOutput) -> SchedulerOutput | None:
+        """Choose the step after one that is under way, before that one's tokens are known.
+
+        Its sequences go on by a token each, but for those that have ended or will by their length.
+        One that turns out to have ended by its token is computed in vain.
+
+        Args:
+            previous: the last step, not committed: a token of each sequence, each to be followed
+                by one that the device draws.
+
+        Returns:
+            None if schedule() is to decide when `previous` is committed: nothing goes on, one that
+            waits may be admitted, or there are too few blocks.
+        """
+        alive = [item for item in previous.scheduled if not item.sequence.has_ended]
+        # The token in flight has the place after the item's own, and there must be one more.
+        going = [item for item in alive if item.start + 2 < item.sequence.max_total_tokens]
+        if not going or len(alive) < len(self._running):
+            return None
+        is_full = self._lacks_memory or len(self._running) >= self.max_num_seqs
+        if self._waiting and (not is_full or len(going) < len(previous.scheduled)):
+            return None
+        output = SchedulerOutput()
+        for item in going:
+            lease = item.sequence.lease
+            assert lease is not None
+            # Blocks that some got before another found none are of use to them all the same.
+            if not self.cache.grow(lease, item.start + 2):
+                return None
+            output.scheduled.append(ScheduledSequence(item.sequence, item.start + 1, 1, True))
+        for item in going:
+            item.sequence.num_in_flight += 1
+        output.memory_ops = self.cache.take_ops()
         return output
 
     def _add_drafts(self, chosen: dict[Sequence, int], budget: int) -> int:
@@ -365,13 +300,19 @@ class Scheduler:
         end = min(sequence.num_tokens, start + budget)
         for place in self.prefixes.cuts(sequence):
             # The states that a step leaves are those of its last anchor, wherever it ends.
-            if start < place < _last_anchor(end):
+            if start < place < last_anchor(end):
                 end = place
         return end - start
 
     def step_failed(self, output: SchedulerOutput, error: LingflashError) -> list[TokenEvent]:
-        """The step was not (fully) made: end its sequences, trust nothing that is cached."""
-        events = self.fail([item.sequence for item in output.scheduled], error)
+        """The step was not (fully) made: end its sequences, trust nothing that is cached.
+
+        Of two steps under way the later one is to be told of first.
+        """
+        events = []
+        for item in output.scheduled:
+            if not self._land(item, StepResult(error=error)):
+                events += self.fail([item.sequence], error)
         self.cache.step_failed(output.memory_ops)
         return events
 
@@ -380,10 +321,32 @@ class Scheduler:
         self._num_steps += 1
         events = []
         for item, result in zip(output.scheduled, results, strict=True):
-            event = self._commit_one(item, result)
+            event = None if self._land(item, result) else self._commit_one(item, result)
             if event is not None:
                 events.append(event)
         return events
+
+    def _land(self, item: ScheduledSequence, result: StepResult) -> bool:
+        """Count an item's tokens as in flight no more; True if its sequence had ended before.
+
+        Then what it gave is of no use, but the tokens that it computed are the sequence's own, and
+        the states in the slot are those after them: they are kept as at any end.
+        """
+        sequence = item.sequence
+        sequence.num_in_flight -= item.num_tokens
+        if not sequence.has_ended:
+            return False
+        if not sequence.num_in_flight:
+            if result.error is None:
+                self._advance(sequence, item.start + item.num_certain)
+            self._release(sequence, is_sound=sequence.ended_soundly and result.error is None)
+        return True
+
+    @staticmethod
+    def _advance(sequence: Sequence, end: int) -> None:
+        """The tokens up to `end` are computed, none of them a draft."""
+        sequence.num_computed = end
+        sequence.anchor = last_anchor(end)
 
     def _commit_one(self, item: ScheduledSequence, result: StepResult) -> TokenEvent | None:
         sequence = item.sequence
@@ -399,8 +362,7 @@ class Scheduler:
                 self._preempt(sequence)
                 return None
             return self._finish(sequence, "error", error=result.error)
-        sequence.num_computed = end
-        sequence.anchor = _last_anchor(end)
+        self._advance(sequence, end)
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = num_certain > 1 and end == sequence.num_tokens
@@ -486,15 +448,15 @@ class Scheduler:
         stop_token_id: int | None = None,
         error: LingflashError | None = None,
     ) -> TokenEvent:
-        """Free a sequence's memory and make its last event."""
-        if sequence.lease is not None:
-            self._running.remove(sequence)
-            if error is None:
-                self.prefixes.keep(sequence, checkpoint=True)
-            self.cache.release(sequence.lease, keep_prefix=error is None)
-            sequence.lease = None
-        else:
+        """Make a sequence's last event and free its memory, now or when it is out of use."""
+        sequence.has_ended, sequence.ended_soundly = True, error is None
+        if sequence.lease is None:
             self._waiting.remove(sequence)
+            self._lacks_memory = False  # the next in the queue may need less
+        else:
+            self._running.remove(sequence)
+            if not sequence.num_in_flight:
+                self._release(sequence, is_sound=error is None)
         siblings = self._by_request[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
@@ -513,19 +475,24 @@ class Scheduler:
             prompt_logprobs=self._first_prompt_logprobs(sequence) if error is None else None,
         )
 
+    def _release(self, sequence: Sequence, *, is_sound: bool) -> None:
+        """Free an ended sequence's memory; what it computed is kept unless it is in doubt."""
+        assert sequence.lease is not None
+        if is_sound:
+            self.prefixes.keep(sequence, checkpoint=True)
+        self.cache.release(sequence.lease, keep_prefix=is_sound)
+        sequence.lease = None
+        self._lacks_memory = False
+
     def _preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's memory away; it goes to the head of the queue."""
         assert sequence.lease is not None
         self.cache.release(sequence.lease)
         sequence.lease = None
+        self._lacks_memory = False
         sequence.num_computed = sequence.last_checkpoint = 0
         sequence.prompt_logprobs = []
         sequence.num_preemptions += 1
         self._num_preemptions += 1
         self._running.remove(sequence)
         self._waiting.appendleft(sequence)
-
-
-def _last_anchor(num_tokens: int) -> int:
-    """Position that the states are folded to after so many tokens."""
-    return num_tokens // ANCHOR_TOKENS * ANCHOR_TOKENS

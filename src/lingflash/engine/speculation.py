@@ -32,7 +32,7 @@ from lingflash.cache.manager import Lease
 from lingflash.engine.constrained import StepMasks, fill_mask
 from lingflash.engine.request import DraftedSequence, Sequence
 from lingflash.engine.sampler import choose_tokens
-from lingflash.engine.scheduler import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.engine.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_mtp_batch

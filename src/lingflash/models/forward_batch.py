@@ -24,6 +24,14 @@ def lightning_chunk(batch_invariant: bool) -> int:
     return ANCHOR if batch_invariant else _FAST_CHUNK
 
 
+def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """int64 numbers on a device, in the order of its current stream; the host does not wait."""
+    found = torch.tensor(numbers, dtype=torch.int64)
+    if device.type != "cuda":
+        return found.to(device)
+    return found.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheTensors:
     """Memory of all sequences; written in place by the model.
@@ -47,7 +55,7 @@ class CacheTensors:
 
     def forget_slots(self, slots: Sequence[int]) -> None:
         """Zero the states and tails of slots that a new sequence takes over."""
-        index = torch.tensor(slots, device=self.states.device)
+        index = upload(slots, self.states.device)
         for pool in (self.states, self.tail_k, self.tail_v):
             pool.index_fill_(1, index, 0.0)
         if self.anchor_hidden is not None:
@@ -55,7 +63,7 @@ class CacheTensors:
 
     def forget_blocks(self, blocks: Sequence[int]) -> None:
         """Zero blocks that change owner: a NaN in a masked key would spoil the sum over keys."""
-        self.latents.index_fill_(1, torch.tensor(blocks, device=self.latents.device), 0.0)
+        self.latents.index_fill_(1, upload(blocks, self.latents.device), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
