@@ -9,8 +9,6 @@ from lingflash.kernels.lightning_attn import decay_tables, lightning_attention_r
 from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
 from lingflash.kernels.mla import mla_attention_reference
 from lingflash.kernels.mla.triton_kernel import mla_decode_triton
-from lingflash.kernels.moe_gemm import expert_mlp_reference
-from lingflash.kernels.moe_gemm.triton_kernel import align_rows, expert_mlp_triton
 from lingflash.kernels.moe_route import route_tokens
 from lingflash.kernels.moe_route.triton_kernel import choose_experts_triton
 from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
@@ -160,38 +158,3 @@ def test_lightning_decode_when_tails_fill_and_fold_then_as_the_recurrence(
         expected, _ = lightning_attention_reference(q, k, v.double(), rate.to(DEVICE))
         mine = torch.stack([out[i].view(heads, dim) for out in got]).double()
         assert (mine - expected).abs().max() < 2e-5 * expected.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "topk", "experts"), [(0, 2, 4), (1, 2, 4), (9, 3, 5), (40, 1, 2)]
-)
-@pytest.mark.parametrize("block", [16, 32])
-def test_aligned_rows_when_routed_unevenly_then_each_is_in_a_block_of_its_expert(
-    tokens, topk, experts, block
-):
-    ids = torch.randint(experts, (tokens, topk), device=DEVICE) // 2
-    rows, owners = align_rows(ids, experts, block)
-    seen = []
-    for number, owner in enumerate(owners.tolist()):
-        mine = rows[number * block : (number + 1) * block].tolist()
-        live = [row for row in mine if row < tokens * topk]
-        assert (owner >= 0) == bool(live)
-        assert all(int(ids.flatten()[row]) == owner for row in live)
-        seen += live
-    assert sorted(seen) == list(range(tokens * topk))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [0, 1, 7, 40])
-def test_experts_when_widths_are_odd_then_as_the_reference(tokens, dtype):
-    experts, hidden, width, topk = 5, 72, 24, 2
-    x = randn(tokens, hidden, dtype=dtype)
-    w1 = randn(experts, 2 * width, hidden, dtype=dtype) / 8
-    w2 = randn(experts, hidden, width, dtype=dtype) / 8
-    ids = torch.stack([torch.randperm(experts, device=DEVICE)[:topk] for _ in range(tokens or 1)])
-    ids, weights = ids[:tokens], torch.rand(tokens, topk, device=DEVICE)
-    expected = expert_mlp_reference(x, w1, w2, ids, weights)
-    got = expert_mlp_triton(x, w1, w2, ids, weights)
-    assert got.dtype == dtype
-    got = got.float()
-    torch.testing.assert_close(got, expected, **tolerance(dtype))
