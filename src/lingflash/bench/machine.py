@@ -52,8 +52,13 @@ def source_state() -> SourceState:
 
 
 def command_line() -> str:
-    """The command as it was typed, without the folder of the program."""
-    return shlex.join(["ling", *sys.argv[1:]])
+    """The command as it was typed, without the folders of the program and of the files it wrote."""
+    program = Path(sys.argv[0])
+    start = ["ling"]
+    if program.suffix == ".py" and program.parent.name == "bench":
+        start = ["python", "-m", f"lingflash.bench.{program.stem}"]
+    words = [Path(word).name if word.endswith(".json") else word for word in sys.argv[1:]]
+    return shlex.join([*start, *words])
 
 
 def describe_machine() -> dict[str, Any]:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 RESULTS = "RESULTS.md"
 _ORDER = (
-    "throughput", "agent", "speculation", "host", "lightning", "load", "serve", "stream", "soak",
+    "latency", "kernels", "throughput", "agent", "speculation", "host", "lightning", "load",
+    "serve", "stream", "soak",
 )  # fmt: skip
 _TITLES = {
+    "latency": "A model of the true shapes on one GPU",
+    "kernels": "Kernels at the true shapes on one GPU",
     "throughput": "Tokens per second on the CPU",
     "agent": "Conversations of an agent, with and without the prefix cache",
     "speculation": "Drafts of the MTP layer on held-out tool calls",
@@ -107,6 +110,14 @@ def _section(record: Mapping[str, Any]) -> str:
             f"{_number(copy['median'])} GB/s ({copy['what']}).",
             "",
         ]
+    gpu = record["settings"].get("gpu")
+    if gpu:
+        lines += [f"{gpu['name']}, {gpu['memory_gib']} GiB, CUDA {gpu['cuda']}.", ""]
+        lines += [
+            f"- {_number(entry['median'])} {name} ({entry['what']}), in the same run"
+            for name, entry in record["derived"].get("ceilings", {}).items()
+        ]
+        lines.append("")
     if record["case"] == "throughput":
         lines.append(_throughput_table(record))
     elif record["results"]:
@@ -119,12 +130,23 @@ def _section(record: Mapping[str, Any]) -> str:
     shown = [
         (name, str(_number(value)))
         for name, value in record.get("derived", {}).items()
-        if "times mlx-lm" not in name and not isinstance(value, list)
+        if "times mlx-lm" not in name and not isinstance(value, list | dict)
     ]
     if shown:
         lines.append(_table(("derived", "value"), shown))
+    lines += _tables_of_cases(record)
     lines += [f"- {note}" for note in record.get("notes", ())]
     return "\n".join(lines) + "\n"
+
+
+def _tables_of_cases(record: Mapping[str, Any]) -> list[str]:
+    """Derived values that are records themselves, those with the same entries in one table."""
+    by_entries: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for name, value in record.get("derived", {}).items():
+        if isinstance(value, dict) and name != "ceilings":
+            row = (name, *(str(_number(entry)) for entry in value.values()))
+            by_entries.setdefault(tuple(value), []).append(row)
+    return [_table(("case", *entries), rows) for entries, rows in by_entries.items()]
 
 
 def _throughput_table(record: Mapping[str, Any]) -> str:
