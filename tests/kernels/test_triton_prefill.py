@@ -292,6 +292,14 @@ def test_mla_on_the_gpu_when_first_keys_are_left_out_then_they_are_not_read(dtyp
         near(out[rows], expected, dtype, 2e-2)
 
 
+def test_mla_on_the_gpu_when_no_row_is_wanted_then_nothing_is_computed():
+    # The middle of a prompt: its latents are written, none of the last layer's rows is read.
+    pool = LatentPool([40], 32, 2, 8, 4, 16, 6, torch.float32)
+    plan = plan_mla([], [], [], block_size=32, device=DEVICE, fixed_blocks=False, for_gpu=True)
+    none = [torch.empty(0, 2, width, device=DEVICE) for width in (8, 4)]
+    assert mla_attention(*none, pool.pool, pool.w_kvb, 0.3, plan).shape == (0, 2, 6)
+
+
 def test_mla_plan_when_runs_are_long_then_tiles_with_most_keys_come_first():
     plan = plan_mla(
         [0, 100], [300, 200], [list(range(19)), list(range(19, 38))], block_size=16, device=CPU,

@@ -14,6 +14,7 @@ from lingflash.core.errors import ConfigError, NotEnoughMemoryError
 from lingflash.engine.cuda_graphs import graph_sizes
 from lingflash.engine.weight_bytes import count_weights, fitting_format
 from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.kernels.mla.gpu_plan import MOST_EXPANDED_KEYS
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import ModelConfig, load_model_config
 from lingflash.models.hub import resolve_model
@@ -280,6 +281,7 @@ def plan_checkpoint(
     if device.type == "cuda":
         workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
         workspace += state + block_bytes  # the graphs' padding
+        workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
     left = available - weights - workspace - config.max_num_seqs * state
     checkpoint_blocks = -(-(state - tail) // block_bytes) if config.prefix_caching else 0
     useful = -(-wanted // config.block_size) + _CHECKPOINTS_PER_SEQ * checkpoint_blocks
@@ -335,6 +337,13 @@ def plan_checkpoint(
         max_model_len=fitting,
         wanted_model_len=wanted,
     )
+
+
+def _prefill_bytes(model: ModelConfig, max_model_len: int, max_num_seqs: int) -> int:
+    """What the kernels for prompts take besides activations: expanded keys and values, in BF16."""
+    keys = max(max_model_len, min(MOST_EXPANDED_KEYS, max_num_seqs * max_model_len))
+    heads, width = model.num_attention_heads, model.qk_nope_head_dim + model.v_head_dim
+    return keys * heads * width * 2
 
 
 def _decode_graph_bytes(model: ModelConfig, max_num_seqs: int, blocks_per_seq: int) -> int:

@@ -17,7 +17,7 @@ _MOST_DECODING_QUERIES = 64
 _LEAST_KEYS_PER_QUERY = 4
 # Keys that are expanded at once bound the workspace (16 KiB each for Ling-2.6-flash); a longer
 # sequence is expanded alone.
-_KEYS_AT_ONCE = 131_072
+MOST_EXPANDED_KEYS = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def plan_mla_gpu(
                 (row, length, start - keys_before, first - keys_before, its_blocks[skipped:])
             )
         else:
-            if tiles and num_keys + total > _KEYS_AT_ONCE:
+            if tiles and num_keys + total > MOST_EXPANDED_KEYS:
                 close()
                 tiles, blocks, num_keys = [], [], 0
             tiles += [
