@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lingflash.bench import record as record_module
-from lingflash.bench.machine import SourceState
+from lingflash.bench.machine import SourceState, command_line
 from lingflash.bench.record import Record, Target
 from lingflash.bench.report import load_records, main, render, write_report
 from lingflash.core.errors import ConfigError
@@ -80,3 +80,33 @@ def test_committed_records_when_read_then_each_has_a_commit_and_samples():
         assert len(record["commit"]) == 40
         assert not record["dirty"], record["file"]
         assert all(series["samples"] for series in record["results"].values())
+
+
+def test_report_when_a_gpu_was_measured_then_cases_are_a_table_and_a_plot(tmp_path):
+    record = Record("latency", None)
+    record.source = SourceState("a" * 40, False)
+    record.settings = {
+        "format": "fp8", "gpu": {"name": "GPU X", "memory_gib": 80.0, "cuda": "13.0"},
+    }  # fmt: skip
+    record.add("decode b1 c1024 step", "ms", [3.0, 3.1])
+    record.derived["decode b1 c1024"] = {"tokens_per_s": 330.0, "fraction_of_read_ceiling": 0.5}
+    ceilings = {"read_gb_per_s": {"what": "sum", "median": 4000.0, "samples": [4000.0]}}
+    record.derived["ceilings"] = ceilings
+    (tmp_path / "gpu.json").write_text(record_module.dump(record.as_dict()))
+    write_report(tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "GPU X, 80.0 GiB" in text
+    assert "- 4,000 read_gb_per_s (sum)" in text
+    assert "| decode b1 c1024 | 330 | 0.5 |" in text
+    assert "gpu.svg" in text
+    assert "GPU X, fp8" in (tmp_path / "gpu.svg").read_text()
+
+
+def test_command_line_when_a_module_is_run_then_names_it_without_folders(monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv",
+        ["/some/where/lingflash/bench/latency.py", "--out", "/out/x.json", "--batch", "1"],
+    )
+    assert command_line() == "python -m lingflash.bench.latency --out x.json --batch 1"
+    monkeypatch.setattr("sys.argv", ["/bin/ling", "bench", "host"])
+    assert command_line() == "ling bench host"

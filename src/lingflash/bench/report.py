@@ -32,7 +32,7 @@ _TITLES = {
     "stream": "What the server costs by itself",
     "soak": "Endurance",
 }
-_PLOTTED = ("throughput", "agent")
+_PLOTTED = ("latency", "throughput", "agent")
 _NEEDED = ("schema", "case", "command", "commit", "dirty", "date", "machine", "results", "targets")
 
 _INTRO = """# Measured results
@@ -204,12 +204,34 @@ def draw_plots(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
             axes.set_xlabel("turn of the conversation")
             axes.set_ylabel("time to first token, ms (median)")
             axes.set_ylim(bottom=0)
+        elif record["case"] == "latency":
+            _draw_latency(axes, record)
         else:
             _draw_throughput(axes, record)
         axes.legend()
         # The same numbers give the same file.
         with rc_context({"svg.hashsalt": "lingflash"}):
             figure.savefig(folder / _plot_name(record), metadata={"Date": None, "Creator": None})
+
+
+def _draw_latency(axes: Axes, record: Mapping[str, Any]) -> None:
+    """Decoding beside what the bytes of a step allow at the read rate of the same run."""
+    cases = {
+        name.removeprefix("decode "): value
+        for name, value in record["derived"].items()
+        if isinstance(value, dict) and "tokens_per_s" in value
+    }
+    measured = [case["tokens_per_s"] for case in cases.values()]
+    shares = [case["fraction_of_read_ceiling"] for case in cases.values()]
+    places = range(len(cases))
+    roof = [rate / share for rate, share in zip(measured, shares, strict=True)]
+    axes.bar(places, roof, 0.7, color="0.85", label="by the step's bytes")
+    bars = axes.bar(places, measured, 0.7, label="measured")
+    axes.bar_label(bars, [f"{share:.0%}" for share in shares], padding=2)
+    axes.set_ylim(top=1.3 * max(roof))  # room for the legend
+    axes.set_xticks(places, cases)
+    axes.set_ylabel("tokens/s (b: sequences, c: context)")
+    axes.set_title(f"{record['settings']['gpu']['name']}, {record['settings']['format']}")
 
 
 def _draw_throughput(axes: Axes, record: Mapping[str, Any]) -> None:
