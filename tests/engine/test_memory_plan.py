@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from lingflash.bench.dummy_checkpoint import tensor_shapes
+from lingflash.bench.shapes import shape_config
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import NotEnoughMemoryError
 from lingflash.engine.memory_plan import plan_checkpoint
 from lingflash.engine.weight_bytes import count_weights, in_format
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
-from lingflash.models.config import load_model_config, parse_model_config
+from lingflash.models.config import load_model_config
 from lingflash.models.hub import bundled_folder
 from lingflash.parallel.shard import Shard
 from models_support import load
@@ -22,42 +23,12 @@ from quant_support import quantize
 
 GIB = 2**30
 CUDA = torch.device("cuda")
-FLASH = {
-    "architectures": ["BailingMoeV2_5ForCausalLM"],
-    "model_type": "bailing_hybrid",
-    "vocab_size": 157184,
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "head_dim": 128,
-    "layer_group_size": 8,
-    "group_norm_size": 4,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "intermediate_size": 9216,
-    "moe_intermediate_size": 1024,
-    "num_experts": 256,
-    "num_experts_per_tok": 8,
-    "num_shared_experts": 1,
-    "n_group": 8,
-    "topk_group": 4,
-    "routed_scaling_factor": 2.5,
-    "first_k_dense_replace": 1,
-    "moe_router_enable_expert_bias": True,
-    "max_position_embeddings": 131072,
-    "rope_theta": 6000000.0,
-    "partial_rotary_factor": 0.5,
-    "num_nextn_predict_layers": 1,
-}
 
 
 @pytest.fixture(scope="module")
 def flash():
     """Ling-2.6-flash by its headers alone."""
-    config = parse_model_config(FLASH)
+    config = shape_config("ling-2.6-flash")
     entries = {}
     for name, shape in tensor_shapes(config).items():
         is_bias = name.endswith("expert_bias")

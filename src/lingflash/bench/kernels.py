@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,24 +14,11 @@ from lingflash.bench.machine import SourceState
 from lingflash.bench.record import Record, Target, require
 from lingflash.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from lingflash.bench.kernel_cases.case import Case
+
 GROUPS = ("lightning", "mla", "prefill", "decode")
 _TARGET_OVER_FLA = 1.3
-
-
-class Case(Protocol):
-    """One thing to time; see kernel_cases."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def run(self) -> Callable[[], object]: ...
-
-    @property
-    def num_bytes(self) -> float: ...
-
-    @property
-    def flops(self) -> float: ...
 
 
 def run_kernels(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.bench.kernel_cases.case import Case, randn
 from lingflash.kernels.lightning_attn import decay_tables, lightning_attention_reference
 from lingflash.kernels.lightning_attn.segments import cut_segments, segment_tokens
 from lingflash.kernels.lightning_attn.triton_prefill import AttendConfig, lightning_prefill_triton
@@ -33,33 +34,12 @@ KINDS = ("lightning", "fla", "mla", "decode")
 RATE = torch.tensor([2.0 ** (-8.0 * (h + 1) / HEADS) for h in range(HEADS)], dtype=torch.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One thing to time.
-
-    Args:
-        name: of the case.
-        run: does it once, without waiting.
-        num_bytes: that it must read and write, each once.
-        flops: that it must compute.
-    """
-
-    name: str
-    run: Callable[[], object]
-    num_bytes: float
-    flops: float
-
-
-def _randn(*shape: int, scale: float = 1.0) -> Tensor:
-    return torch.empty(*shape, dtype=torch.bfloat16, device="cuda").normal_().mul_(scale)
-
-
 class LightningInput:
     """One prompt from an empty state; q and k normed, so that sums stay of a size."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-        self.fused = _randn(num_tokens, 4 * HEADS * DIM)
+        self.fused = randn(num_tokens, 4 * HEADS * DIM)
         cuda = torch.device("cuda")
         self.cos, self.sin = torch.rand(2, num_tokens, 1, 32, device=cuda)
         self.norm = torch.ones(2, 1, DIM, device=cuda)
@@ -144,9 +124,9 @@ class MlaInput:
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-        self.w_kvb = _randn(HEADS, NOPE + VALUE, RANK, scale=RANK**-0.5)
-        self.pool = _randn(-(-num_tokens // BLOCK), BLOCK, RANK + ROPE)
-        self.q = _randn(num_tokens, HEADS, NOPE + ROPE)
+        self.w_kvb = randn(HEADS, NOPE + VALUE, RANK, scale=RANK**-0.5)
+        self.pool = randn(-(-num_tokens // BLOCK), BLOCK, RANK + ROPE)
+        self.q = randn(num_tokens, HEADS, NOPE + ROPE)
         self.q_rope = self.q[..., NOPE:].contiguous()
         self.plan = plan_mla(
             [0], [num_tokens], [list(range(len(self.pool)))], block_size=BLOCK,
@@ -203,10 +183,10 @@ class DecodeInput:
     def __init__(self, batch: int, length: int) -> None:
         self.batch, self.length = batch, length
         per_seq = length // BLOCK
-        self.pool = _randn(batch * per_seq, BLOCK, RANK + ROPE)
+        self.pool = randn(batch * per_seq, BLOCK, RANK + ROPE)
         self.tables = torch.randperm(batch * per_seq, device="cuda").view(batch, per_seq)
         self.lengths = torch.full((batch,), length, device="cuda")
-        self.query = _randn(batch, HEADS, RANK + ROPE, scale=0.2)
+        self.query = randn(batch, HEADS, RANK + ROPE, scale=0.2)
 
     def attend(
         self, config: DecodeConfig | None = None, part_tokens: int | None = None

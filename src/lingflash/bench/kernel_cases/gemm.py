@@ -7,14 +7,13 @@ python -m lingflash.bench.kernel_cases.gemm sweep [dense bf16 fp8 int4]   sizes,
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.bench.kernel_cases.case import Case, randn
 from lingflash.kernels.moe_gemm.formats import BF16, ExpertFormat, expert_format
 from lingflash.kernels.moe_route import route_tokens
 from lingflash.kernels.quant_gemm import (
@@ -30,41 +29,20 @@ TOKENS, HIDDEN, WIDTH, QKVG, EXPERTS, TOPK = 8192, 4096, 1024, 16384, 256, 8
 FP8 = torch.float8_e4m3fn
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One thing to time.
-
-    Args:
-        name: of the case.
-        run: does it once, without waiting.
-        num_bytes: that it must read and write, each once.
-        flops: that it must compute.
-    """
-
-    name: str
-    run: Callable[[], object]
-    num_bytes: int
-    flops: float
-
-
-def _randn(*shape: int, scale: float = 1.0) -> Tensor:
-    return torch.empty(*shape, dtype=torch.bfloat16, device="cuda").normal_().mul_(scale)
-
-
 def _fp8_weight(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     scale = torch.rand(rows // 128, columns // 128, device="cuda").add_(0.5).div_(columns**0.5)
-    return _randn(rows, columns).to(FP8), scale
+    return randn(rows, columns).to(FP8), scale
 
 
 def _experts(name: str, parts: list[int], columns: int) -> Tensor | QuantizedExperts:
     """Random matrices of all experts: "bf16", "fp8", "int4" (groups of 32) or "int4-128"."""
     rows = sum(parts)
     if name == "bf16":
-        return _randn(EXPERTS, rows, columns, scale=columns**-0.5)
+        return randn(EXPERTS, rows, columns, scale=columns**-0.5)
     if name == "fp8":
         values = torch.empty(EXPERTS, rows, columns, dtype=FP8, device="cuda")
         for one in values:
-            one.copy_(_randn(rows, columns))
+            one.copy_(randn(rows, columns))
         scale = torch.rand(EXPERTS, rows // 128, columns // 128, device="cuda")
         scale.add_(0.5).div_(columns**0.5)
         return QuantizedExperts(values, scale, (128, 128), torch.bfloat16, tuple(parts))
@@ -72,7 +50,7 @@ def _experts(name: str, parts: list[int], columns: int) -> Tensor | QuantizedExp
     values = torch.randint(
         -(2**31), 2**31, (EXPERTS, rows, columns // 8), dtype=torch.int32, device="cuda"
     )
-    scale = _randn(EXPERTS, rows, columns // group, scale=0.2 * columns**-0.5)
+    scale = randn(EXPERTS, rows, columns // group, scale=0.2 * columns**-0.5)
     return QuantizedExperts(values, scale, (1, group), torch.bfloat16, tuple(parts))
 
 
@@ -91,10 +69,10 @@ def _routing(tokens: int) -> tuple[Tensor, Tensor]:
 
 def dense_cases(tokens: int = TOKENS) -> list[Case]:
     """Attention's products, the roundings and the router."""
-    x = _randn(tokens, HIDDEN)
+    x = randn(tokens, HIDDEN)
     x8 = quantize_rows_fp8(x)
-    gate_up = _randn(tokens, 2 * WIDTH)
-    w_gate = _randn(EXPERTS, HIDDEN).float()
+    gate_up = randn(tokens, 2 * WIDTH)
+    w_gate = randn(EXPERTS, HIDDEN).float()
     bias = torch.zeros(EXPERTS, device="cuda")
 
     def route() -> object:
@@ -110,7 +88,7 @@ def dense_cases(tokens: int = TOKENS) -> list[Case]:
     ]
     for name, columns in (("qkvg", QKVG), ("dense", HIDDEN)):
         flops = 2.0 * tokens * HIDDEN * columns
-        w, (w8, w_scale) = _randn(columns, HIDDEN), _fp8_weight(columns, HIDDEN)
+        w, (w8, w_scale) = randn(columns, HIDDEN), _fp8_weight(columns, HIDDEN)
         out = 2 * tokens * columns
         cases.append(
             Case(f"{name} bf16", lambda w=w: F.linear(x, w), _num_bytes(x, w) + out, flops)
@@ -131,7 +109,7 @@ def expert_cases(name: str, tokens: int = TOKENS) -> list[Case]:
     from lingflash.kernels.moe_gemm import triton_grouped as grouped
     from lingflash.kernels.moe_gemm.triton_align import sort_rows
 
-    x = _randn(tokens, HIDDEN)
+    x = randn(tokens, HIDDEN)
     w1, w2 = _experts(name, [WIDTH, WIDTH], HIDDEN), _experts(name, [HIDDEN], WIDTH)
     kind = expert_format(w1)
     assert kind is not None
@@ -206,7 +184,7 @@ def time_cases(cases: list[Case], *, is_sorted: bool = False) -> None:
 def _sweep_dense() -> None:
     from lingflash.kernels.quant_gemm.triton_kernel import Tile, fp8_gemm_triton
 
-    x = quantize_rows_fp8(_randn(TOKENS, HIDDEN))
+    x = quantize_rows_fp8(randn(TOKENS, HIDDEN))
     tiles = [
         Tile(128, 128, 8, 3), Tile(128, 128, 8, 4), Tile(128, 128, 8, 5), Tile(64, 128, 4, 4),
         Tile(64, 128, 4, 3), Tile(128, 64, 4, 4), Tile(128, 64, 4, 3), Tile(256, 64, 8, 4),
@@ -247,7 +225,7 @@ def _sweep_experts(name: str) -> None:
     from lingflash.kernels.moe_gemm.triton_align import sort_rows
     from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile
 
-    x = _randn(TOKENS, HIDDEN)
+    x = randn(TOKENS, HIDDEN)
     ids, _ = _routing(TOKENS)
     source = quantize_rows_fp8(x) if name == "fp8" else x
     depth = 128 if name == "fp8" else 64
@@ -290,7 +268,7 @@ def _sweep_experts(name: str) -> None:
         for sizes, t in ((sizes, tile(sizes)) for sizes in first)
     ]
     time_cases(cases, is_sorted=True)
-    act: Tensor | Fp8Rows = _randn(TOKENS * TOPK, WIDTH)
+    act: Tensor | Fp8Rows = randn(TOKENS * TOPK, WIDTH)
     if name == "fp8":
         act = quantize_rows_fp8(act)
     other = _experts(name, [HIDDEN], WIDTH)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lingflash.bench.gpu import time_s
+
 _REPLAYS = 5
 
 
@@ -41,14 +43,7 @@ def graph_time_s(launches: Sequence[Callable[[], object]], replays: int = _REPLA
         for launch in launches:
             launch()
     graph.replay()
-    times = []
-    for _ in range(replays):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3 / len(launches))
+    times = [time_s(graph.replay, warmups=0) / len(launches) for _ in range(replays)]
     return statistics.median(times)
 
 
@@ -87,7 +82,7 @@ def run_sweep(
     for variant in variants:
         try:
             seconds = graph_time_s(variant.build())
-        except Exception as error:
+        except Exception as error:  # a variant that cannot run must not end the sweep
             print(f"{variant.group} {variant.label}: failed {error!r:.300}", flush=True)
             continue
         found.setdefault(variant.group, {})[variant.label] = seconds
