@@ -92,11 +92,6 @@ class DecodeGraphs:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool: Any = None
 
-    @property
-    def num_graphs(self) -> int:
-        """Graphs that are ready."""
-        return len(self._graphs)
-
     def capture_all(self) -> None:
         """Make every graph, the largest first, so that the others use its memory."""
         if not self._use_graphs:
