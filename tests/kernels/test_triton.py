@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from lingflash.kernels.lightning_attn import decay_tables, lightning_attention_reference
-from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
+from lingflash.kernels.lightning_attn.triton_kernel import (
+    gated_lightning_decode_triton,
+    lightning_decode_triton,
+)
 from lingflash.kernels.mla import mla_attention_reference
 from lingflash.kernels.mla.triton_kernel import mla_decode_triton
 from lingflash.kernels.moe_route import route_tokens
@@ -158,3 +161,24 @@ def test_lightning_decode_when_tails_fill_and_fold_then_as_the_recurrence(
         expected, _ = lightning_attention_reference(q, k, v.double(), rate.to(DEVICE))
         mine = torch.stack([out[i].view(heads, dim) for out in got]).double()
         assert (mine - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+def test_lightning_decode_when_gated_then_only_the_norm_factor_is_left():
+    heads, dim, num_seqs, groups = 4, 40, 3, 2
+    inner = heads * dim
+    tables = decay_tables(torch.full((heads,), 0.1, dtype=torch.float64), 64, dim, DEVICE)
+    fused, weight = randn(num_seqs, 4 * inner + 8)[:, : 4 * inner], randn(inner)
+    cos, sin = randn(num_seqs, 1, 4), randn(num_seqs, 1, 4)
+    memory = [randn(4, heads, n, dim) for n in (dim, 16, 16)]
+    slots, offsets = (torch.tensor(x, device=DEVICE) for x in ([3, 1, 0], [2, 15, 0]))
+    given = fused, None, cos, sin, tables
+    plain = [x.clone() for x in memory]
+    out = lightning_decode_triton(*given, *plain, slots, offsets, eps=EPS)
+    expected = gated_group_rms_norm_triton(out, fused[:, 3 * inner :], weight, groups, EPS)
+    y, squares = gated_lightning_decode_triton(
+        *given, *memory, slots, offsets, w_gate=weight, eps=EPS
+    )
+    means = squares.view(num_seqs, groups, -1).sum(-1) / (inner // groups)
+    factors = (means + EPS).rsqrt().repeat_interleave(inner // groups, 1)
+    torch.testing.assert_close(y * factors, expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(plain, memory, strict=True))

@@ -16,12 +16,14 @@ from lingflash.kernels.moe_gemm.triton_decode import (
 )
 from lingflash.kernels.moe_route import route_tokens
 from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
-from lingflash.kernels.rmsnorm import rms_norm_reference
+from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
+from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
 from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
 from lingflash.kernels.sampling import noise_key, sample_tokens
 from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
 from lingflash.kernels.skinny_gemm import skinny_gemm_reference
 from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm, RowNorm, one_row_product
 from lingflash.quant.pack import dequantize, quantize_fp8, quantize_int4
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,6 +65,34 @@ def test_skinny_gemm_when_sizes_are_odd_then_as_the_reference(tokens, rows, widt
     assert out.isfinite().all()
     if tokens:
         assert relative_error(out, expected) < (2e-3 if scaled else 1e-5)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(5, 256), (40, 384)])
+@pytest.mark.parametrize("quant", ["none", "block"])
+@pytest.mark.parametrize("norm", ["none", "row", "groups"])
+@pytest.mark.parametrize("add", [False, True])
+def test_one_row_product_when_normed_and_added_then_as_one_after_the_other(
+    rows, width, quant, norm, add
+):
+    w, scale = randn(rows, width).to(torch.bfloat16), None
+    if quant == "block":
+        w = w.to(torch.float8_e4m3fn)
+        scale = torch.rand(-(-rows // 128), -(-width // 128), device=DEVICE) + 0.5
+    # Beyond float16, which a norm that is not fused would have to pass.
+    x, weight = randn(1, width, dtype=torch.bfloat16) * 1e4, randn(width) * 1e4
+    given, normed = None, x.float()
+    if norm == "row":
+        given, normed = RowNorm(weight, EPS), rms_norm_reference(x.float(), weight, EPS)
+    elif norm == "groups":
+        groups = width // 128
+        squares = x.float().square().view(groups, 4, -1).sum(-1)
+        given = GroupNorm(squares, EPS)
+        normed = group_rms_norm_reference(x.float(), weight, groups, EPS)
+        x = x.float() * weight
+    out = randn(1, rows)
+    expected = skinny_gemm_reference(normed, w, scale) + (out if add else 0.0)
+    one_row_product(x, w, scale, out, norm=given, add=add)
+    assert relative_error(out, expected) < 1e-5
 
 
 def experts(fmt, count, rows, width):
@@ -170,18 +200,43 @@ def test_router_when_called_then_the_same_experts_and_weights(tokens, count, gro
     torch.testing.assert_close(got_weights, weights, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("count", "groups"), [(8, 4), (21, 3)])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_router_of_one_token_when_it_norms_then_as_the_norm_and_the_router(count, groups, ordered):
+    width = 256
+    residual, weight = randn(1, width, dtype=torch.bfloat16), randn(width)
+    w_gate, bias = randn(count, width), randn(count)
+    rules = {
+        "num_groups": groups, "topk_groups": 2, "topk": 3, "norm_topk_prob": True,
+        "scaling_factor": 2.5,
+    }  # fmt: skip
+    normed = rms_norm_reference(residual.float(), weight, EPS)
+    ids, weights = route_tokens(normed, w_gate, bias, **rules)
+    got_ids = torch.full((1, 3), -7, dtype=torch.int32, device=DEVICE)
+    got_weights = torch.full((1, 3), float("nan"), device=DEVICE)
+    logits, x, other = (torch.full((1, n), float("nan"), device=DEVICE) for n in (count, 256, 256))
+    order = nibble_order(width).to(DEVICE, torch.int32)
+    norm_and_route_one(
+        residual, weight, EPS, w_gate, bias, logits, x, (other, order) if ordered else None,
+        got_ids, got_weights, **rules,
+    )  # fmt: skip
+    assert torch.equal(got_ids.long(), ids)
+    torch.testing.assert_close(got_weights, weights, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x, normed, rtol=1e-5, atol=1e-5)
+    assert torch.equal(other[:, order.long()], x) if ordered else other.isnan().all()
+
+
 @pytest.mark.parametrize("num_parts", [0, 1, 3])
 def test_norm_when_parts_are_added_then_the_residual_keeps_their_sum(num_parts):
     width = 256
     residual, weight = randn(3, width, dtype=torch.bfloat16), randn(width)
     parts = randn(3, num_parts, width) if num_parts else None
-    extra = randn(3, width, dtype=torch.bfloat16) if num_parts else None
     total = residual.float()
     if parts is not None:
-        total = total + parts.sum(1) + extra.float()
+        total = total + parts.sum(1)
     order = nibble_order(width).to(DEVICE, torch.int32)
     out, ordered = (torch.full((3, width), float("nan"), device=DEVICE) for _ in range(2))
-    add_parts_rms_norm(parts, extra, residual, weight, EPS, out, (ordered, order))
+    add_parts_rms_norm(parts, residual, weight, EPS, out, (ordered, order))
     torch.testing.assert_close(residual, total.bfloat16())
     expected = rms_norm_reference(total.bfloat16().float(), weight, EPS)
     torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)

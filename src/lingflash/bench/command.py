@@ -351,6 +351,9 @@ def latency(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Also a table of the kernels.")
     ] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Also the whole engine's steps, overlapped and plain.")
+    ] = False,
     out: JsonOption = None,
     allow_dirty: DirtyOption = False,
     commit: CommitOption = None,
@@ -369,6 +372,7 @@ def latency(
         prefills=prefill or [],
         repeats=repeats,
         kernels=kernels,
+        engine=engine,
         out=out,
         allow_dirty=allow_dirty,
         commit=commit,

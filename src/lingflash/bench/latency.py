@@ -274,6 +274,7 @@ def run_latency(
     prefills: Sequence[int],
     repeats: int,
     kernels: bool,
+    engine: bool,
     out: Path | None,
     allow_dirty: bool,
     commit: str | None = None,
@@ -289,6 +290,7 @@ def run_latency(
         prefills: prompts to time.
         repeats: counted rounds of _STEPS steps.
         kernels: list the kernels of the first decode case and of the first prompt.
+        engine: also time the whole engine's steps, at the first context.
         out: file to write.
         allow_dirty: see Record.
         commit: of the sources, where they were copied without their history.
@@ -302,6 +304,7 @@ def run_latency(
     require(all(n >= 1 for n in contexts), "--context", list(contexts), "1 or more")
     require(all(n >= 1 for n in prefills), "--prefill", list(prefills), "1 or more")
     require(repeats >= 1, "--repeats", repeats, "1 or more")
+    require(not engine or len(contexts) > 0, "--engine", engine, "a --context to decode at")
     config = shape_config(shape, layers)
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -313,7 +316,8 @@ def run_latency(
     if commit is not None:
         record.source = SourceState(commit, False)
     torch.manual_seed(0)
-    longest = max([n + 2 * _STEPS for n in contexts] + list(prefills) + [1])
+    # The engine's answers are sixteen rounds long.
+    longest = max([n + 16 * _STEPS for n in contexts] + list(prefills) + [1])
     quant: FormatName | None = None if format_name == "bf16" else format_name  # pyright: ignore
     ceilings = GpuCeilings()
     ceilings.sample()
@@ -336,6 +340,13 @@ def run_latency(
         _time_prefill(record, model, ceilings, num_tokens, repeats, first)
         first = False
         torch.cuda.empty_cache()
+    if engine:
+        # Not at the top: the engine needs packages that the rest of this file does without.
+        from lingflash.bench.gpu_engine import time_engine
+
+        for num_seqs in batches:
+            time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
+            torch.cuda.empty_cache()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
@@ -458,6 +469,7 @@ if __name__ == "__main__":
         parser.add_argument(flag, type=int, nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--engine", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--allow-dirty", action="store_true")
     parser.add_argument("--commit")
@@ -471,6 +483,7 @@ if __name__ == "__main__":
         prefills=given.prefill,
         repeats=given.repeats,
         kernels=given.kernels,
+        engine=given.engine,
         out=given.out,
         allow_dirty=given.allow_dirty,
         commit=given.commit,

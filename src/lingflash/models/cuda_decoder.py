@@ -1,17 +1,23 @@
-"""The model's fast path for decoding on the GPU: one token of each sequence, about ten launches a
-layer, no question to the host, so that a step can be captured as a graph.
+"""The model's fast path for decoding on the GPU: one token of each sequence, no question to the
+host, so that a step can be captured as a graph.
 
 The same weights, the same memory and, up to rounding between products, the same arithmetic as
-BailingHybrid.forward, which remains the definition.
+BailingHybrid.forward, which remains the definition. Several rows take about ten launches a layer:
 
     norm(+ what the layer before gave) -> qkvg -> lightning -> group norm, gate -> dense
-    norm(+ attention) -> router, choice -> gate, up -> down -> (summed by the next norm)
+    norm(+ attention) -> router -> choice -> gate, up -> down -> (summed by the next norm)
+
+One row takes seven: every product norms what it reads, and adds what it gives to the stream.
+
+    qkvg -> lightning, gate -> dense
+    router -> choice -> gate, up -> down
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +30,9 @@ from lingflash.models.layers.feed_forward import DenseMlp, MoeMlp
 from lingflash.models.layers.lightning import LightningLayer
 from lingflash.models.layers.mla import MlaLayer
 from lingflash.quant.matrix import Matrix, QuantizedExperts, QuantizedMatrix, StackedMatrix
+
+if TYPE_CHECKING:
+    from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm
 
 # Most sequences of a step: the plan of rows by expert is made by one program.
 MAX_DECODE_SEQS = 256
@@ -64,7 +73,12 @@ class _Flow:
     inputs: DecodeInputs
     rotary: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
     residual: Tensor
+    # What the next norm adds to the stream, [N, P, D]; of one row it has been added already.
     parts: Tensor | None = None
+
+    @property
+    def is_one_row(self) -> bool:
+        return self.residual.shape[0] == 1
 
 
 _Part = Callable[[_Flow], None]
@@ -122,7 +136,7 @@ class CudaDecoder:
             feed_forward(flow)
         out = torch.empty_like(residual)
         return add_parts_rms_norm(
-            flow.parts, None, residual, model.w_norm, model.config.rms_norm_eps, out
+            flow.parts, residual, model.w_norm, model.config.rms_norm_eps, out
         )
 
     @torch.inference_mode()
@@ -134,24 +148,50 @@ class CudaDecoder:
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=self._device)
 
-    def _product(
-        self, matrix: Matrix, *, scaled: bool = False
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """x, out -> out = x W^T."""
+    def _product(self, matrix: Matrix, *, scaled: bool = False) -> Callable[..., Tensor]:
+        """x, out -> out = x W^T; for one row also norm and add as in one_row_product."""
         from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+        from lingflash.kernels.skinny_gemm.triton_one_row import one_row_product
 
         parts = _products(matrix)
 
-        def run(x: Tensor, out: Tensor) -> Tensor:
-            if len(parts) == 1:
-                values, scale = parts[0]
-                return skinny_gemm_triton(x, values, scale, out, scaled=scaled)
+        def run(x: Tensor, out: Tensor, **one_row: Any) -> Tensor:
             column = 0
             for values, scale in parts:
-                end = column + values.shape[0]
-                skinny_gemm_triton(x, values, scale, out[:, column:end], scaled=scaled)
-                column = end
+                piece = out[:, column : column + values.shape[0]]
+                if x.shape[0] == 1:
+                    one_row_product(x, values, scale, piece, **one_row)
+                else:
+                    skinny_gemm_triton(x, values, scale, piece, scaled=scaled)
+                column += values.shape[0]
             return out
+
+        return run
+
+    def _normed_product(self, weight: Tensor, matrix: Matrix) -> Callable[[_Flow, int], Tensor]:
+        """The stream, with what is pending, through a norm and a product: bfloat16 [N, width]."""
+        from lingflash.kernels.skinny_gemm.triton_one_row import RowNorm
+
+        norm, product = self._norm(weight), self._product(matrix)
+        row_norm = RowNorm(weight, self._model.config.rms_norm_eps)
+
+        def run(flow: _Flow, width: int) -> Tensor:
+            out = self._empty(flow.residual.shape[0], width, dtype=torch.bfloat16)
+            if flow.is_one_row:
+                return product(flow.residual, out, norm=row_norm)
+            return product(norm(flow)[0], out)
+
+        return run
+
+    def _product_to_stream(self, matrix: Matrix, *, scaled: bool = False) -> Callable[..., None]:
+        """flow, x -> x W^T goes to the stream; of one row, x through a GroupNorm first."""
+        product = self._product(matrix, scaled=scaled)
+
+        def run(flow: _Flow, x: Tensor, norm: GroupNorm | None = None) -> None:
+            if flow.is_one_row:
+                product(x, flow.residual, norm=norm, add=True)
+            else:
+                flow.parts = product(x, self._empty(*flow.residual.shape))[:, None]
 
         return run
 
@@ -167,11 +207,9 @@ class CudaDecoder:
         def run(flow: _Flow) -> tuple[Tensor, Tensor]:
             shape = flow.residual.shape
             x = self._empty(*shape, dtype=self._narrow)
-            # One row is multiplied as float32, and threads need not convert what they share.
-            dtype = torch.float32 if shape[0] == 1 else self._narrow
-            other = self._empty(*shape, dtype=dtype) if ordered else x
+            other = torch.empty_like(x) if ordered else x
             add_parts_rms_norm(
-                flow.parts, None, flow.residual, weight, eps, x,
+                flow.parts, flow.residual, weight, eps, x,
                 (other, self._order) if ordered else None,
             )  # fmt: skip
             return x, other
@@ -184,28 +222,35 @@ class CudaDecoder:
         return self._lightning(layer, layer.attention)
 
     def _lightning(self, layer: DecoderLayer, a: LightningLayer) -> _Part:
-        from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
+        from lingflash.kernels.lightning_attn.triton_kernel import (
+            gated_lightning_decode_triton,
+            lightning_decode_triton,
+        )
         from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
+        from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm
 
         c, cache, i = self._model.config, self._cache, a.state_index
-        inner = c.num_attention_heads * c.head_dim
+        inner, groups = c.num_attention_heads * c.head_dim, c.group_norm_size
+        # The product takes the norm's factor of 128 columns at once.
+        fuses = c.num_attention_heads % groups == 0 and inner // groups % 128 == 0
         tables: DecayTables = a.tables(lightning_chunk(False), self._device)
         memory = cache.states[i], cache.tail_k[i], cache.tail_v[i]
-        norm, into = self._norm(layer.w_input_norm), self._product(a.w_qkvg)
-        back = self._product(a.w_dense)
+        into = self._normed_product(layer.w_input_norm, a.w_qkvg)
+        back = self._product_to_stream(a.w_dense)
+        options = {"eps": c.rms_norm_eps, "silu": c.linear_silu}
 
         def run(flow: _Flow) -> None:
-            x, _ = norm(flow)
-            rows, inputs = x.shape[0], flow.inputs
-            fused = into(x, self._empty(rows, 4 * inner, dtype=torch.bfloat16))
-            out = lightning_decode_triton(
-                fused, a.w_qk_norm, *flow.rotary[0], tables, *memory, inputs.state_slots,
-                inputs.tail_offsets, eps=c.rms_norm_eps, silu=c.linear_silu,
-            )  # fmt: skip
-            y = gated_group_rms_norm_triton(
-                out, fused[:, 3 * inner :], a.w_g_norm, c.group_norm_size, c.rms_norm_eps
-            )
-            flow.parts = back(y, self._empty(rows, c.hidden_size))[:, None]
+            fused = into(flow, 4 * inner)
+            slots = flow.inputs.state_slots, flow.inputs.tail_offsets
+            given = fused, a.w_qk_norm, *flow.rotary[0], tables, *memory, *slots
+            if flow.is_one_row and fuses:
+                y, squares = gated_lightning_decode_triton(*given, w_gate=a.w_g_norm, **options)
+                back(flow, y, GroupNorm(squares.view(groups, -1), c.rms_norm_eps))
+                return
+            out = lightning_decode_triton(*given, **options)
+            gate = fused[:, 3 * inner :]
+            y = gated_group_rms_norm_triton(out, gate, a.w_g_norm, groups, c.rms_norm_eps)
+            back(flow, y)
 
         return run
 
@@ -221,16 +266,14 @@ class CudaDecoder:
         latents = self._cache.latents[a.latent_index]
         heads, nope = c.num_attention_heads, c.qk_nope_head_dim
         q_width = heads * (nope + c.qk_rope_head_dim)
-        norm, into = self._norm(layer.w_input_norm), self._product(a.w_in)
+        into = self._normed_product(layer.w_input_norm, a.w_in)
         q_b = None if a.w_q_b is None else self._product(a.w_q_b)
         w_q_norm = None if a.w_q_b is None else a.w_q_norm
-        back = self._product(a.w_dense, scaled=True)
+        back = self._product_to_stream(a.w_dense, scaled=True)
 
         def run(flow: _Flow) -> None:
-            x, _ = norm(flow)
-            rows, inputs, (cos, sin) = x.shape[0], flow.inputs, flow.rotary[1]
-            width = a.first_width + c.latent_dim
-            fused = into(x, self._empty(rows, width, dtype=torch.bfloat16))
+            rows, inputs, (cos, sin) = flow.residual.shape[0], flow.inputs, flow.rotary[1]
+            fused = into(flow, a.first_width + c.latent_dim)
             low = self._empty(rows, a.first_width, dtype=self._narrow)
             write_latents(
                 fused, w_q_norm, a.w_kv_norm, cos, sin, inputs.slot_mapping, low,
@@ -247,7 +290,7 @@ class CudaDecoder:
             )  # fmt: skip
             out = self._empty(rows, heads * c.v_head_dim, dtype=torch.bfloat16)
             unabsorb_values(mixed, a.w_kvb, out, nope=nope)
-            flow.parts = back(out, self._empty(rows, c.hidden_size))[:, None]
+            back(flow, out)
 
         return run
 
@@ -262,6 +305,7 @@ class CudaDecoder:
             DecodeExperts,
             all_rows,
             down_decode,
+            down_one_token,
             gate_up_decode,
         )
 
@@ -274,8 +318,11 @@ class CudaDecoder:
             ids, weights, plan = all_rows(x.shape[0], self._device)
             act = self._empty(x.shape[0], 1, width, dtype=torch.bfloat16)
             gate_up_decode(x, gate_up, ids, plan, act)
-            flow.parts = self._empty(x.shape[0], 1, hidden)
-            down_decode(act, down, ids, weights, plan, flow.parts)
+            if plan is None:
+                down_one_token(act, down, ids, weights, flow.residual)
+            else:
+                flow.parts = self._empty(x.shape[0], 1, hidden)
+                down_decode(act, down, ids, weights, plan, flow.parts)
 
         return run
 
@@ -283,41 +330,56 @@ class CudaDecoder:
         from lingflash.kernels.moe_gemm.triton_decode import (
             DecodeExperts,
             down_decode,
+            down_one_token,
             gate_up_decode,
             plan_rows,
         )
         from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+        from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 
-        c = self._model.config
+        c, w_norm = self._model.config, layer.w_post_norm
         gate_up = DecodeExperts(*_experts(mlp.w_gate_up))
         down = DecodeExperts(*_experts(mlp.w_down))
-        norm = self._norm(layer.w_post_norm, ordered=gate_up.is_int4)
+        norm = self._norm(w_norm, ordered=gate_up.is_int4)
         shared = shared_down = None
         if mlp.shared is not None:
             shared = DecodeExperts(*_one_expert(mlp.shared.w_gate_up))
             shared_down = DecodeExperts(*_one_expert(mlp.shared.w_down))
         choices = c.num_experts_per_tok + (shared is not None)
+        rules = {
+            "num_groups": c.n_group, "topk_groups": c.topk_group, "topk": c.num_experts_per_tok,
+            "norm_topk_prob": c.norm_topk_prob, "scaling_factor": c.routed_scaling_factor,
+        }  # fmt: skip
 
         def run(flow: _Flow) -> None:
-            x, ordered = norm(flow)
-            rows = x.shape[0]
+            rows = flow.residual.shape[0]
             ids = self._empty(rows, c.num_experts_per_tok, dtype=torch.int32)
             weights = self._empty(rows, c.num_experts_per_tok)
-            scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
-            route_decode(
-                x, mlp.w_gate, mlp.expert_bias, scores, ids, weights,
-                num_groups=c.n_group, topk_groups=c.topk_group, topk=c.num_experts_per_tok,
-                norm_topk_prob=c.norm_topk_prob, scaling_factor=c.routed_scaling_factor,
-            )  # fmt: skip
             self.topk_ids.append(ids)
-            plan = None if rows == 1 else plan_rows(ids, c.num_experts)
-            kept = torch.float32 if rows == 1 else torch.bfloat16
-            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=kept)
+            if flow.is_one_row:
+                logits = self._empty(1, c.num_experts)
+                x = ordered = self._empty(1, c.hidden_size, dtype=self._narrow)
+                if gate_up.is_int4:
+                    ordered = self._empty(1, c.hidden_size)
+                norm_and_route_one(
+                    flow.residual, w_norm, c.rms_norm_eps, mlp.w_gate, mlp.expert_bias, logits, x,
+                    (ordered, self._order) if gate_up.is_int4 else None, ids, weights, **rules,
+                )  # fmt: skip
+                act = self._empty(1, choices, c.moe_intermediate_size)
+                gate_up_decode(
+                    ordered, gate_up, ids, None, act, nibbles=down.is_int4, plain=x, shared=shared
+                )
+                down_one_token(act, down, ids, weights, flow.residual, shared=shared_down)
+                return
+            x, ordered = norm(flow)
+            scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
+            route_decode(x, mlp.w_gate, mlp.expert_bias, scores, ids, weights, **rules)
+            plan = plan_rows(ids, c.num_experts)
+            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
             gate_up_decode(
                 ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
             )
-            num_parts = -(-choices // 3) if rows == 1 else choices
-            flow.parts = self._empty(rows, num_parts, c.hidden_size)
+            flow.parts = self._empty(rows, choices, c.hidden_size)
             down_decode(act, down, ids, weights, plan, flow.parts, shared=shared_down)
 
         return run

@@ -133,7 +133,7 @@ def _others(tokens: int) -> list[Variant]:
         parts = torch.randn(tokens, TOPK + 1, HIDDEN, device=CUDA)
         residual = torch.zeros(tokens, HIDDEN, dtype=torch.bfloat16, device=CUDA)
         weight, out = torch.ones(HIDDEN, device=CUDA), torch.empty(tokens, HIDDEN, device=CUDA)
-        run = partial(add_parts_rms_norm, parts, None, residual, weight, 1e-6, out.half())
+        run = partial(add_parts_rms_norm, parts, residual, weight, 1e-6, out.half())
         return [run] * _COPIES
 
     def gate() -> Launches:

@@ -6,7 +6,7 @@ registers, so programs of one head need not wait for each other.
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportReturnType=false
 from __future__ import annotations
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from lingflash.kernels.lightning_attn import ANCHOR, DecayTables
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["lightning_decode_triton"]
+__all__ = ["gated_lightning_decode_triton", "lightning_decode_triton"]
 
 
 @triton.jit
@@ -46,20 +46,35 @@ def _normed_and_rotated(
 @triton.jit
 def _decode_kernel(
     fused_ptr, norm_ptr, cos_ptr, sin_ptr, decode_ptr, decode_query_ptr, fold_ptr, carry_ptr,
-    states_ptr, tail_k_ptr, tail_v_ptr, slot_ptr, offset_ptr, out_ptr,
+    states_ptr, tail_k_ptr, tail_v_ptr, slot_ptr, offset_ptr, gate_ptr, squares_ptr, out_ptr,
     fused_stride, angle_stride, fold_stride, tail, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, ANCHOR_TOKENS: tl.constexpr,
-    HAS_NORM: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    PDL: tl.constexpr,
+    HAS_NORM: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     sequence, head = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, BLOCK_D)
     column = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     place = tl.arange(0, ANCHOR_TOKENS)
-    wait_for_previous(PDL)
-    slot, offset = tl.load(slot_ptr + sequence), tl.load(offset_ptr + sequence)
     inside, shown = channel < DIM, column < DIM
+    # What this layer kept is of an earlier step, which has ended: steps begin with a launch that
+    # waits for everything (the embedding). So it is asked for before the wait.
+    slot, offset = tl.load(slot_ptr + sequence), tl.load(offset_ptr + sequence)
+    tail_row = (slot * HEADS + head) * tail
+    earlier = place < offset
+    key_at = tail_k_ptr + (tail_row + place)[:, None] * DIM + channel[None, :]
+    value_at = tail_v_ptr + (tail_row + place)[:, None] * DIM + column[None, :]
+    keys = tl.load(key_at, mask=earlier[:, None] & inside[None, :], other=0.0)
+    values = tl.load(value_at, mask=earlier[:, None] & shown[None, :], other=0.0)
+    state_at = states_ptr + ((slot * HEADS + head) * DIM + channel)[:, None] * DIM + column[None, :]
+    whole = inside[:, None] & shown[None, :]
+    state = tl.load(state_at, mask=whole, other=0.0)
+    decay = tl.load(decode_ptr + (offset * HEADS + head) * ANCHOR_TOKENS + place)
+    from_state = tl.load(decode_query_ptr + offset * HEADS + head)
+    if GATED:
+        gate_weight = tl.load(gate_ptr + head * DIM + column, mask=shown, other=0.0).to(tl.float32)
+    wait_for_previous(PDL)
     row = fused_ptr + sequence * fused_stride + head * DIM
     cos, sin = cos_ptr + sequence * angle_stride, sin_ptr + sequence * angle_stride
     q = _normed_and_rotated(row, norm_ptr, cos, sin, channel, eps, DIM, HALF, HAS_NORM, SILU)
@@ -69,22 +84,17 @@ def _decode_kernel(
     v = tl.load(row + 2 * HEADS * DIM + column, mask=shown, other=0.0).to(tl.float32)
     if SILU:
         v *= tl.sigmoid(v)
-    tail_row = (slot * HEADS + head) * tail
-    earlier = place < offset
-    key_at = tail_k_ptr + (tail_row + place)[:, None] * DIM + channel[None, :]
-    value_at = tail_v_ptr + (tail_row + place)[:, None] * DIM + column[None, :]
-    keys = tl.load(key_at, mask=earlier[:, None] & inside[None, :], other=0.0)
-    values = tl.load(value_at, mask=earlier[:, None] & shown[None, :], other=0.0)
     keys = tl.where((place == offset)[:, None], k[None, :], keys)
     values = tl.where((place == offset)[:, None], v[None, :], values)
-    decay = tl.load(decode_ptr + (offset * HEADS + head) * ANCHOR_TOKENS + place)
     scores = tl.sum(keys * q[None, :], 1) * decay
-    from_state = tl.load(decode_query_ptr + offset * HEADS + head)
-    state_at = states_ptr + ((slot * HEADS + head) * DIM + channel)[:, None] * DIM + column[None, :]
-    whole = inside[:, None] & shown[None, :]
-    state = tl.load(state_at, mask=whole, other=0.0)
     out = tl.sum(scores[:, None] * values, 0) + tl.sum((q * from_state)[:, None] * state, 0)
-    tl.store(out_ptr + (sequence * HEADS + head) * DIM + column, out, mask=shown)
+    if GATED:
+        piece = (sequence * HEADS + head) * tl.num_programs(2) + tl.program_id(2)
+        tl.store(squares_ptr + piece, tl.sum(tl.where(shown, out * out, 0.0), 0))
+        gate = tl.load(row + 3 * HEADS * DIM + column, mask=shown, other=0.0).to(tl.float32)
+        out *= gate_weight * tl.sigmoid(gate)
+    at = out_ptr + (sequence * HEADS + head) * DIM + column
+    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=shown)
     # Each program writes its own columns; one of them the key.
     at = (tail_row + offset) * DIM
     tl.store(tail_v_ptr + at + column, v, mask=shown)
@@ -137,27 +147,91 @@ def lightning_decode_triton(
         ValueError: a shape, dtype or stride does not fit.
 
     Numerics: float32; within 2e-5 of reference.py relative to the largest output.
-    Sync: none, graph-safe.
+    Sync: none, graph-safe. States, tails, slots and offsets are read before the kernel launched
+        just before this one has ended: it must not have written them.
     """
+    memory, angles = (states, tail_k, tail_v), (cos, sin)
+    out = torch.empty(
+        fused.shape[0], states.shape[1] * states.shape[2], dtype=torch.float32, device=fused.device
+    )
+    _decode(fused, w_qk_norm, angles, tables, memory, slots, offsets, out, eps=eps, silu=silu)
+    return out
+
+
+def gated_lightning_decode_triton(
+    fused: Tensor,
+    w_qk_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    tables: DecayTables,
+    states: Tensor,
+    tail_k: Tensor,
+    tail_v: Tensor,
+    slots: Tensor,
+    offsets: Tensor,
+    *,
+    w_gate: Tensor,
+    eps: float,
+    silu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`lightning_decode_triton` with all of the gated group norm after it but the norm's factor.
+
+    Args:
+        fused: float [N, >= 4 H d]: the gate's columns come after q, k and v.
+        w_gate: float [H d], the group norm's weight.
+
+    Returns:
+        Output times weight times sigmoid(gate), of fused's dtype [N, H d]; and float32 [N, H, P],
+        P partial sums of the squares of each head's output, without weight and gate.
+    """
+    num_seqs, (heads, dim) = fused.shape[0], states.shape[1:3]
+    out = torch.empty(num_seqs, heads * dim, dtype=fused.dtype, device=fused.device)
+    tiles = triton.cdiv(dim, _value_block(dim))
+    squares = torch.empty(num_seqs, heads, tiles, dtype=torch.float32, device=fused.device)
+    memory, angles, gate = (states, tail_k, tail_v), (cos, sin), (w_gate, squares)
+    _decode(fused, w_qk_norm, angles, tables, memory, slots, offsets, out, gate, eps=eps, silu=silu)
+    return out, squares
+
+
+def _value_block(dim: int) -> int:
+    """Value columns of a program."""
+    return min(triton.next_power_of_2(dim), 32)
+
+
+def _decode(
+    fused: Tensor,
+    w_qk_norm: Tensor | None,
+    angles: tuple[Tensor, Tensor],
+    tables: DecayTables,
+    memory: tuple[Tensor, Tensor, Tensor],
+    slots: Tensor,
+    offsets: Tensor,
+    out: Tensor,
+    gate: tuple[Tensor, Tensor] | None = None,
+    *,
+    eps: float,
+    silu: bool,
+) -> None:
+    states, tail_k, tail_v = memory
     num_seqs, heads, dim = fused.shape[0], states.shape[1], states.shape[2]
-    if fused.shape[1] < 3 * heads * dim or fused.stride(1) != 1:
-        raise ValueError(f"fused is {tuple(fused.shape)}; {3 * heads * dim} columns are needed.")
-    memory = (states, tail_k, tail_v)
+    columns = (3 if gate is None else 4) * heads * dim
+    if fused.shape[1] < columns or fused.stride(1) != 1:
+        raise ValueError(f"fused is {tuple(fused.shape)}; {columns} columns are needed.")
     if any(x.dtype != torch.float32 or not x.is_contiguous() for x in memory):
         raise ValueError("states and tails must be contiguous and float32.")
+    cos, sin = angles
     if cos.stride(-1) != 1 or cos.stride() != sin.stride():
         raise ValueError(f"cos and sin have strides {cos.stride()} and {sin.stride()}.")
-    out = torch.empty(num_seqs, heads * dim, dtype=torch.float32, device=fused.device)
     if not num_seqs:
-        return out
-    block_v = min(triton.next_power_of_2(dim), 32)
+        return
+    w_gate, squares = (out, out) if gate is None else gate
+    block_v = _value_block(dim)
     _decode_kernel[(num_seqs, heads, triton.cdiv(dim, block_v))](
         fused, cos if w_qk_norm is None else w_qk_norm, cos, sin,
         tables.decode, tables.decode_query, tables.fold[1],
-        tables.carry[1], states, tail_k, tail_v, slots, offsets, out,
+        tables.carry[1], states, tail_k, tail_v, slots, offsets, w_gate, squares, out,
         fused.stride(0), cos.stride(0), tables.fold.stride(1), tail_k.shape[2], eps,
         HEADS=heads, DIM=dim, HALF=cos.shape[-1], ANCHOR_TOKENS=ANCHOR,
-        HAS_NORM=w_qk_norm is not None, SILU=silu,
+        HAS_NORM=w_qk_norm is not None, SILU=silu, GATED=gate is not None,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v, **launch_options(fused),
     )  # fmt: skip
-    return out

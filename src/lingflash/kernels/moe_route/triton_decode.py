@@ -9,32 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lingflash.kernels.moe_route.triton_kernel import choose_kernel
+from lingflash.kernels.moe_route.triton_kernel import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["ROUTER_PARTS", "route_decode"]
 
 # The product's columns are cut into this many parts, which are summed where the choice is made.
 ROUTER_PARTS = 8
-
-
-@triton.jit
-def _one_logits_kernel(
-    x_ptr, w_ptr, parts_ptr, width,
-    EXPERTS: tl.constexpr, PART_WIDTH: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_W: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    start_next(PDL)
-    expert = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    part = tl.program_id(1)
-    k = part * PART_WIDTH + tl.arange(0, BLOCK_W)
-    end = tl.minimum((part + 1) * PART_WIDTH, width)
-    is_expert = expert < EXPERTS
-    w_at = w_ptr + expert[:, None] * width + k[None, :]
-    w = tl.load(w_at, mask=is_expert[:, None] & (k < end)[None, :], other=0.0)
-    wait_for_previous(PDL)
-    x = tl.load(x_ptr + k, mask=k < end, other=0.0).to(tl.float32)
-    tl.store(parts_ptr + part * EXPERTS + expert, tl.sum(w * x[None, :], 1), mask=is_expert)
 
 
 @triton.jit
@@ -99,24 +80,14 @@ def route_decode(
     if not num_tokens:
         return
     part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
-    options = launch_options(x)
-    if num_tokens == 1:
-        _one_logits_kernel[(triton.cdiv(num_experts, 4), ROUTER_PARTS)](
-            x, w_gate, parts, width, EXPERTS=num_experts, PART_WIDTH=part_width, BLOCK_E=4,
-            BLOCK_W=triton.next_power_of_2(part_width), num_warps=4, **options,
-        )  # fmt: skip
-    else:
-        tiles = triton.cdiv(num_experts, 16), ROUTER_PARTS, triton.cdiv(num_tokens, 16)
-        _logits_kernel[tiles](
-            x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
-            PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=16, BLOCK_M=16, num_warps=4,
-            **options,
-        )  # fmt: skip
-    size = num_experts // num_groups
-    choose_kernel[(num_tokens,)](
-        parts, parts if expert_bias is None else expert_bias, topk_ids, topk_weights,
-        scaling_factor, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
-        PARTS=ROUTER_PARTS, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
-        BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
-        BLOCK_K=triton.next_power_of_2(topk), num_warps=1, **options,
+    tiles = triton.cdiv(num_experts, 16), ROUTER_PARTS, triton.cdiv(num_tokens, 16)
+    _logits_kernel[tiles](
+        x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
+        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=16, BLOCK_M=16, num_warps=4,
+        **launch_options(x),
+    )  # fmt: skip
+    choose(
+        parts, expert_bias, topk_ids, topk_weights, num_groups=num_groups, parts=ROUTER_PARTS,
+        topk_groups=topk_groups, topk=topk, norm_topk_prob=norm_topk_prob,
+        scaling_factor=scaling_factor,
     )  # fmt: skip

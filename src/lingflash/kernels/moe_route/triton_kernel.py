@@ -1,7 +1,7 @@
 """The router's choice on the GPU: sigmoid, bias, group limit, top-k and weights in one program."""
 
-# Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false
+# Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["choose_experts_triton", "choose_kernel"]
+__all__ = ["choose", "choose_experts_triton"]
 
 
 @triton.jit
-def choose_kernel(
+def _choose_kernel(
     logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
     NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
     TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr,
@@ -55,15 +55,20 @@ def choose_kernel(
     choice = tl.arange(0, BLOCK_K)
     ids = tl.zeros([BLOCK_K], tl.int64)
     weights = tl.zeros([BLOCK_K], tl.float32)
+    # Score and expert as one number, so that each choice is one reduction: a float's bits compare
+    # as it does once those of negative ones are turned, and of equal ones the first expert wins.
+    bits = biased.to(tl.int32, bitcast=True)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = (bits.to(tl.int64) << 32) | (0x7FFFFFFF - expert).to(tl.int64)
+    # Places past a group's size bear a number of the next group, and must never be found.
+    key = tl.where(inside, key, -(1 << 63))
     for i in tl.static_range(TOPK):
-        top = tl.max(tl.max(biased, 1), 0)
-        # Of equal scores the first expert; the sentinel is larger than any.
-        found = tl.min(tl.min(tl.where(biased == top, expert, 1 << 30), 1), 0)
-        hit = expert == found
+        best_key = tl.max(tl.max(key, 1), 0)
+        hit = key == best_key
         weight = tl.sum(tl.sum(tl.where(hit, score, 0.0), 1), 0)
-        ids = tl.where(choice == i, found.to(tl.int64), ids)
+        ids = tl.where(choice == i, 0x7FFFFFFF - (best_key & 0x7FFFFFFF), ids)
         weights = tl.where(choice == i, weight, weights)
-        biased = tl.where(hit, float("-inf"), biased)
+        key = tl.where(hit, -(1 << 63), key)
     if NORMALISE:
         weights = weights / (tl.sum(weights, 0) + 1e-20)
     weights *= factor
@@ -105,13 +110,42 @@ def choose_experts_triton(
         )
     ids = torch.empty(num_tokens, topk, dtype=torch.int64, device=logits.device)
     weights = torch.empty(num_tokens, topk, dtype=torch.float32, device=logits.device)
-    if num_tokens:
-        size = num_experts // num_groups
-        choose_kernel[(num_tokens,)](
-            logits, logits if expert_bias is None else expert_bias, ids, weights, scaling_factor,
-            NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups, TOPK=topk,
-            PARTS=1, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
-            BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
-            BLOCK_K=triton.next_power_of_2(topk), **launch_options(logits),
-        )  # fmt: skip
+    choose(
+        logits, expert_bias, ids, weights, num_groups=num_groups, topk_groups=topk_groups,
+        topk=topk, norm_topk_prob=norm_topk_prob, scaling_factor=scaling_factor,
+    )  # fmt: skip
     return ids, weights
+
+
+def choose(
+    logits: Tensor,
+    expert_bias: Tensor | None,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    *,
+    num_groups: int,
+    topk_groups: int,
+    topk: int,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+    parts: int = 1,
+) -> None:
+    """The choice from logits, into given memory.
+
+    Args:
+        logits: float32 [T, E], or [T, parts, E] that are to be summed; contiguous.
+        expert_bias: float32 [E] or None.
+        topk_ids: int32 or int64 [T, topk], written.
+        topk_weights: float32 [T, topk], written.
+
+    Numerics: float32. Sync: none, graph-safe.
+    """
+    num_tokens, size = topk_ids.shape[0], logits.shape[-1] // num_groups
+    if num_tokens:
+        _choose_kernel[(num_tokens,)](
+            logits, logits if expert_bias is None else expert_bias, topk_ids, topk_weights,
+            scaling_factor, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups,
+            TOPK=topk, PARTS=parts, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
+            BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
+            BLOCK_K=triton.next_power_of_2(topk), num_warps=1, **launch_options(logits),
+        )  # fmt: skip

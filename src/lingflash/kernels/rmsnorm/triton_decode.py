@@ -16,9 +16,8 @@ __all__ = ["add_parts_rms_norm"]
 
 @triton.jit
 def _add_parts_kernel(
-    parts_ptr, extra_ptr, residual_ptr, weight_ptr, out_ptr, ordered_ptr, order_ptr, width, eps,
-    PARTS: tl.constexpr, HAS_EXTRA: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+    parts_ptr, residual_ptr, weight_ptr, out_ptr, ordered_ptr, order_ptr, width, eps,
+    PARTS: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
     row = tl.program_id(0).to(tl.int64)
@@ -31,8 +30,6 @@ def _add_parts_kernel(
     for part in tl.static_range(PARTS):
         place = (row * PARTS + part) * width + column
         x += tl.load(parts_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    if HAS_EXTRA:
-        x += tl.load(extra_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
     if PARTS > 0:
         # The stream is kept in its own dtype, and what is normalised is what was kept.
         total = x.to(residual_ptr.dtype.element_ty)
@@ -48,18 +45,16 @@ def _add_parts_kernel(
 
 def add_parts_rms_norm(
     parts: Tensor | None,
-    extra: Tensor | None,
     residual: Tensor,
     weight: Tensor,
     eps: float,
     out: Tensor,
     ordered: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """residual += sum of parts + extra, in place; then its norm, and a copy in another order.
+    """residual += sum of parts, in place; then its norm, and a copy in another order.
 
     Args:
         parts: float [T, P, D], contiguous; None adds nothing.
-        extra: float [T, D], contiguous, only with parts.
         residual: any float dtype [T, D], contiguous; updated.
         weight: float [D].
         eps: added to the mean square.
@@ -73,9 +68,8 @@ def add_parts_rms_norm(
     if rows:
         other, order = (out, out) if ordered is None else ordered
         _add_parts_kernel[(rows,)](
-            residual if parts is None else parts, residual if extra is None else extra, residual,
-            weight, out, other, order, width, eps, PARTS=num_parts, HAS_EXTRA=extra is not None,
-            ORDERED=ordered is not None, BLOCK=triton.next_power_of_2(width),
+            residual if parts is None else parts, residual, weight, out, other, order, width, eps,
+            PARTS=num_parts, ORDERED=ordered is not None, BLOCK=triton.next_power_of_2(width),
             num_warps=16 if width >= 2048 else 4, **launch_options(residual),
         )  # fmt: skip
     return out

@@ -17,7 +17,8 @@ from lingflash.kernels.triton_launch import launch_options, start_next, wait_for
 
 __all__ = ["sample_tokens_triton"]
 
-_PIECE = 2048
+# Two logarithms in float64 a token take longer than reading it: small pieces use every processor.
+_PIECE = 512
 
 
 @triton.jit
@@ -112,7 +113,7 @@ def sample_tokens_triton(
     options = launch_options(logits)
     _best_of_piece_kernel[(rows, pieces)](
         logits, temperature, keys, bits, values, tokens, vocab_size, logits.stride(0),
-        bits.stride(0), pieces, HAS_ALLOWED=allowed is not None, BLOCK=_PIECE, num_warps=8,
+        bits.stride(0), pieces, HAS_ALLOWED=allowed is not None, BLOCK=_PIECE, num_warps=4,
         **options,
     )  # fmt: skip
     _best_of_all_kernel[(rows,)](

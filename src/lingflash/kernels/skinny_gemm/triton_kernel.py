@@ -1,8 +1,7 @@
 """x W^T for few rows of x on the GPU: every weight is read once, at the memory's rate.
 
-Two forms. One row: each thread multiplies what it loaded, and sums are made at the end. More rows:
-16 or more are given to the tensor cores, most of them empty at small batches, which costs nothing
-as long as the weights come from memory.
+16 rows or more are given to the tensor cores, most of them empty at small batches, which costs
+nothing as long as the weights come from memory. One row has a form of its own (triton_one_row.py).
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
@@ -17,13 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, one_row_product, row_sums
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["SkinnyTiles", "skinny_gemm_triton", "skinny_tiles"]
-
-# FP8 scales are per 128 x 128 weights.
-SCALE_BLOCK = tl.constexpr(128)
+__all__ = ["SCALE_BLOCK", "SkinnyTiles", "row_sums", "skinny_gemm_triton", "skinny_tiles"]
 
 
 @triton.jit
@@ -46,70 +43,6 @@ def narrow(x, SCALED: tl.constexpr):
         factor = tl.maximum(top, 1e-30) * (1.0 / 1024.0)
         return (x.to(tl.float32) / factor[:, None]).to(tl.float16), factor
     return x.to(tl.float16), tl.full([x.shape[0]], 1.0, tl.float32)
-
-
-@triton.jit
-def row_sums(
-    x_ptr, w_row, scale_row, row_ok,
-    WIDTH: tl.constexpr, BLOCK_SCALE: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """One row of x times BLOCK_N rows of weights that share their scales: float32 [BLOCK_N].
-
-    Nothing is staged in shared memory and little is kept in registers: what hides the memory's
-    latency is the number of threads that each ask for 16 bytes (docs/gpu-notes.md).
-    """
-    chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
-    total = tl.zeros([BLOCK_N], tl.float32)
-    for step in range((WIDTH + CHUNKS * 128 - 1) // (CHUNKS * 128)):
-        here = step * CHUNKS + chunk
-        at = here[:, None] * 128 + k[None, :]
-        places = w_row[:, None, None] + at[None, :, :]
-        if EVEN:
-            w = tl.load(places, eviction_policy="evict_first")
-        else:
-            w = tl.load(places, mask=row_ok[:, None, None] & (at < WIDTH)[None, :, :], other=0.0)
-        x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-        if BLOCK_SCALE:
-            x *= tl.load(scale_row + here, mask=here * SCALE_BLOCK < WIDTH, other=0.0)[:, None]
-        total += tl.sum(tl.sum(w.to(tl.float32) * x[None, :, :], 2), 1)
-    return total
-
-
-@triton.jit
-def _one_row_kernel(
-    x_ptr, w_ptr, scale_ptr, out_ptr, num_rows, scale_stride,
-    WIDTH: tl.constexpr, QUANT: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    start_next(PDL)
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_ok = row < num_rows
-    w_row = w_ptr + row.to(tl.int64) * WIDTH
-    scale_row = scale_ptr + (tl.program_id(0) * BLOCK_N // SCALE_BLOCK) * scale_stride
-    if CHUNKS * 128 >= WIDTH:
-        # All of the weights are asked for before the wait, while the kernel before still runs.
-        chunk = tl.arange(0, CHUNKS)
-        at = chunk[:, None] * 128 + tl.arange(0, 128)[None, :]
-        places = w_row[:, None, None] + at[None, :, :]
-        if EVEN:
-            w = tl.load(places, eviction_policy="evict_first")
-        else:
-            w = tl.load(places, mask=row_ok[:, None, None] & (at < WIDTH)[None, :, :], other=0.0)
-        scale = tl.full([CHUNKS], 1.0, tl.float32)
-        if QUANT == "block":
-            scale = tl.load(scale_row + chunk, mask=chunk * SCALE_BLOCK < WIDTH, other=0.0)
-        wait_for_previous(PDL)
-        x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32) * scale[:, None]
-        out = tl.sum(tl.sum(w.to(tl.float32) * x[None, :, :], 2), 1)
-    else:
-        wait_for_previous(PDL)
-        out = row_sums(
-            x_ptr, w_row, scale_row, row_ok, WIDTH, QUANT == "block", EVEN, BLOCK_N, CHUNKS
-        )
-    if QUANT == "channel":
-        out *= tl.load(scale_ptr + row, mask=row_ok, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row, out.to(out_ptr.dtype.element_ty), mask=row_ok)
 
 
 @triton.jit
@@ -157,7 +90,7 @@ def _rows_kernel(
 
 @dataclass(frozen=True, slots=True)
 class SkinnyTiles:
-    """How a product is cut; block_m 1 is the form for one row, where stages mean nothing."""
+    """How a product of several rows is cut."""
 
     block_m: int
     block_n: int
@@ -168,8 +101,6 @@ class SkinnyTiles:
 
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
-    if num_tokens == 1:
-        return SkinnyTiles(1, 16, 1024, 4, 1) if num_rows > 32768 else SkinnyTiles(1, 4, 4096, 4, 1)
     block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
     return SkinnyTiles(block_m, 64, 128, 4, 6 if itemsize == 1 else 4)
 
@@ -191,13 +122,14 @@ def skinny_gemm_triton(
         scale: of FP8 weights, float32 [ceil(R/128), ceil(K/128)] per block, or [R, 1] per row.
         out: any float dtype [T, R], contiguous rows; written.
         scaled: x is not normed, and may not fit float16.
-        tiles: how to cut; by the shape if None.
+        tiles: how to cut; by the shape if None, one row then in its own form.
 
     Raises:
         ValueError: a shape, dtype or stride does not fit.
 
-    Numerics: accumulates in float32. FP8 weights are taken exactly as float16, x rounded to
-        float16; BF16 weights with x rounded to bfloat16. Sync: none, graph-safe.
+    Numerics: accumulates in float32. One row is not rounded. Of more, FP8 weights are taken
+        exactly as float16, x rounded to float16; BF16 weights with x rounded to bfloat16.
+        Sync: none, graph-safe.
     """
     (num_tokens, width), num_rows = x.shape, w.shape[0]
     if w.shape[1] != width or out.shape != (num_tokens, num_rows):
@@ -212,21 +144,14 @@ def skinny_gemm_triton(
             raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}; float32 {grid}.")
     if not num_tokens:
         return out
+    if num_tokens == 1 and tiles is None:
+        return one_row_product(x, w, scale, out)
     t = tiles or skinny_tiles(num_tokens, num_rows, w.element_size())
     scales = w if scale is None else scale
     scale_stride = scales.stride(0)
     even = num_rows % t.block_n == 0 and width % t.block_k == 0
     pieces = t.block_k // 128 if quant == "block" else 1  # each has scales of its own
     options = launch_options(x)
-    if t.block_m == 1:
-        chunks = min(triton.next_power_of_2(triton.cdiv(width, 128)), t.block_k // 128)
-        even = num_rows % t.block_n == 0 and width % (chunks * 128) == 0
-        _one_row_kernel[(triton.cdiv(num_rows, t.block_n),)](
-            x, w, scales, out, num_rows, scale_stride, WIDTH=width, QUANT=quant, EVEN=even,
-            BLOCK_N=t.block_n, CHUNKS=chunks,
-            num_warps=t.warps, **options,
-        )  # fmt: skip
-        return out
     _rows_kernel[(triton.cdiv(num_tokens, t.block_m), triton.cdiv(num_rows, t.block_n))](
         x, w, scales, out, num_tokens, num_rows, width,
         x.stride(0), out.stride(0), scale_stride,

@@ -1,0 +1,89 @@
+"""The engine around the GPU's graphs: what a step costs with scheduler, sampling and events."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from lingflash.bench.record import Record
+from lingflash.core.config import EngineConfig
+from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.engine.loop import EngineLoop
+from lingflash.engine.memory_plan import MemoryPlan
+from lingflash.engine.model_runner import ModelRunner
+from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.models.bailing_hybrid import BailingHybrid
+
+# Counted steps, steps before them, and tokens of an answer: the first sequence is still at work
+# when the last, whose prompt was computed some steps later, has been counted.
+_STEPS, _WARMUPS = 8 * ANCHOR, ANCHOR
+_ANSWER = 16 * ANCHOR
+_BLOCK = 64
+
+
+def _new_loop(model: BailingHybrid, num_seqs: int, context: int) -> EngineLoop:
+    """An engine for so many sequences that start at `context` tokens; graphs are captured."""
+    c = model.config
+    length = context + _ANSWER
+    tail = len(c.lightning_layers) * c.num_attention_heads * 2 * ANCHOR * c.head_dim * 4
+    state = len(c.lightning_layers) * c.num_attention_heads * c.head_dim**2 * 4
+    plan = MemoryPlan(
+        device="cuda", dtype=model.dtype, available_bytes=0,
+        weights_bytes=model.num_weight_bytes, workspace_bytes=0, state_bytes_per_seq=state + tail,
+        tail_bytes_per_seq=tail, latent_bytes_per_token=model.num_latent_layers * c.latent_dim * 2,
+        num_blocks=num_seqs * -(-length // _BLOCK), block_size=_BLOCK, num_state_slots=num_seqs,
+        max_model_len=length, wanted_model_len=length,
+    )  # fmt: skip
+    config = EngineConfig(
+        model="dummy", max_num_seqs=num_seqs, block_size=_BLOCK, prefix_caching=False, seed=0
+    )
+    runner = ModelRunner(model, plan, batch_invariant=False, stop_token_ids=[])
+    return EngineLoop(config, runner)
+
+
+def time_engine(
+    record: Record, model: BailingHybrid, num_seqs: int, context: int, repeats: int
+) -> None:
+    """Add the time of a decode step of the whole engine, with and without overlapping.
+
+    Args:
+        record: gets "engine bN cM overlapped" and "... plain".
+        model: on the GPU.
+        num_seqs: sequences that decode together, at temperature 1.
+        context: random tokens that each starts with.
+        repeats: rounds of each, alternating.
+    """
+    loop = _new_loop(model, num_seqs, context)
+    samples: dict[str, list[float]] = {"overlapped": [], "plain": []}
+    generator = torch.Generator().manual_seed(context)
+    for _ in range(repeats):
+        for name, times in samples.items():
+            loop.overlaps = name == "overlapped"
+            for i in range(num_seqs):
+                tokens = torch.randint(loop.info.vocab_size, (context,), generator=generator)
+                sampling = SamplingParams(
+                    temperature=1.0, max_tokens=_ANSWER, ignore_eos=True, seed=i
+                )
+                loop.add(
+                    EngineRequest(
+                        request_id=f"r{i}", prompt_token_ids=tokens.tolist(), sampling=sampling
+                    )
+                )
+            begun: set[str] = set()
+            while len(begun) < num_seqs:
+                begun |= {event.request_id for event in loop.step() if event.token_ids}
+            for _ in range(_WARMUPS):
+                loop.step()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(_STEPS):
+                loop.step()
+            times.append((time.perf_counter() - start) / _STEPS * 1e3)
+            while loop.has_work:
+                loop.step()
+    for name, times in samples.items():
+        case = f"engine b{num_seqs} c{context} {name}"
+        ms = record.add(case, "ms", times).median
+        record.derived[case] = {"tokens_per_s": round(num_seqs / ms * 1e3, 1)}
+        print(case, f"{ms:.3f} ms", record.derived[case], flush=True)
