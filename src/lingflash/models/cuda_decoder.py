@@ -80,13 +80,15 @@ class CudaDecoder:
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors) -> None:
         # Triton is there where a GPU is, and only there.
-        from lingflash.kernels.moe_gemm.triton_decode import nibble_order
+        from lingflash.kernels.moe_gemm.triton_decode import nibble_order, pair_order
 
         self._model, self._cache = model, cache
         self._device = model.device
         # Products with quantized weights take float16, which holds those weights exactly.
         self._narrow = torch.float16 if model.is_quantized else torch.bfloat16
-        self._order = nibble_order(model.config.hidden_size).to(model.device, torch.int32)
+        hidden = model.config.hidden_size
+        self._order = nibble_order(hidden).to(model.device, torch.int32)
+        self._pair_order = pair_order(hidden).to(model.device, torch.int32)
         self._layers = [
             (self._attention(layer), self._feed_forward(layer)) for layer in model.layers
         ]
@@ -162,17 +164,17 @@ class CudaDecoder:
         from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
 
         eps = self._model.config.rms_norm_eps
-        _check_norm(weight)
+        # One row's INT4 products add four eightfold values of a row in float16: 16 times its norm.
+        _check_norm(weight, _FLOAT16_MAX / 16 if ordered else _FLOAT16_MAX)
 
         def run(flow: _Flow) -> tuple[Tensor, Tensor]:
             shape = flow.residual.shape
             x = self._empty(*shape, dtype=self._narrow)
-            # One row is multiplied as float32, and threads need not convert what they share.
-            dtype = torch.float32 if shape[0] == 1 else self._narrow
-            other = self._empty(*shape, dtype=dtype) if ordered else x
+            other = self._empty(*shape, dtype=self._narrow) if ordered else x
+            order = self._pair_order if shape[0] == 1 else self._order
             add_parts_rms_norm(
                 flow.parts, None, flow.residual, weight, eps, x,
-                (other, self._order) if ordered else None,
+                (other, order) if ordered else None,
             )  # fmt: skip
             return x, other
 
@@ -262,6 +264,7 @@ class CudaDecoder:
             DecodeExperts,
             all_rows,
             down_decode,
+            down_one_token,
             gate_up_decode,
         )
 
@@ -272,8 +275,13 @@ class CudaDecoder:
         def run(flow: _Flow) -> None:
             x, _ = norm(flow)
             ids, weights, plan = all_rows(x.shape[0], self._device)
-            act = self._empty(x.shape[0], 1, width, dtype=torch.bfloat16)
+            kept = torch.float32 if plan is None else torch.bfloat16
+            act = self._empty(x.shape[0], 1, width, dtype=kept)
             gate_up_decode(x, gate_up, ids, plan, act)
+            if plan is None:
+                down_one_token(act, down, ids, weights, flow.residual)
+                flow.parts = None
+                return
             flow.parts = self._empty(x.shape[0], 1, hidden)
             down_decode(act, down, ids, weights, plan, flow.parts)
 
@@ -283,6 +291,7 @@ class CudaDecoder:
         from lingflash.kernels.moe_gemm.triton_decode import (
             DecodeExperts,
             down_decode,
+            down_one_token,
             gate_up_decode,
             plan_rows,
         )
@@ -316,8 +325,11 @@ class CudaDecoder:
             gate_up_decode(
                 ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
             )
-            num_parts = -(-choices // 3) if rows == 1 else choices
-            flow.parts = self._empty(rows, num_parts, c.hidden_size)
+            if plan is None:
+                down_one_token(act, down, ids, weights, flow.residual, shared=shared_down)
+                flow.parts = None
+                return
+            flow.parts = self._empty(rows, choices, c.hidden_size)
             down_decode(act, down, ids, weights, plan, flow.parts, shared=shared_down)
 
         return run
@@ -388,10 +400,10 @@ def _is_supported(layer: DecoderLayer) -> bool:
     return all(map(_has_product, products)) and all(map(_has_expert_product, experts))
 
 
-def _check_norm(weight: Tensor) -> None:
-    """Refuse a norm whose output could pass float16's range."""
+def _check_norm(weight: Tensor, most: float) -> None:
+    """Refuse a norm whose output could be larger than `most` in length."""
     largest = weight.float().abs().max().item() * weight.shape[0] ** 0.5
-    if largest > _FLOAT16_MAX:
+    if largest > most:
         raise UnsupportedModelError(
             f"a norm's weights reach {largest / weight.shape[0] ** 0.5:g}, so that its output may "
             "pass float16's range, which quantized products take."
