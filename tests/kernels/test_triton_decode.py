@@ -9,9 +9,12 @@ from lingflash.kernels.moe_gemm import expert_mlp_reference
 from lingflash.kernels.moe_gemm.triton_decode import (
     BLOCK_ROWS,
     DecodeExperts,
+    ExpertTiles,
     down_decode,
+    down_one_token,
     gate_up_decode,
     nibble_order,
+    pair_order,
     plan_rows,
 )
 from lingflash.kernels.moe_route import route_tokens
@@ -149,18 +152,71 @@ def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt, shared_
     given, nibbles = plain, fmt.startswith("int4")
     if nibbles:
         given = torch.empty_like(plain)
-        given[:, nibble_order(hidden)] = plain
+        given[:, (pair_order if tokens == 1 else nibble_order)(hidden)] = plain
     choices = topk + (shared is not None)
     act = torch.full((tokens, choices, width), float("nan"), device=DEVICE)
     gate_up_decode(given, gate_up, ids, plan, act, nibbles=nibbles, plain=plain, shared=shared)
-    parts = torch.full((tokens, choices, hidden), float("nan"), device=DEVICE)
-    down_decode(act, down, ids, weights, plan, parts, shared=shared_down)
-    limit = 2e-3 if fmt == "fp8" else 5e-3
-    assert relative_error(parts.sum(1), expected) < limit
-    if tokens == 1:
-        few = torch.full((1, 2, hidden), float("nan"), device=DEVICE)
-        down_decode(act, down, ids, weights, plan, few, shared=shared_down)
-        assert relative_error(few.sum(1), expected) < limit
+    if plan is None:
+        got = torch.zeros(1, hidden, device=DEVICE)
+        down_one_token(act, down, ids, weights, got, shared=shared_down)
+    else:
+        parts = torch.full((tokens, choices, hidden), float("nan"), device=DEVICE)
+        got = down_decode(act, down, ids, weights, plan, parts, shared=shared_down).sum(1)
+    assert relative_error(got, expected) < (2e-3 if fmt == "fp8" else 5e-3)
+
+
+@pytest.mark.parametrize("fmt", ["bf16", "fp8", "fp8-channel", "int4-32", "int4-128"])
+@pytest.mark.parametrize("shared_fmt", [None, "fp8"])
+def test_one_token_when_activations_pass_float16_then_the_residual_gains_the_sum(fmt, shared_fmt):
+    count, hidden, width, topk, size = 4, 384, 640, 2, 3e4
+    gate_up, w1 = experts(fmt, count, 2 * width, hidden)
+    down, w2 = experts(fmt, count, hidden, width)
+    x = randn(1, hidden, dtype=torch.half)
+    x[:, ::3] *= size**0.25
+    ids = torch.tensor([[3, 1]], dtype=torch.int32, device=DEVICE)
+    weights = torch.rand(1, topk, device=DEVICE)
+    if gate_up.scale is None:
+        gate_up, w1 = DecodeExperts(gate_up.values * 128, None), w1 * 128
+    else:
+        scale = gate_up.scale * 128
+        gate_up, w1 = DecodeExperts(gate_up.values, scale, gate_up.group), w1 * 128
+    expected = expert_mlp_reference(x.float(), w1, w2, ids.long(), weights)
+    shared = shared_down = None
+    if shared_fmt is not None:
+        shared, s1 = experts(shared_fmt, 1, 2 * width, hidden)
+        shared_down, s2 = experts(shared_fmt, 1, hidden, width)
+        none, one = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+        expected += expert_mlp_reference(x.float(), s1, s2, none.to(DEVICE), one.to(DEVICE))
+    given, nibbles = x, fmt.startswith("int4")
+    if nibbles:
+        given = torch.empty_like(x)
+        given[:, pair_order(hidden)] = x
+    act = torch.full((1, topk + (shared is not None), width), float("nan"), device=DEVICE)
+    gate_up_decode(
+        given, gate_up, ids, None, act, nibbles=nibbles, plain=x, shared=shared,
+        tiles=ExpertTiles(16, 256, 4, 2),
+    )  # fmt: skip
+    before = expected.abs().mean() * randn(1, hidden)
+    residual = before.clone()
+    down_one_token(
+        act, down, ids, weights, residual, shared=shared_down,
+        tiles=ExpertTiles(32, 1024, 4, 3),
+    )  # fmt: skip
+    assert expected.abs().max() > 65504
+    assert relative_error(residual, before + expected) < (1e-3 if nibbles else 1e-5)
+
+
+def test_one_token_when_nothing_is_active_then_the_residual_stays():
+    gate_up, _ = experts("int4-128", 1, 256, 128)
+    down, _ = experts("int4-128", 1, 128, 128)
+    ids = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE)
+    act = torch.full((1, 1, 128), float("nan"), device=DEVICE)
+    x = torch.zeros(1, 128, dtype=torch.half, device=DEVICE)
+    gate_up_decode(x, gate_up, ids, None, act, nibbles=True)
+    residual = randn(1, 128, dtype=torch.bfloat16)
+    before = residual.clone()
+    down_one_token(act, down, ids, torch.ones(1, 1, device=DEVICE), residual)
+    assert torch.equal(residual, before)
 
 
 @pytest.mark.parametrize(

@@ -94,13 +94,15 @@ class CudaDecoder:
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors) -> None:
         # Triton is there where a GPU is, and only there.
-        from lingflash.kernels.moe_gemm.triton_decode import nibble_order
+        from lingflash.kernels.moe_gemm.triton_decode import nibble_order, pair_order
 
         self._model, self._cache = model, cache
         self._device = model.device
         # Products with quantized weights take float16, which holds those weights exactly.
         self._narrow = torch.float16 if model.is_quantized else torch.bfloat16
-        self._order = nibble_order(model.config.hidden_size).to(model.device, torch.int32)
+        hidden = model.config.hidden_size
+        self._order = nibble_order(hidden).to(model.device, torch.int32)
+        self._pair_order = pair_order(hidden).to(model.device, torch.int32)
         self._layers = [
             (self._attention(layer), self._feed_forward(layer)) for layer in model.layers
         ]
@@ -202,7 +204,8 @@ class CudaDecoder:
         from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
 
         eps = self._model.config.rms_norm_eps
-        _check_norm(weight)
+        # One row's INT4 products add four eightfold values of a row in float16: 16 times its norm.
+        _check_norm(weight, _FLOAT16_MAX / 16 if ordered else _FLOAT16_MAX)
 
         def run(flow: _Flow) -> tuple[Tensor, Tensor]:
             shape = flow.residual.shape
@@ -316,7 +319,8 @@ class CudaDecoder:
         def run(flow: _Flow) -> None:
             x, _ = norm(flow)
             ids, weights, plan = all_rows(x.shape[0], self._device)
-            act = self._empty(x.shape[0], 1, width, dtype=torch.bfloat16)
+            kept = torch.float32 if plan is None else torch.bfloat16
+            act = self._empty(x.shape[0], 1, width, dtype=kept)
             gate_up_decode(x, gate_up, ids, plan, act)
             if plan is None:
                 down_one_token(act, down, ids, weights, flow.residual)
@@ -360,10 +364,10 @@ class CudaDecoder:
                 logits = self._empty(1, c.num_experts)
                 x = ordered = self._empty(1, c.hidden_size, dtype=self._narrow)
                 if gate_up.is_int4:
-                    ordered = self._empty(1, c.hidden_size)
+                    ordered = torch.empty_like(x)
                 norm_and_route_one(
                     flow.residual, w_norm, c.rms_norm_eps, mlp.w_gate, mlp.expert_bias, logits, x,
-                    (ordered, self._order) if gate_up.is_int4 else None, ids, weights, **rules,
+                    (ordered, self._pair_order) if gate_up.is_int4 else None, ids, weights, **rules,
                 )  # fmt: skip
                 act = self._empty(1, choices, c.moe_intermediate_size)
                 gate_up_decode(
@@ -450,10 +454,10 @@ def _is_supported(layer: DecoderLayer) -> bool:
     return all(map(_has_product, products)) and all(map(_has_expert_product, experts))
 
 
-def _check_norm(weight: Tensor) -> None:
-    """Refuse a norm whose output could pass float16's range."""
+def _check_norm(weight: Tensor, most: float) -> None:
+    """Refuse a norm whose output could be larger than `most` in length."""
     largest = weight.float().abs().max().item() * weight.shape[0] ** 0.5
-    if largest > _FLOAT16_MAX:
+    if largest > most:
         raise UnsupportedModelError(
             f"a norm's weights reach {largest / weight.shape[0] ** 0.5:g}, so that its output may "
             "pass float16's range, which quantized products take."

@@ -16,6 +16,7 @@ from lingflash.kernels.moe_gemm.triton_decode import (
     DecodeExperts,
     ExpertTiles,
     down_decode,
+    down_one_token,
     gate_up_decode,
     plan_rows,
 )
@@ -64,11 +65,6 @@ def _matrices(rows: int, width: int, kind: str) -> DecodeExperts:
     return DecodeExperts(_random((EXPERTS, rows, width // 8), "int4"), scale, 128)
 
 
-def _is_one_row(tokens: int, tiles: ExpertTiles | None) -> bool:
-    """Whether the kernels for one row are meant."""
-    return tokens == 1 and (tiles is None or tiles.stages == 1)
-
-
 def _routing(tokens: int) -> Tensor:
     ids = torch.stack([torch.randperm(EXPERTS, device=CUDA)[:TOPK] for _ in range(tokens)])
     return ids.to(torch.int32)
@@ -77,11 +73,12 @@ def _routing(tokens: int) -> Tensor:
 def _gate_up(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
     w = _matrices(2 * WIDTH, HIDDEN, kind)
     x = torch.randn(tokens, HIDDEN, device=CUDA).half()
-    act = torch.empty(tokens, TOPK, WIDTH, dtype=torch.bfloat16, device=CUDA)
+    kept = torch.float32 if tokens == 1 else torch.bfloat16
+    act = torch.empty(tokens, TOPK, WIDTH, dtype=kept, device=CUDA)
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if _is_one_row(tokens, tiles) else plan_rows(ids, EXPERTS)
+        plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
         launches.append(
             partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", tiles=tiles)
         )
@@ -90,13 +87,20 @@ def _gate_up(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
 
 def _down(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
     w = _matrices(HIDDEN, WIDTH, kind)
-    act = torch.randn(tokens, TOPK, WIDTH, device=CUDA).bfloat16()
     weights = torch.rand(tokens, TOPK, device=CUDA)
-    out = torch.empty(tokens, TOPK, HIDDEN, device=CUDA)
     launches = []
+    if tokens == 1:
+        act = torch.zeros(1, TOPK, WIDTH, device=CUDA)
+        out = torch.zeros(1, HIDDEN, dtype=torch.bfloat16, device=CUDA)
+        return [
+            partial(down_one_token, act, w, _routing(1), weights, out, tiles=tiles)
+            for _ in range(_COPIES)
+        ]
+    act = torch.randn(tokens, TOPK, WIDTH, device=CUDA).bfloat16()
+    out = torch.empty(tokens, TOPK, HIDDEN, device=CUDA)
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if _is_one_row(tokens, tiles) else plan_rows(ids, EXPERTS)
+        plan = plan_rows(ids, EXPERTS)
         launches.append(partial(down_decode, act, w, ids, weights, plan, out, tiles=tiles))
     return launches
 
@@ -106,6 +110,36 @@ def distinct(tokens: int) -> float:
     return EXPERTS * (1 - (1 - TOPK / EXPERTS) ** tokens)
 
 
+# Rows, columns of a step, warps, steps whose weights are asked for at once.
+_ONE_ROW = {
+    "int4": {
+        "gate_up": [
+            ExpertTiles(*t)
+            for t in (
+                (8, 512, 4, 1), (8, 512, 4, 2), (16, 512, 4, 1), (16, 512, 4, 2), (16, 1024, 8, 1),
+            )
+        ],
+        "down": [
+            ExpertTiles(*t)
+            for t in (
+                (16, 1024, 8, 8), (16, 1024, 8, 4), (16, 512, 4, 8), (8, 1024, 8, 8),
+                (8, 512, 4, 16),
+            )
+        ],
+    },
+    "fp8": {
+        "gate_up": [
+            ExpertTiles(*t)
+            for t in (
+                (8, 256, 4, 1), (8, 256, 4, 2), (8, 256, 4, 4), (16, 256, 4, 1), (8, 512, 8, 2),
+            )
+        ],
+        "down": [
+            ExpertTiles(*t)
+            for t in ((8, 256, 4, 8), (8, 256, 4, 11), (8, 512, 8, 8), (16, 512, 8, 4))
+        ],
+    },
+}  # fmt: skip
 _BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-channel": 1.0, "int4": 0.5 + 2 / 128}
 
 
@@ -209,13 +243,6 @@ def variants() -> list[Variant]:
             wide = SkinnyTiles(32, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
             build = partial(_skinny, 32, rows, width, kind, wide)
             found.append(Variant(f"{name} {kind} b32", str(wide), build, size))
-    one = [
-        ExpertTiles(n, k, w, 1)
-        for n, k, w in (
-            (4, 1024, 4), (8, 512, 4), (4, 512, 4), (8, 1024, 8), (2, 1024, 4), (4, 2048, 8),
-            (8, 1024, 4), (16, 512, 4), (16, 512, 8), (4, 1024, 2),
-        )
-    ]  # fmt: skip
     rows = {
         "int4": [
             ExpertTiles(n, k, w, s)
@@ -227,15 +254,13 @@ def variants() -> list[Variant]:
         ],
         "fp8": [ExpertTiles(64, 128, 4, 4), ExpertTiles(128, 128, 4, 3)],
     }  # fmt: skip
-    tiles_for = {
-        (1, "fp8"): one, (1, "int4"): one + rows["int4"],
-        (32, "fp8"): rows["fp8"], (32, "int4"): rows["int4"],
-    }  # fmt: skip
     for tokens, kind in product((1, 32), ("fp8", "int4")):
         size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
-        for tiles in tiles_for[tokens, kind]:
+        both = (_ONE_ROW[kind]["gate_up"], _ONE_ROW[kind]["down"])
+        for tiles in both[0] if tokens == 1 else rows[kind]:
             build = partial(_gate_up, tokens, kind, tiles)
             found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
+        for tiles in both[1] if tokens == 1 else rows[kind]:
             build = partial(_down, tokens, kind, tiles)
             found.append(Variant(f"down {kind} b{tokens}", str(tiles), build, size))
     return found

@@ -4,7 +4,8 @@ plan_rows   which rows of which expert each program takes; one program makes it 
 gate_up     SiLU(x W_gate) * (x W_up) of every (token, choice)
 down        back to the hidden width, times the choice's weight, one part per choice
 
-One token has kernels of its own (triton_one_token.py), more have others (triton_few_tokens.py).
+One token has kernels of its own (triton_one_token.py), in which `down` adds all parts to the
+residual stream; more have others (triton_few_tokens.py).
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
@@ -21,7 +22,7 @@ import triton
 from torch import Tensor
 
 from lingflash.kernels.moe_gemm.triton_few_tokens import down_kernel, gate_up_kernel, plan_kernel
-from lingflash.kernels.moe_gemm.triton_nibbles import nibble_order
+from lingflash.kernels.moe_gemm.triton_nibbles import nibble_order, pair_order
 from lingflash.kernels.moe_gemm.triton_one_token import down_one_kernel, gate_up_one_kernel
 from lingflash.kernels.triton_launch import launch_options
 
@@ -31,8 +32,10 @@ __all__ = [
     "RowPlan",
     "all_rows",
     "down_decode",
+    "down_one_token",
     "gate_up_decode",
     "nibble_order",
+    "pair_order",
     "plan_rows",
 ]
 
@@ -131,10 +134,17 @@ class DecodeExperts:
         """The scales; the values stand in where there are none."""
         return self.values if self.scale is None else self.scale
 
+    def words(self) -> Tensor:
+        """The values as one token's kernels read them: INT4 and FP8 in 32 bits, BF16 in 64."""
+        return self.values.view(torch.int64 if self.values.dtype == torch.bfloat16 else torch.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertTiles:
-    """How a product is cut: rows of weights and columns per step; one row has no stages."""
+    """How a product is cut: rows of weights and columns per step; stages of a pipeline.
+
+    Of one row, `stages` are steps whose weights are asked for at once.
+    """
 
     block_n: int
     block_k: int
@@ -142,21 +152,50 @@ class ExpertTiles:
     stages: int
 
 
-def _chunks(width: int, most: int) -> int:
-    """Pieces of 128 columns that one row's step takes, a power of two."""
-    return min(triton.next_power_of_2(triton.cdiv(width, 128)), most)
-
-
 def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(8, 512, 4, 1) if w.is_int4 else ExpertTiles(4, 1024, 4, 1)
+        return ExpertTiles(16, 512, 4, 1) if w.is_int4 else ExpertTiles(8, 256, 4, 1)
     return ExpertTiles(64, 256, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
 def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
     if num_tokens == 1:
-        return ExpertTiles(16, 512 if w.is_int4 else 1024, 4, 1)
+        if w.is_int4:
+            return ExpertTiles(16, 1024, 8, 8)
+        return ExpertTiles(8, 256, 4, 2 if w.values.dtype == torch.bfloat16 else 8)
     return ExpertTiles(128, 128, 4, 3)
+
+
+def _one_row_options(
+    w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles, width: int
+) -> dict[str, Any]:
+    """What one token's kernels are compiled for; width is the weights' number of columns.
+
+    Raises:
+        ValueError: a shared expert in INT4, or a width that is no multiple of a word.
+    """
+    if shared is not None and shared.is_int4:
+        raise ValueError("a shared expert in INT4 is not supported.")
+    if width % (8 if w.is_int4 else 4):
+        raise ValueError(f"one row of {width} columns does not fill the weights' words.")
+
+    def cut(matrix: DecodeExperts) -> tuple[str, int, int]:
+        """Kind of scales, columns that share one, words per step."""
+        kind = "row" if matrix.is_int4 else matrix.scale_kind
+        group = {"row": matrix.group, "block": 128}.get(kind, 0)
+        values = 8 if matrix.is_int4 else 4
+        # Fewer words than threads: x then needs no layout of its own.
+        most = min(triton.next_power_of_2(width) // values, 16 * tiles.warps)
+        return kind, group, max(min(tiles.block_k // values, most), group // values, 4)
+
+    scales, group, step = cut(w)
+    shared_scales, shared_group, shared_step = ("none", 0, 4) if shared is None else cut(shared)
+    return {
+        "INT4": w.is_int4, "SCALES": scales, "GROUP": group, "STEP": step,
+        "SHARED": shared is not None, "SHARED_SCALES": shared_scales,
+        "SHARED_GROUP": shared_group, "SHARED_STEP": shared_step, "BLOCK_N": tiles.block_n,
+        "AHEAD": tiles.stages, "num_warps": tiles.warps,
+    }  # fmt: skip
 
 
 def _options(w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles) -> dict[str, Any]:
@@ -190,19 +229,25 @@ def gate_up_decode(
     """SiLU(x W_gate,e) * (x W_up,e) of every (token, choice), and of a shared expert.
 
     Args:
-        x: float16 or bfloat16 [T, K], contiguous, normed; in nibble_order for INT4 weights.
+        x: float16 or bfloat16 [T, K], contiguous, normed; for INT4 weights in nibble_order, one
+            token's in pair_order and float16.
         w: [E, 2I, K], gate above up.
         topk_ids: int32 [T, k].
         plan: of topk_ids; None for one token.
         act: float [T, k, I], or [T, k + 1, I] with a shared expert; written, the routed experts'
-            in nibble_order if `nibbles`.
+            in nibble_order if `nibbles`. One token's: float32, filled with what down_one_token
+            reads, which no other order describes.
         nibbles: whether the routed experts' next product is with INT4 weights.
         plain: x in its own order, for the shared expert; x by default.
         shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes.
         tiles: how to cut; by the shape if None.
 
     Numerics: accumulates in float32; FP8 and INT4 weights are exact in float16 and x is rounded to
-        it. Sync: none, graph-safe.
+        it. One row's INT4 products are summed in float16 over four values, then in float32
+        (word_sums). Sync: none, graph-safe.
+
+    Raises:
+        ValueError: a shape, dtype or tile that one token's kernel does not take.
     """
     num_tokens, topk = topk_ids.shape
     choices, width = act.shape[1:]
@@ -210,16 +255,20 @@ def gate_up_decode(
     other = w if shared is None else shared
     plain = x if plain is None else plain
     scale = w.scales()
-    options = _options(w, shared, t) | launch_options(x)
-    options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
-    columns = triton.cdiv(width, t.block_n)
+    launch = launch_options(x)
     if plan is None:
-        gate_up_one_kernel[(columns, choices)](
-            x, w.values, scale, topk_ids, act, plain, other.values, other.scales(),
-            w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
-            CHUNKS=_chunks(x.shape[1], t.block_k // 128), **options,
+        if act.dtype != torch.float32 or width % 8 or t.block_n % 8:
+            raise ValueError(f"one token's act is {act.dtype} {tuple(act.shape)}, tiles {t}.")
+        gate_up_one_kernel[(triton.cdiv(width, t.block_n), choices)](
+            x.view(torch.int32) if w.is_int4 else x, w.words(), scale, topk_ids, act, plain,
+            other.words(), other.scales(), w.words().stride(0), scale.stride(0), scale.stride(1),
+            other.scales().stride(1), PAIRS=nibbles, TOPK=topk, WIDTH=width, HIDDEN=x.shape[1],
+            **_one_row_options(w, shared, t, x.shape[1]), **launch,
         )  # fmt: skip
         return act
+    options = _options(w, shared, t) | launch
+    options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
+    columns = triton.cdiv(width, t.block_n)
     blocks = plan.experts.numel()
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
     gate_up_kernel[(columns, blocks + shared_blocks)](
@@ -232,12 +281,55 @@ def gate_up_decode(
     return act
 
 
+def down_one_token(
+    act: Tensor,
+    w: DecodeExperts,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    residual: Tensor,
+    *,
+    shared: DecodeExperts | None = None,
+    tiles: ExpertTiles | None = None,
+) -> None:
+    """residual += all choices' act W_down,e times their weights, and a shared expert's.
+
+    Args:
+        act: float32 [1, k, I] or [1, k + 1, I], as gate_up_decode leaves it; `nibbles` must have
+            said whether w is INT4.
+        w: [E, D, I].
+        topk_ids: int32 [1, k]; complete before the launch before this one began to wait, as
+            gate_up_decode sees to.
+        topk_weights: float32 [1, k]; likewise.
+        residual: any float dtype [1, D], contiguous; added to in place.
+        shared: [1, D, I], bfloat16 or FP8.
+        tiles: how to cut; by the shape if None.
+
+    Raises:
+        ValueError: a shape, dtype or tile that does not fit.
+
+    Numerics: sums in float32 (INT4: word_sums), rounded once with the residual. Activations are
+        float32, for INT4 float16 with a power of two of each eight. Sync: none, graph-safe.
+    """
+    topk, width, hidden = topk_ids.shape[1], act.shape[2], residual.shape[-1]
+    if act.dtype != torch.float32 or residual.numel() != hidden:
+        raise ValueError(f"act is {act.dtype}, residual {tuple(residual.shape)}; one float32 row.")
+    t = tiles or _down_tiles(1, w)
+    other = w if shared is None else shared
+    scale = w.scales()
+    down_one_kernel[(triton.cdiv(hidden, t.block_n),)](
+        act, w.words(), scale, topk_ids, topk_weights, residual, other.words(), other.scales(),
+        w.words().stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
+        TOPK=topk, WIDTH=width, HIDDEN=hidden, **_one_row_options(w, shared, t, width),
+        **launch_options(act),
+    )  # fmt: skip
+
+
 def down_decode(
     act: Tensor,
     w: DecodeExperts,
     topk_ids: Tensor,
     topk_weights: Tensor,
-    plan: RowPlan | None,
+    plan: RowPlan,
     out: Tensor,
     *,
     shared: DecodeExperts | None = None,
@@ -246,18 +338,17 @@ def down_decode(
     """act W_down,e times the choice's weight, one part per choice; a shared expert's last.
 
     Args:
-        act: float [T, k, I] or [T, k + 1, I], as gate_up_decode leaves it.
+        act: float [T, k, I] or [T, k + 1, I], as gate_up_decode leaves it with this plan.
         w: [E, D, I].
         topk_ids: int32 [T, k].
         topk_weights: float32 [T, k].
-        plan: of topk_ids; None for one token.
-        out: float32 [T, k, D] or [T, k + 1, D], written. Of one token also [1, parts, D] with
-            fewer parts, in each of which as many choices are summed as are needed.
+        plan: of topk_ids.
+        out: float32 [T, k, D] or [T, k + 1, D], written.
         shared: [1, D, I], bfloat16 or FP8.
         tiles: how to cut; by the shape if None.
 
-    Numerics: as gate_up_decode; of more than one row, those for FP8 weights are scaled to
-        float16's range, those for INT4 weights rounded to bfloat16. Sync: none, graph-safe.
+    Numerics: as gate_up_decode; activations for FP8 weights are scaled to float16's range, those
+        for INT4 weights rounded to bfloat16. Sync: none, graph-safe.
     """
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
@@ -266,15 +357,6 @@ def down_decode(
     scale = w.scales()
     options = _options(w, shared, t) | launch_options(act) | {"WIDTH": width, "HIDDEN": hidden}
     columns = triton.cdiv(hidden, t.block_n)
-    if plan is None:
-        parts = out.shape[1]
-        together = triton.cdiv(choices, parts)
-        down_one_kernel[(columns, parts)](
-            act, w.values, scale, topk_ids, topk_weights, out, other.values, other.scales(),
-            w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), topk,
-            choices, CHUNKS=_chunks(width, t.block_k // 128), TOGETHER=together, **options,
-        )  # fmt: skip
-        return out
     blocks = plan.experts.numel()
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
     down_kernel[(columns, blocks + shared_blocks)](
