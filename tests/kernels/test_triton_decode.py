@@ -9,7 +9,7 @@ from lingflash.kernels.moe_gemm import expert_mlp_reference
 from lingflash.kernels.moe_gemm.triton_decode import (
     BLOCK_ROWS,
     DecodeExperts,
-    ExpertTiles,
+    OneTokenTiles,
     down_decode,
     down_one_token,
     gate_up_decode,
@@ -162,7 +162,7 @@ def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt, shared_
     else:
         parts = torch.full((tokens, choices, hidden), float("nan"), device=DEVICE)
         got = down_decode(act, down, ids, weights, plan, parts, shared=shared_down).sum(1)
-    assert relative_error(got, expected) < (2e-3 if fmt == "fp8" else 5e-3)
+    assert relative_error(got, expected) < (2e-3 if fmt == "fp8" and tokens > 1 else 5e-3)
 
 
 @pytest.mark.parametrize("fmt", ["bf16", "fp8", "fp8-channel", "int4-32", "int4-128"])
@@ -194,16 +194,17 @@ def test_one_token_when_activations_pass_float16_then_the_residual_gains_the_sum
     act = torch.full((1, topk + (shared is not None), width), float("nan"), device=DEVICE)
     gate_up_decode(
         given, gate_up, ids, None, act, nibbles=nibbles, plain=x, shared=shared,
-        tiles=ExpertTiles(16, 256, 4, 2),
+        one_token=OneTokenTiles(16, 4),
     )  # fmt: skip
     before = expected.abs().mean() * randn(1, hidden)
     residual = before.clone()
     down_one_token(
         act, down, ids, weights, residual, shared=shared_down,
-        tiles=ExpertTiles(32, 1024, 4, 3),
+        tiles=OneTokenTiles(32, 4, ahead=1),
     )  # fmt: skip
     assert expected.abs().max() > 65504
-    assert relative_error(residual, before + expected) < (1e-3 if nibbles else 1e-5)
+    # BF16 holds the activations for FP8 and BF16 weights, as it does in the model.
+    assert relative_error(residual, before + expected) < (1e-3 if nibbles else 5e-3)
 
 
 def test_one_token_when_nothing_is_active_then_the_residual_stays():

@@ -15,16 +15,19 @@ from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_trit
 from lingflash.kernels.moe_gemm.triton_decode import (
     DecodeExperts,
     ExpertTiles,
+    OneTokenTiles,
     down_decode,
     down_one_token,
     gate_up_decode,
     plan_rows,
 )
 from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
 from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
 from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
 from lingflash.kernels.skinny_gemm.triton_kernel import SkinnyTiles, skinny_gemm_triton
+from lingflash.kernels.skinny_gemm.triton_one_row import RowNorm, one_row_product
 
 HIDDEN, WIDTH, EXPERTS, TOPK, HEADS, DIM = 4096, 1024, 256, 8, 32, 128
 CUDA = torch.device("cuda")
@@ -32,6 +35,7 @@ CUDA = torch.device("cuda")
 _COPIES = 8
 
 Launches = Sequence[Callable[[], object]]
+Tiles = ExpertTiles | OneTokenTiles
 
 
 def _random(shape: tuple[int, ...], kind: str) -> Tensor:
@@ -55,6 +59,18 @@ def _skinny(tokens: int, rows: int, width: int, kind: str, tiles: SkinnyTiles | 
     return launches
 
 
+def _one_row(rows: int, width: int, kind: str, cut: tuple[int, int] | None) -> Launches:
+    """As a layer takes it: normed, into the projections; at the layer's width, added."""
+    block_n, warps = cut or (None, None)
+    launches = []
+    for run in _skinny(1, rows, width, kind, None):
+        x, w, scale, out = run.args  # pyright: ignore[reportFunctionMemberAccess]
+        norm = None if rows > 32768 else RowNorm(torch.ones(width, device=CUDA), 1e-6)
+        options = {"norm": norm, "add": rows == width, "block_n": block_n, "warps": warps}
+        launches.append(partial(one_row_product, x, w, scale, out, **options))
+    return launches
+
+
 def _matrices(rows: int, width: int, kind: str) -> DecodeExperts:
     if kind == "bf16":
         return DecodeExperts(_random((EXPERTS, rows, width), kind), None)
@@ -70,7 +86,7 @@ def _routing(tokens: int) -> Tensor:
     return ids.to(torch.int32)
 
 
-def _gate_up(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
+def _gate_up(tokens: int, kind: str, tiles: Tiles | None) -> Launches:
     w = _matrices(2 * WIDTH, HIDDEN, kind)
     x = torch.randn(tokens, HIDDEN, device=CUDA).half()
     kept = torch.float32 if tokens == 1 else torch.bfloat16
@@ -79,13 +95,14 @@ def _gate_up(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
     for _ in range(_COPIES):
         ids = _routing(tokens)
         plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
+        cut = {"one_token" if tokens == 1 else "tiles": tiles}
         launches.append(
-            partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", tiles=tiles)
+            partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", **cut)
         )
     return launches
 
 
-def _down(tokens: int, kind: str, tiles: ExpertTiles | None) -> Launches:
+def _down(tokens: int, kind: str, tiles: Tiles | None) -> Launches:
     w = _matrices(HIDDEN, WIDTH, kind)
     weights = torch.rand(tokens, TOPK, device=CUDA)
     launches = []
@@ -110,36 +127,11 @@ def distinct(tokens: int) -> float:
     return EXPERTS * (1 - (1 - TOPK / EXPERTS) ** tokens)
 
 
-# Rows, columns of a step, warps, steps whose weights are asked for at once.
-_ONE_ROW = {
-    "int4": {
-        "gate_up": [
-            ExpertTiles(*t)
-            for t in (
-                (8, 512, 4, 1), (8, 512, 4, 2), (16, 512, 4, 1), (16, 512, 4, 2), (16, 1024, 8, 1),
-            )
-        ],
-        "down": [
-            ExpertTiles(*t)
-            for t in (
-                (16, 1024, 8, 8), (16, 1024, 8, 4), (16, 512, 4, 8), (8, 1024, 8, 8),
-                (8, 512, 4, 16),
-            )
-        ],
-    },
-    "fp8": {
-        "gate_up": [
-            ExpertTiles(*t)
-            for t in (
-                (8, 256, 4, 1), (8, 256, 4, 2), (8, 256, 4, 4), (16, 256, 4, 1), (8, 512, 8, 2),
-            )
-        ],
-        "down": [
-            ExpertTiles(*t)
-            for t in ((8, 256, 4, 8), (8, 256, 4, 11), (8, 512, 8, 8), (16, 512, 8, 4))
-        ],
-    },
-}  # fmt: skip
+_ONE_GATE_UP = [OneTokenTiles(*t) for t in ((8, 4), (8, 8), (16, 8), (4, 4), (4, 8))]
+_ONE_DOWN = [
+    OneTokenTiles(*t)
+    for t in ((16, 8, 8), (8, 8, 8), (16, 4, 4), (8, 4, 8), (32, 8, 2), (16, 16, 8))
+]
 _BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-channel": 1.0, "int4": 0.5 + 2 / 128}
 
 
@@ -152,10 +144,19 @@ def _others(tokens: int) -> list[Variant]:
         parts = torch.empty(tokens, ROUTER_PARTS, EXPERTS, device=CUDA)
         ids, weights = _routing(tokens), torch.empty(tokens, TOPK, device=CUDA)
         gates = [torch.randn(EXPERTS, HIDDEN, device=CUDA) * 0.02 for _ in range(_COPIES)]
+        rules = {
+            "num_groups": 8, "topk_groups": 4, "topk": TOPK, "norm_topk_prob": True,
+            "scaling_factor": 2.5,
+        }  # fmt: skip
+        if tokens > 1:
+            return [
+                partial(route_decode, x, gate, bias, parts, ids, weights, **rules) for gate in gates
+            ]
+        norm, logits = torch.ones(HIDDEN, device=CUDA), parts[:, 0]
         return [
             partial(
-                route_decode, x, gate, bias, parts, ids, weights, num_groups=8, topk_groups=4,
-                topk=TOPK, norm_topk_prob=True, scaling_factor=2.5,
+                norm_and_route_one, x, norm, 1e-6, gate, bias, logits, x.clone(), None, ids,
+                weights, **rules,
             )
             for gate in gates
         ]  # fmt: skip
@@ -222,13 +223,6 @@ def variants() -> list[Variant]:
         if (name == "head") == (kind == "fp8"):
             continue
         size = rows * width * _BYTES[kind]
-        one = [
-            SkinnyTiles(1, n, k, warps, 1)
-            for n, k, warps in (
-                (8, 1024, 4), (16, 512, 4), (8, 512, 4), (4, 1024, 4), (8, 1024, 8), (16, 1024, 8),
-                (4, 2048, 4), (8, 2048, 8),
-            )
-        ]  # fmt: skip
         rows_tiles = [
             SkinnyTiles(16, n, k, warps, stages)
             for n, k, warps, stages in (
@@ -236,9 +230,11 @@ def variants() -> list[Variant]:
                 (16, 512, 4, 3), (64, 256, 4, 3),
             )
         ]  # fmt: skip
-        for tiles in one + rows_tiles:
-            build = partial(_skinny, 1, rows, width, kind, tiles)
-            found.append(Variant(f"{name} {kind} b1", str(tiles), build, size))
+        for cut in ((8, 4), (4, 8), (8, 8), (4, 4), (2, 8), (16, 8)):
+            build = partial(_one_row, rows, width, kind, cut)
+            found.append(
+                Variant(f"{name} {kind} b1", "{} rows, {} warps".format(*cut), build, size)
+            )
         for tiles in rows_tiles:
             wide = SkinnyTiles(32, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
             build = partial(_skinny, 32, rows, width, kind, wide)
@@ -256,11 +252,10 @@ def variants() -> list[Variant]:
     }  # fmt: skip
     for tokens, kind in product((1, 32), ("fp8", "int4")):
         size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
-        both = (_ONE_ROW[kind]["gate_up"], _ONE_ROW[kind]["down"])
-        for tiles in both[0] if tokens == 1 else rows[kind]:
+        for tiles in _ONE_GATE_UP if tokens == 1 else rows[kind]:
             build = partial(_gate_up, tokens, kind, tiles)
             found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
-        for tiles in both[1] if tokens == 1 else rows[kind]:
+        for tiles in _ONE_DOWN if tokens == 1 else rows[kind]:
             build = partial(_down, tokens, kind, tiles)
             found.append(Variant(f"down {kind} b{tokens}", str(tiles), build, size))
     return found
@@ -277,6 +272,8 @@ def default_variants() -> list[Variant]:
         ):  # fmt: skip
             size = rows * width * _BYTES[kind]
             build = partial(_skinny, tokens, rows, width, kind, None)
+            if tokens == 1:
+                build = partial(_one_row, rows, width, kind, None)
             found.append(Variant(f"{name} {kind} b{tokens}", "default", build, size))
         for kind in ("fp8", "int4"):
             size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]

@@ -29,6 +29,7 @@ from lingflash.kernels.triton_launch import launch_options
 __all__ = [
     "DecodeExperts",
     "ExpertTiles",
+    "OneTokenTiles",
     "RowPlan",
     "all_rows",
     "down_decode",
@@ -134,17 +135,10 @@ class DecodeExperts:
         """The scales; the values stand in where there are none."""
         return self.values if self.scale is None else self.scale
 
-    def words(self) -> Tensor:
-        """The values as one token's kernels read them: INT4 and FP8 in 32 bits, BF16 in 64."""
-        return self.values.view(torch.int64 if self.values.dtype == torch.bfloat16 else torch.int32)
-
 
 @dataclass(frozen=True, slots=True)
 class ExpertTiles:
-    """How a product is cut: rows of weights and columns per step; stages of a pipeline.
-
-    Of one row, `stages` are steps whose weights are asked for at once.
-    """
+    """How a product of several tokens is cut: rows of weights and columns per step."""
 
     block_n: int
     block_k: int
@@ -152,49 +146,54 @@ class ExpertTiles:
     stages: int
 
 
-def _gate_up_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
-    if num_tokens == 1:
-        return ExpertTiles(16, 512, 4, 1) if w.is_int4 else ExpertTiles(8, 256, 4, 1)
+@dataclass(frozen=True, slots=True)
+class OneTokenTiles:
+    """How a product of one token is cut.
+
+    Args:
+        block_n: rows of weights of a program.
+        warps: of a program.
+        ahead: choices whose weights `down` asks for at once.
+    """
+
+    block_n: int
+    warps: int
+    ahead: int = 1
+
+
+def _gate_up_tiles(w: DecodeExperts) -> ExpertTiles:
     return ExpertTiles(64, 256, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
 
 
-def _down_tiles(num_tokens: int, w: DecodeExperts) -> ExpertTiles:
-    if num_tokens == 1:
-        if w.is_int4:
-            return ExpertTiles(16, 1024, 8, 8)
-        return ExpertTiles(8, 256, 4, 2 if w.values.dtype == torch.bfloat16 else 8)
-    return ExpertTiles(128, 128, 4, 3)
+def _one_gate_up_tiles(w: DecodeExperts) -> OneTokenTiles:
+    return OneTokenTiles(8, 4) if w.is_int4 else OneTokenTiles(4, 4)
 
 
-def _one_row_options(
-    w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles, width: int
+def _one_down_tiles(w: DecodeExperts) -> OneTokenTiles:
+    if w.is_int4:
+        return OneTokenTiles(16, 4, 4)
+    return OneTokenTiles(8, 4, 4 if w.values.dtype == torch.float8_e4m3fn else 2)
+
+
+_DOWN_TILES = ExpertTiles(128, 128, 4, 3)
+
+
+def _one_token_options(
+    w: DecodeExperts, shared: DecodeExperts | None, tiles: OneTokenTiles, width: int
 ) -> dict[str, Any]:
     """What one token's kernels are compiled for; width is the weights' number of columns.
 
     Raises:
-        ValueError: a shared expert in INT4, or a width that is no multiple of a word.
+        ValueError: a shared expert in INT4.
     """
     if shared is not None and shared.is_int4:
         raise ValueError("a shared expert in INT4 is not supported.")
-    if width % (8 if w.is_int4 else 4):
-        raise ValueError(f"one row of {width} columns does not fill the weights' words.")
-
-    def cut(matrix: DecodeExperts) -> tuple[str, int, int]:
-        """Kind of scales, columns that share one, words per step."""
-        kind = "row" if matrix.is_int4 else matrix.scale_kind
-        group = {"row": matrix.group, "block": 128}.get(kind, 0)
-        values = 8 if matrix.is_int4 else 4
-        # Fewer words than threads: x then needs no layout of its own.
-        most = min(triton.next_power_of_2(width) // values, 16 * tiles.warps)
-        return kind, group, max(min(tiles.block_k // values, most), group // values, 4)
-
-    scales, group, step = cut(w)
-    shared_scales, shared_group, shared_step = ("none", 0, 4) if shared is None else cut(shared)
     return {
-        "INT4": w.is_int4, "SCALES": scales, "GROUP": group, "STEP": step,
-        "SHARED": shared is not None, "SHARED_SCALES": shared_scales,
-        "SHARED_GROUP": shared_group, "SHARED_STEP": shared_step, "BLOCK_N": tiles.block_n,
-        "AHEAD": tiles.stages, "num_warps": tiles.warps,
+        "INT4": w.is_int4, "SCALES": "group" if w.is_int4 else w.scale_kind, "GROUP": w.group,
+        "SHARED": 0 if shared is None else 2 if w.is_int4 else 1,
+        "SHARED_SCALES": "none" if shared is None else shared.scale_kind,
+        "BLOCK_N": tiles.block_n, "num_warps": tiles.warps,
+        "CHUNKS": triton.next_power_of_2(triton.cdiv(width, 128)),
     }  # fmt: skip
 
 
@@ -225,6 +224,7 @@ def gate_up_decode(
     plain: Tensor | None = None,
     shared: DecodeExperts | None = None,
     tiles: ExpertTiles | None = None,
+    one_token: OneTokenTiles | None = None,
 ) -> Tensor:
     """SiLU(x W_gate,e) * (x W_up,e) of every (token, choice), and of a shared expert.
 
@@ -240,7 +240,7 @@ def gate_up_decode(
         nibbles: whether the routed experts' next product is with INT4 weights.
         plain: x in its own order, for the shared expert; x by default.
         shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes.
-        tiles: how to cut; by the shape if None.
+        tiles, one_token: how to cut several tokens' products and one's; by the shape if None.
 
     Numerics: accumulates in float32; FP8 and INT4 weights are exact in float16 and x is rounded to
         it. One row's INT4 products are summed in float16 over four values, then in float32
@@ -251,21 +251,23 @@ def gate_up_decode(
     """
     num_tokens, topk = topk_ids.shape
     choices, width = act.shape[1:]
-    t = tiles or _gate_up_tiles(num_tokens, w)
     other = w if shared is None else shared
     plain = x if plain is None else plain
     scale = w.scales()
     launch = launch_options(x)
     if plan is None:
-        if act.dtype != torch.float32 or width % 8 or t.block_n % 8:
-            raise ValueError(f"one token's act is {act.dtype} {tuple(act.shape)}, tiles {t}.")
-        gate_up_one_kernel[(triton.cdiv(width, t.block_n), choices)](
-            x.view(torch.int32) if w.is_int4 else x, w.words(), scale, topk_ids, act, plain,
-            other.words(), other.scales(), w.words().stride(0), scale.stride(0), scale.stride(1),
-            other.scales().stride(1), PAIRS=nibbles, TOPK=topk, WIDTH=width, HIDDEN=x.shape[1],
-            **_one_row_options(w, shared, t, x.shape[1]), **launch,
+        one = one_token or _one_gate_up_tiles(w)
+        if act.dtype != torch.float32 or (nibbles and (width % 8 or one.block_n % 8)):
+            raise ValueError(f"one token's act is {act.dtype} {tuple(act.shape)}, tiles {one}.")
+        options = _one_token_options(w, shared, one, x.shape[1])
+        gate_up_one_kernel[(triton.cdiv(width, one.block_n), topk + options["SHARED"])](
+            x, w.values, scale, topk_ids, act, plain, other.values, other.scales(),
+            w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
+            PAIRS=nibbles, TOPK=topk, WIDTH=width, HIDDEN=x.shape[1],
+            **options, **launch,
         )  # fmt: skip
         return act
+    t = tiles or _gate_up_tiles(w)
     options = _options(w, shared, t) | launch
     options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
     columns = triton.cdiv(width, t.block_n)
@@ -289,7 +291,7 @@ def down_one_token(
     residual: Tensor,
     *,
     shared: DecodeExperts | None = None,
-    tiles: ExpertTiles | None = None,
+    tiles: OneTokenTiles | None = None,
 ) -> None:
     """residual += all choices' act W_down,e times their weights, and a shared expert's.
 
@@ -313,14 +315,14 @@ def down_one_token(
     topk, width, hidden = topk_ids.shape[1], act.shape[2], residual.shape[-1]
     if act.dtype != torch.float32 or residual.numel() != hidden:
         raise ValueError(f"act is {act.dtype}, residual {tuple(residual.shape)}; one float32 row.")
-    t = tiles or _down_tiles(1, w)
+    t = tiles or _one_down_tiles(w)
     other = w if shared is None else shared
     scale = w.scales()
     down_one_kernel[(triton.cdiv(hidden, t.block_n),)](
-        act, w.words(), scale, topk_ids, topk_weights, residual, other.words(), other.scales(),
-        w.words().stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
-        TOPK=topk, WIDTH=width, HIDDEN=hidden, **_one_row_options(w, shared, t, width),
-        **launch_options(act),
+        act, w.values, scale, topk_ids, topk_weights, residual, other.values, other.scales(),
+        w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
+        TOPK=topk, WIDTH=width, HIDDEN=hidden, AHEAD=t.ahead,
+        **_one_token_options(w, shared, t, width), **launch_options(act),
     )  # fmt: skip
 
 
@@ -352,7 +354,7 @@ def down_decode(
     """
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
-    t = tiles or _down_tiles(num_tokens, w)
+    t = tiles or _DOWN_TILES
     other = w if shared is None else shared
     scale = w.scales()
     options = _options(w, shared, t) | launch_options(act) | {"WIDTH": width, "HIDDEN": hidden}
