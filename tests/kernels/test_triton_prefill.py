@@ -49,8 +49,8 @@ def near(got, expected, dtype, bf16_limit=1e-2):
 class Memory:
     """Slots of NaN but for those taken; sequences advance in steps and are told at the end."""
 
-    def __init__(self, key_dim, value_dim, dtype, slots):
-        self.dtype, self.slots = dtype, slots
+    def __init__(self, key_dim, value_dim, dtype, slots, spare=5):
+        self.dtype, self.slots, self.spare = dtype, slots, spare
         sizes = (key_dim, value_dim), (TAIL, key_dim), (TAIL, value_dim)
         self.pools = [torch.full((6, HEADS, *size), float("nan"), device=DEVICE) for size in sizes]
         for pool in self.pools:
@@ -63,11 +63,12 @@ class Memory:
         key_dim, value_dim = self.pools[0].shape[-2:]
         total = sum(lengths)
         # Rows of a wider matrix, as the projection gives them.
-        fused = torch.randn(total, HEADS * (2 * key_dim + value_dim) + 5, device=DEVICE)
+        width = HEADS * (2 * key_dim + value_dim)
+        fused = torch.randn(total, width + self.spare, device=DEVICE)
         fused = fused.to(self.dtype)
         q, k, v = (
             x.view(total, HEADS, -1)
-            for x in fused[:, :-5].split([HEADS * d for d in (key_dim, key_dim, value_dim)], -1)
+            for x in fused[:, :width].split([HEADS * d for d in (key_dim, key_dim, value_dim)], -1)
         )
         plan = plan_lightning(
             starts, anchors, lengths, [self.slots[i] for i in who], chunk=64, device=DEVICE,
@@ -126,6 +127,22 @@ def test_lightning_prefill_when_sequences_advance_then_as_the_recurrence(dims, d
         memory.check(i, done[i] // ANCHOR * ANCHOR)
     unused = [s for s in range(6) if s not in memory.slots]
     assert all(pool[unused].isnan().all() for pool in memory.pools)
+
+
+@pytest.mark.parametrize("spare", [5, 8])
+def test_lightning_prefill_when_rows_are_on_the_copy_engines_grid_then_the_same(spare):
+    memory = Memory(16, 16, torch.bfloat16, [3, 1], spare)
+    memory.step([0, 1], [150, 64], [0, 0], [0, 0], most_tokens=64)
+    memory.step([0, 1], [70, 130], [150, 64], [144, 64])
+    memory.check(0, 208)
+    memory.check(1, 192)
+
+
+def test_lightning_prefill_when_segments_are_many_then_each_begins_with_all_before_it():
+    memory = Memory(8, 8, torch.float32, [2])
+    memory.step([0], [7], [0], [0])
+    memory.step([0], [64 * 9 + 30], [7], [0], most_tokens=64)
+    memory.check(0, 608)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
