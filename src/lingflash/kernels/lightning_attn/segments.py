@@ -39,11 +39,13 @@ class SegmentTables:
             query tokens before the first that stays in the tail (negative: old tail tokens stay
             too), query tokens.
         num_rows: T, query tokens.
+        longest: most query tokens of a sequence.
     """
 
     segments: Tensor
     sequences: Tensor
     num_rows: int
+    longest: int
 
     @property
     def num_segments(self) -> int:
@@ -100,7 +102,10 @@ def cut_segments(
     flat = np.array([x for part in (segments, sequences) for line in part for x in line], np.int32)
     tables = torch.from_numpy(flat).to(device, non_blocking=True)
     return SegmentTables(
-        tables[: 3 * len(segments)].view(-1, 3), tables[3 * len(segments) :].view(-1, 9), row
+        tables[: 3 * len(segments)].view(-1, 3),
+        tables[3 * len(segments) :].view(-1, 9),
+        row,
+        max(query_lens, default=0),
     )
 
 
