@@ -50,3 +50,4 @@ def test_golden_logits_when_steps_mix_decoding_and_prompts_then_are_met_by_the_k
     step((short, 0, 0, 20), (long, 1, 0, 9))
     step((short, 0, 20, 21), (long, 1, 9, 79), (short, 2, 0, 5))
     step((short, 0, 21, 22), (short, 2, 5, 6))
+    step((short, 0, 22, 30), (long, 1, 79, 82), (short, 2, 6, 7))

@@ -14,7 +14,12 @@ from lingflash.kernels.mla import mla_attention_reference
 from lingflash.kernels.mla.triton_kernel import mla_decode_triton
 from lingflash.kernels.moe_route import route_tokens
 from lingflash.kernels.moe_route.triton_kernel import choose_experts_triton
-from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
+from lingflash.kernels.rmsnorm import (
+    add_rms_norm,
+    group_rms_norm_reference,
+    rms_norm,
+    rms_norm_reference,
+)
 from lingflash.kernels.rmsnorm.triton_kernel import (
     add_rms_norm_triton,
     gated_group_rms_norm_triton,
@@ -57,6 +62,16 @@ def test_add_rms_norm_when_called_then_the_residual_is_updated_and_normed(dtype)
     torch.testing.assert_close(
         out, rms_norm_reference(total, weight.to(dtype), EPS), **tolerance(dtype)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_added_norm_when_dispatched_then_the_sum_and_its_norm(dtype):
+    x, residual, weight = (randn(*shape, dtype=dtype) for shape in ((3, 47), (3, 40), (40,)))
+    x = x[:, :40]
+    expected = residual + x
+    total, out = add_rms_norm(x, residual.clone(), weight, EPS)
+    assert torch.equal(total, expected)
+    torch.testing.assert_close(out, rms_norm(expected, weight, EPS), **tolerance(dtype))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

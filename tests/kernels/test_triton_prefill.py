@@ -18,10 +18,11 @@ from lingflash.kernels.lightning_attn import (
 from lingflash.kernels.lightning_attn.segments import cut_segments
 from lingflash.kernels.lightning_attn.triton_prefill import lightning_prefill_triton
 from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
+from lingflash.kernels.lightning_attn.triton_verify import lightning_verify_triton
 from lingflash.kernels.mla import mla_attention, mla_attention_reference, plan_mla
 from lingflash.kernels.mla.gpu_plan import TILE_ROWS
 from lingflash.kernels.mla.triton_kernel import mla_decode_triton, num_parts_for
-from lingflash.kernels.rmsnorm import rms_norm_reference
+from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
 from lingflash.kernels.rope import apply_rope_half_split, rope_inv_freq, rope_table
 
 HAS_GPU = torch.cuda.is_available()
@@ -49,8 +50,8 @@ def near(got, expected, dtype, bf16_limit=1e-2):
 class Memory:
     """Slots of NaN but for those taken; sequences advance in steps and are told at the end."""
 
-    def __init__(self, key_dim, value_dim, dtype, slots):
-        self.dtype, self.slots = dtype, slots
+    def __init__(self, key_dim, value_dim, dtype, slots, spare=5):
+        self.dtype, self.slots, self.spare = dtype, slots, spare
         sizes = (key_dim, value_dim), (TAIL, key_dim), (TAIL, value_dim)
         self.pools = [torch.full((6, HEADS, *size), float("nan"), device=DEVICE) for size in sizes]
         for pool in self.pools:
@@ -63,11 +64,12 @@ class Memory:
         key_dim, value_dim = self.pools[0].shape[-2:]
         total = sum(lengths)
         # Rows of a wider matrix, as the projection gives them.
-        fused = torch.randn(total, HEADS * (2 * key_dim + value_dim) + 5, device=DEVICE)
+        width = HEADS * (2 * key_dim + value_dim)
+        fused = torch.randn(total, width + self.spare, device=DEVICE)
         fused = fused.to(self.dtype)
         q, k, v = (
             x.view(total, HEADS, -1)
-            for x in fused[:, :-5].split([HEADS * d for d in (key_dim, key_dim, value_dim)], -1)
+            for x in fused[:, :width].split([HEADS * d for d in (key_dim, key_dim, value_dim)], -1)
         )
         plan = plan_lightning(
             starts, anchors, lengths, [self.slots[i] for i in who], chunk=64, device=DEVICE,
@@ -128,6 +130,22 @@ def test_lightning_prefill_when_sequences_advance_then_as_the_recurrence(dims, d
     assert all(pool[unused].isnan().all() for pool in memory.pools)
 
 
+@pytest.mark.parametrize("spare", [5, 8])
+def test_lightning_prefill_when_rows_are_on_the_copy_engines_grid_then_the_same(spare):
+    memory = Memory(16, 16, torch.bfloat16, [3, 1], spare)
+    memory.step([0, 1], [150, 64], [0, 0], [0, 0], most_tokens=64)
+    memory.step([0, 1], [70, 130], [150, 64], [144, 64])
+    memory.check(0, 208)
+    memory.check(1, 192)
+
+
+def test_lightning_prefill_when_segments_are_many_then_each_begins_with_all_before_it():
+    memory = Memory(8, 8, torch.float32, [2])
+    memory.step([0], [7], [0], [0])
+    memory.step([0], [64 * 9 + 30], [7], [0], most_tokens=64)
+    memory.check(0, 608)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1, 64, 150] + [8192] * HAS_GPU)
 def test_lightning_prefill_when_cut_otherwise_then_the_same(length, dtype):
@@ -186,6 +204,111 @@ def test_lightning_op_when_planned_in_chunks_then_equals_the_segments():
         results.append([out, *pools])
     for x, y in zip(*results, strict=True) if len(results) == 2 else ():
         torch.testing.assert_close(x, y, atol=3e-5, rtol=1e-4)
+
+
+class Verified:
+    """Sequences that advance by a few tokens at a time, drafts among them."""
+
+    def __init__(self, dim, rotary, has_norm, silu, groups, dtype):
+        self.dim, self.silu, self.groups, self.dtype = dim, silu, groups, dtype
+        self.slots = [4, 1]
+        self.pools = [torch.full((5, HEADS, n, dim), float("nan"), device=DEVICE) for n in
+                      (dim, TAIL, TAIL)]  # fmt: skip
+        for pool in self.pools:
+            pool[self.slots] = 0
+        self.log2_rate = decay_tables(RATE, 64, dim, DEVICE).log2_rate
+        self.norm = torch.randn(2, 1, dim, device=DEVICE) if has_norm else None
+        self.g_norm = torch.randn(HEADS * dim, device=DEVICE)
+        self.angles = rope_table(rope_inv_freq(rotary, 1000.0), 100, 1.0, DEVICE)
+        self.rows = [[], []]
+        self.outs = [[], []]
+
+    def step(self, *parts):
+        """Each part: sequence, start, anchor, tokens, how many of them are certain."""
+        who, starts, anchors, lengths, certain = (list(x) for x in zip(*parts, strict=True))
+        fused = torch.randn(sum(lengths), 4 * HEADS * self.dim + 3, device=DEVICE)
+        fused = fused[:, :-3].to(self.dtype)
+        plan = plan_lightning(
+            starts, anchors, lengths, [self.slots[i] for i in who], chunk=64, device=DEVICE,
+            allow_decode=False, num_certain=certain, for_gpu=True,
+        )  # fmt: skip
+        assert plan.segments is not None
+        at = [p for s, n in zip(starts, lengths, strict=True) for p in range(s, s + n)]
+        cos, sin = self.angles[at][:, None].chunk(2, -1)
+        out = lightning_verify_triton(
+            fused, self.norm, cos, sin, self.log2_rate, *self.pools, plan.segments, self.g_norm,
+            num_groups=self.groups, eps=EPS, silu=self.silu,
+        )  # fmt: skip
+        for n, i in enumerate(who):
+            self.rows[i] = self.rows[i][: starts[n]] + list(fused.split(lengths)[n])
+            self.outs[i] = self.outs[i][: starts[n]] + list(out.split(lengths)[n])
+
+    def check(self, i, folded):
+        fused = torch.stack(self.rows[i]).float()
+        rows, inner = fused.shape[0], HEADS * self.dim
+        qkv = fused[:, : 3 * inner]
+        qkv = torch.nn.functional.silu(qkv) if self.silu else qkv
+        q, k, v = (x.reshape(rows, HEADS, self.dim) for x in qkv.chunk(3, -1))
+        if self.norm is not None:
+            q, k = (
+                rms_norm_reference(x, w[0], EPS) for x, w in zip((q, k), self.norm, strict=True)
+            )
+        cos, sin = self.angles[:rows, None].chunk(2, -1)
+        q, k = (apply_rope_half_split(x, cos, sin) for x in (q, k))
+        q, k, v = (x.cpu().double() for x in (q, k, v))
+        out, _ = lightning_attention_reference(q, k, v, RATE)
+        expected = group_rms_norm_reference(
+            out.flatten(1).float(), self.g_norm.cpu(), self.groups, EPS
+        )
+        expected = (expected * fused[:, 3 * inner :].cpu().sigmoid()).double()
+        near(torch.stack(self.outs[i]), expected, self.dtype)
+        slot = self.slots[i]
+        if folded:
+            parts = (x[:folded] for x in (q, k, v))
+            state = lightning_attention_reference(*parts, RATE)[1]
+            near(self.pools[0][slot], state, torch.float32)
+        for pool, x in ((self.pools[1], k), (self.pools[2], v)):
+            kept = pool[slot, :, : rows - folded].transpose(0, 1).cpu().double()
+            torch.testing.assert_close(kept, x[folded:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accepted", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("dim", "rotary", "has_norm", "silu", "groups", "dtype"),
+    [
+        (16, 8, True, False, 1, torch.bfloat16),
+        (12, 12, False, True, 3, torch.float32),
+        (40, 20, True, True, 2, torch.float32),
+    ],
+)
+def test_verified_drafts_when_they_cross_anchors_then_as_the_recurrence(
+    dim, rotary, has_norm, silu, groups, dtype, accepted
+):
+    run = Verified(dim, rotary, has_norm, silu, groups, dtype)
+    run.step((0, 0, 0, 8, 8), (1, 0, 0, 3, 3))
+    run.step((0, 8, 0, 6, 6))
+    run.step((0, 14, 0, 5, 1), (1, 3, 0, 5, 1))  # drafts past the anchor at 16: not folded
+    run.check(0, 0)
+    run.check(1, 0)
+    start = 15 + accepted
+    # Now what was accepted is certain, and with the next token the anchor may be crossed.
+    run.step((1, 4, 0, 1, 1), (0, start, 0, 5, 1))
+    folded = 16 if start + 1 >= 16 else 0
+    run.check(0, folded)
+    run.check(1, 0)
+    run.step((0, start + 1, folded, 8, 4))
+    run.check(0, 16)
+    run.step((0, start + 5, 16, 8, 8))
+    run.step((0, start + 13, (start + 13) // 16 * 16, 8, 8))
+    run.check(0, (start + 21) // 16 * 16)
+    unused = [s for s in range(5) if s not in run.slots]
+    assert all(pool[unused].isnan().all() for pool in run.pools)
+
+
+def test_verification_when_a_sequence_has_more_tokens_than_it_takes_then_refuses():
+    run = Verified(16, 16, True, False, 1, torch.float32)
+    with pytest.raises(ValueError, match="9 tokens"):
+        run.step((0, 0, 0, 9, 9))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lingflash.kernels.rmsnorm import rms_norm
+from lingflash.kernels.rmsnorm import add_rms_norm, rms_norm
 from lingflash.kernels.rope import rope_inv_freq, rope_table, yarn_inv_freq
 from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import (
@@ -113,6 +113,8 @@ class DecoderLayer:
     ) -> Tensor:
         """Residual stream [T_pad, D] in and out; out only [R, D] if `final` rows are given.
 
+        On a GPU the stream that comes in is overwritten.
+
         Only an MLA layer can be asked for a part of its rows, and the last layer always is one.
         """
         u = rms_norm(x, self.w_input_norm, self.eps)
@@ -121,10 +123,11 @@ class DecoderLayer:
         else:
             attn_out = self.attention.forward(u, *rotary[0], batch, cache)
         attn_out = self._mesh.sum(attn_out)
-        x = (x if final is None else x.index_select(0, final.rows)) + attn_out
+        x = x if final is None else x.index_select(0, final.rows)
         if not x.shape[0]:
             return x  # the middle of a prompt: its latents are written, nothing else was wanted
-        mlp_out = self.mlp.forward(rms_norm(x, self.w_post_norm, self.eps), batch, trace)
+        x, u = add_rms_norm(attn_out, x, self.w_post_norm, self.eps)
+        mlp_out = self.mlp.forward(u, batch, trace)
         mlp_out = self._mesh.sum(mlp_out)
         x = x + mlp_out
         if trace is not None:

@@ -33,18 +33,19 @@ class SegmentTables:
     """Device tables of the segments of one step; one upload.
 
     Args:
-        segments: int32 [S, 4]: first row, row after the last, 1 if its update of the state is
-            needed, and its sequence if it is that sequence's last segment, else -1.
+        segments: int32 [S, 3]: first row, row after the last, sequence.
         sequences: int32 [N, 9]: state slot, tail tokens, tail tokens that are folded, first
             segment, the segment after the last folded one, segment after the last, first row,
             query tokens before the first that stays in the tail (negative: old tail tokens stay
             too), query tokens.
         num_rows: T, query tokens.
+        longest: most query tokens of a sequence.
     """
 
     segments: Tensor
     sequences: Tensor
     num_rows: int
+    longest: int
 
     @property
     def num_segments(self) -> int:
@@ -83,7 +84,7 @@ def cut_segments(
         most_tokens: of a segment; by the size of the step if None.
     """
     most = segment_tokens(sum(query_lens)) if most_tokens is None else most_tokens
-    segments: list[tuple[int, int, int, int]] = []
+    segments: list[tuple[int, int, int]] = []
     sequences: list[tuple[int, ...]] = []
     row = 0
     for index, (tail, length, fold, slot) in enumerate(
@@ -94,17 +95,17 @@ def cut_segments(
         edges = _edges(0, max(split, 0), most)
         folded = first + len(edges) - 1
         edges += _edges(max(split, 0), length, most)[1:]
-        last = len(edges) - 2
-        for i, (lo, hi) in enumerate(pairwise(edges)):
-            needed = i < last or (split > 0 and first + i < folded)
-            segments.append((row + lo, row + hi, int(needed), index if i == last else -1))
+        segments += [(row + lo, row + hi, index) for lo, hi in pairwise(edges)]
         end = len(segments)
         sequences.append((slot, tail, min(fold, tail), first, folded, end, row, split, length))
         row += length
     flat = np.array([x for part in (segments, sequences) for line in part for x in line], np.int32)
     tables = torch.from_numpy(flat).to(device, non_blocking=True)
     return SegmentTables(
-        tables[: 4 * len(segments)].view(-1, 4), tables[4 * len(segments) :].view(-1, 9), row
+        tables[: 3 * len(segments)].view(-1, 3),
+        tables[3 * len(segments) :].view(-1, 9),
+        row,
+        max(query_lens, default=0),
     )
 
 

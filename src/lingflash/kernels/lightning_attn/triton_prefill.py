@@ -1,10 +1,15 @@
 """Lightning attention over any number of tokens on the GPU: segments in parallel.
 
-Three kernels. One sums what each segment adds to the state. One carries the states over the
-segments of a sequence, from its anchor and tail on, leaving the state before each segment and
-writing the sequence's own. One walks every segment in tiles of tokens, its state in registers, and
-gives the outputs. So states travel through memory once in a segment (up to 2,048 tokens), not
-once in a chunk of 64, while enough segments run at once to fill the machine.
+Two kernels. One sums what each segment adds to the state, where another segment follows, and sets
+out the state before the first. One begins each segment with the sum of what came before it, walks
+it in tiles of tokens with the state in registers, gives the outputs, and leaves the state and the
+tail where the sequence's fold and its end are. So states travel through memory once in a segment
+(up to 8,192 tokens), not once in a chunk of 64, while enough segments run at once to fill the
+machine.
+
+States are transposed, [V, K], but in the cache: as a product's first operand a state comes from
+registers, and only decayed values and scores pass through shared memory, which is what limits a
+tile's time.
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not, and knows num_warps.
@@ -12,19 +17,22 @@ once in a chunk of 64, while enough segments run at once to fill the machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lingflash.kernels.lightning_attn.segments import SegmentTables
 from lingflash.kernels.triton_dot import dot
+from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["AttendConfig", "lightning_prefill_triton"]
 
 # Columns of a segment's and of a sequence's row of tables, see SegmentTables.
-_SEGMENT_WIDTH, _SEQUENCE_WIDTH = tl.constexpr(4), tl.constexpr(9)
+_SEGMENT_WIDTH, _SEQUENCE_WIDTH = tl.constexpr(3), tl.constexpr(9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class AttendConfig:
 
     Args:
         block_t: tokens of a tile.
-        block_v: value columns of a program of the output.
+        block_v: value columns of a program of the output; the tensor cores take 64 at least.
         num_warps, num_stages: of the output's kernel.
         update_block_v, update_warps, update_stages: the same of the segments' updates.
     """
@@ -47,6 +55,8 @@ class AttendConfig:
     update_stages: int = 3
 
 
+# Tiles by the copy engine where it can, else by threads.
+_COPY_ENGINE = True
 _BF16 = AttendConfig()
 # Without tensor cores: products are made of registers.
 _FLOAT32 = AttendConfig(
@@ -56,87 +66,88 @@ _FLOAT32 = AttendConfig(
 
 
 @triton.jit
-def _update_kernel(
-    k_ptr, v_ptr, segment_ptr, rate_ptr, update_ptr, k_stride, v_stride,
-    HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """sum_j lambda^(n-1-j) k_j v_j^T over the n tokens of a segment: float32 [K, V]."""
-    tiles_v: tl.constexpr = (VALUE + BLOCK_V - 1) // BLOCK_V
-    head, tile, segment = tl.program_id(0) // tiles_v, tl.program_id(0) % tiles_v, tl.program_id(1)
-    begin = tl.load(segment_ptr + segment * _SEGMENT_WIDTH)
-    num_rows = tl.load(segment_ptr + segment * _SEGMENT_WIDTH + 1) - begin
-    if tl.load(segment_ptr + segment * _SEGMENT_WIDTH + 2) == 0:
-        return
-    rate = tl.load(rate_ptr + head)
-    t = tl.arange(0, BLOCK_T)
-    channel = tl.arange(0, BLOCK_K)
-    column = tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    k_at = k_ptr + begin.to(tl.int64) * k_stride + head * KEY + channel[None, :]
-    v_at = v_ptr + begin.to(tl.int64) * v_stride + head * VALUE + column[None, :]
-    total = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
-    for done in range(0, num_rows, BLOCK_T):
-        row = done + t
-        live = (row < num_rows)[:, None]
-        k = tl.load(k_at + row[:, None] * k_stride, mask=live & (channel < KEY)[None, :], other=0.0)
-        v = tl.load(
-            v_at + row[:, None] * v_stride, mask=live & (column < VALUE)[None, :], other=0.0
-        )
-        weight = tl.exp2(-rate * tl.maximum(num_rows - 1 - row, 0))
-        v = (v.to(tl.float32) * weight[:, None]).to(k.dtype)
-        total = dot(tl.trans(k), v, total)
-    at = update_ptr + (segment.to(tl.int64) * HEADS + head) * KEY * VALUE
-    at += channel[:, None] * VALUE + column[None, :]
-    tl.store(at, total, mask=(channel < KEY)[:, None] & (column < VALUE)[None, :])
+def _rows(ptr, stride, begin, left, column, inside, BLOCK: tl.constexpr):
+    """A tile of tokens; those past `left` are 0."""
+    t = tl.arange(0, BLOCK)
+    at = ptr + begin.to(tl.int64) * stride + t[:, None] * stride + column[None, :]
+    return tl.load(at, mask=(t < left)[:, None] & inside[None, :], other=0.0)
 
 
 @triton.jit
-def _carry_kernel(
-    segment_ptr, sequence_ptr, rate_ptr, update_ptr, states_ptr, tail_k_ptr, tail_v_ptr, tail,
-    HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
-    BLOCK_TAIL: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+def _decayed(x, rate, left):
+    """Columns of x [D, T], those of `left` tokens, decayed to the moment after the last."""
+    j = tl.arange(0, x.shape[1])
+    weight = tl.where(j < left, tl.exp2(-rate * tl.maximum(left - 1 - j, 0)), 0.0)
+    return (x.to(tl.float32) * weight[None, :]).to(x.dtype)
+
+
+@triton.jit
+def _update_kernel(
+    k_ptr, v_ptr, k_desc, v_desc, segment_ptr, sequence_ptr, rate_ptr, memory_ptr, states_ptr,
+    tail_k_ptr, tail_v_ptr, k_stride, v_stride, tail,
+    HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, COPY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Replace each segment's update by the state before it; one tile of a head's state."""
-    head, sequence = tl.program_id(0), tl.program_id(2)
+    """What a segment adds to the state, if another follows; the first sets out the state too."""
     tiles_v: tl.constexpr = (VALUE + BLOCK_V - 1) // BLOCK_V
-    channel = tl.program_id(1) // tiles_v * BLOCK_K + tl.arange(0, BLOCK_K)
-    column = tl.program_id(1) % tiles_v * BLOCK_V + tl.arange(0, BLOCK_V)
-    line = sequence_ptr + sequence * _SEQUENCE_WIDTH
-    slot = tl.load(line).to(tl.int64) * HEADS + head
-    num_tail, tail_folds = tl.load(line + 1), tl.load(line + 2)
-    first, folded, end = tl.load(line + 3), tl.load(line + 4), tl.load(line + 5)
+    head, tile, segment = tl.program_id(0) // tiles_v, tl.program_id(0) % tiles_v, tl.program_id(1)
+    channel = tl.arange(0, BLOCK_K)
+    column = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+    has_key, has_value = channel < KEY, column < VALUE
+    inside = has_value[:, None] & has_key[None, :]
+    wait_for_previous(PDL)
+    start_next(PDL)
+    line = segment_ptr + segment * _SEGMENT_WIDTH
+    begin = tl.load(line)
+    num_rows = tl.load(line + 1) - begin
+    line = sequence_ptr + tl.load(line + 2) * _SEQUENCE_WIDTH
+    first, end = tl.load(line + 3), tl.load(line + 5)
     rate = tl.load(rate_ptr + head)
-    place = channel[:, None] * VALUE + column[None, :]
-    inside = (channel < KEY)[:, None] & (column < VALUE)[None, :]
-    state_at = states_ptr + slot * KEY * VALUE + place
-    state = tl.load(state_at, mask=inside, other=0.0)
-    if num_tail > 0:
-        j = tl.arange(0, BLOCK_TAIL)
-        key_at = tail_k_ptr + (slot * tail + j)[None, :] * KEY + channel[:, None]
-        value_at = tail_v_ptr + (slot * tail + j)[:, None] * VALUE + column[None, :]
-        live = j < num_tail
-        keys = tl.load(key_at, mask=live[None, :] & (channel < KEY)[:, None], other=0.0)
-        values = tl.load(value_at, mask=live[:, None] & (column < VALUE)[None, :], other=0.0)
-        if (tail_folds > 0) & (folded == first):
-            weight = tl.exp2(-rate * tl.maximum(tail_folds - 1 - j, 0))
-            weight = tl.where(j < tail_folds, weight, 0.0)
-            fold = dot(keys * weight[None, :], values, state * tl.exp2(-rate * tail_folds))
-            tl.store(state_at, fold, mask=inside)
-        weight = tl.exp2(-rate * tl.maximum(num_tail - 1 - j, 0))
-        state = dot(keys * weight[None, :], values, state * tl.exp2(-rate * num_tail))
-    at = update_ptr + (first.to(tl.int64) * HEADS + head) * KEY * VALUE + place
-    for segment in tl.range(first, end, num_stages=4):
-        update = tl.load(at, mask=inside, other=0.0)
-        line = segment_ptr + segment * _SEGMENT_WIDTH
-        num_rows = tl.load(line + 1) - tl.load(line)
-        # An update that nobody needed was not made; what comes of it here is not used either.
-        after = state * tl.exp2(-rate * num_rows) + update
-        # In this order: loads run ahead of the loop and are sure to be done only when used.
-        tl.store(at, state, mask=inside)
-        state = after
-        if segment == folded - 1:
-            tl.store(state_at, state, mask=inside)
-        at += HEADS * KEY * VALUE
+    memory_at = memory_ptr + (segment.to(tl.int64) * HEADS + head) * KEY * VALUE
+    memory_at += column[:, None] * KEY + channel[None, :]
+    if segment == first:
+        slot = tl.load(line).to(tl.int64) * HEADS + head
+        num_tail, tail_folds = tl.load(line + 1), tl.load(line + 2)
+        state_at = states_ptr + slot * KEY * VALUE + channel[None, :] * VALUE + column[:, None]
+        state = tl.load(state_at, mask=inside, other=0.0)
+        # Where no new token is folded, the state moves to the anchor inside the old tail.
+        fold_at = tl.where(tl.load(line + 4) == first, tail_folds, 0) - 1
+        decay = tl.exp2(-rate)
+        for j in range(num_tail):
+            key = tl.load(tail_k_ptr + (slot * tail + j) * KEY + channel, mask=has_key, other=0.0)
+            value = tl.load(
+                tail_v_ptr + (slot * tail + j) * VALUE + column, mask=has_value, other=0.0
+            )
+            state = state * decay + value[:, None] * key[None, :]
+            if j == fold_at:
+                tl.store(state_at, state, mask=inside)
+        tl.store(memory_at, state, mask=inside)
+    if segment == end - 1:
+        return
+    k_ptr += head * KEY
+    v_ptr += head * VALUE
+    total = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
+    # The last tile comes first: what is read last is what the next kernel begins with, and the
+    # cache still has some of it.
+    whole = num_rows // BLOCK_T * BLOCK_T
+    left = num_rows - whole
+    if left > 0:
+        row = begin + whole
+        k = _rows(k_ptr, k_stride, row, left, channel, has_key, BLOCK_T)
+        v = _rows(v_ptr, v_stride, row, left, column, has_value, BLOCK_T)
+        total = dot(_decayed(tl.trans(v), rate, left), k, total)
+    for done in range(0, whole, BLOCK_T):
+        row = begin + whole - BLOCK_T - done
+        if COPY:
+            k = k_desc.load([row, head * KEY])
+            v = v_desc.load([row, head * VALUE + tile * BLOCK_V])
+        else:
+            k = _rows(k_ptr, k_stride, row, BLOCK_T, channel, has_key, BLOCK_T)
+            v = _rows(v_ptr, v_stride, row, BLOCK_T, column, has_value, BLOCK_T)
+        weight = tl.exp2(-rate * (left + done + BLOCK_T - 1 - tl.arange(0, BLOCK_T)))
+        v = (tl.trans(v).to(tl.float32) * weight[None, :]).to(k.dtype)
+        total = dot(v, k, total)
+    tl.store(memory_at + HEADS * KEY * VALUE, total, mask=inside)
 
 
 @triton.jit
@@ -167,61 +178,96 @@ def _keep(
 
 
 @triton.jit
+def _attend_tile(state, q, k, v, within, since, rate, left):
+    """Outputs [V, T] of a tile of tokens, and the state [V, K] after `left` of them."""
+    scores = dot(k, tl.trans(q), tl.zeros([k.shape[0], q.shape[0]], tl.float32)) * within
+    out = dot(state.to(q.dtype), tl.trans(q), tl.zeros([v.shape[1], q.shape[0]], tl.float32))
+    v = tl.trans(v)
+    out = dot(v, scores.to(v.dtype), out * since[None, :])
+    state = dot(_decayed(v, rate, left), k, state * tl.exp2(-rate * left))
+    return out, state
+
+
+@triton.jit
 def _attend_kernel(
-    q_ptr, k_ptr, v_ptr, segment_ptr, sequence_ptr, rate_ptr, before_ptr, tail_k_ptr, tail_v_ptr,
-    out_ptr, q_stride, k_stride, v_stride, tail, scale,
+    q_ptr, k_ptr, v_ptr, out_ptr, q_desc, k_desc, v_desc, out_desc, segment_ptr, sequence_ptr,
+    rate_ptr, memory_ptr, states_ptr, tail_k_ptr, tail_v_ptr, q_stride, k_stride, v_stride, tail,
+    scale,
     HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, BLOCK_TAIL: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, COPY: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a segment's tokens; the last segment of a sequence writes the new tail too."""
+    """Outputs of a segment's tokens; where a segment ends in the fold or the sequence, memory."""
     tiles_v: tl.constexpr = (VALUE + BLOCK_V - 1) // BLOCK_V
     head, tile, segment = tl.program_id(0) // tiles_v, tl.program_id(0) % tiles_v, tl.program_id(1)
-    line = segment_ptr + segment * _SEGMENT_WIDTH
-    begin = tl.load(line)
-    num_rows = tl.load(line + 1) - begin
-    rate = tl.load(rate_ptr + head)
     t = tl.arange(0, BLOCK_T)
     channel = tl.arange(0, BLOCK_K)
     column = tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    first = begin.to(tl.int64)
-    q_at = q_ptr + first * q_stride + head * KEY + channel[None, :]
-    k_at = k_ptr + first * k_stride + head * KEY + channel[None, :]
-    v_at = v_ptr + first * v_stride + head * VALUE + column[None, :]
-    out_at = out_ptr + (first * HEADS + head) * VALUE + column[None, :]
-    at = before_ptr + (segment.to(tl.int64) * HEADS + head) * KEY * VALUE
-    at += channel[:, None] * VALUE + column[None, :]
-    has_key, has_value = (channel < KEY)[None, :], (column < VALUE)[None, :]
-    state = tl.load(at, mask=(channel < KEY)[:, None] & has_value, other=0.0)
-    gap = t[:, None] - t[None, :]
+    has_key, has_value = channel < KEY, column < VALUE
+    inside = has_value[:, None] & has_key[None, :]
+    wait_for_previous(PDL)
+    start_next(PDL)
+    rate = tl.load(rate_ptr + head)
+    line = segment_ptr + segment * _SEGMENT_WIDTH
+    begin = tl.load(line)
+    num_rows = tl.load(line + 1) - begin
+    sequence = sequence_ptr + tl.load(line + 2) * _SEQUENCE_WIDTH
+    start = tl.load(sequence + 3)
+    at = memory_ptr + (start.to(tl.int64) * HEADS + head) * KEY * VALUE
+    at += column[:, None] * KEY + channel[None, :]
+    state = tl.load(at, mask=inside, other=0.0)
+    for earlier in range(start, segment):
+        at += HEADS * KEY * VALUE
+        line = segment_ptr + earlier * _SEGMENT_WIDTH
+        state *= tl.exp2(-rate * (tl.load(line + 1) - tl.load(line)))
+        state += tl.load(at, mask=inside, other=0.0)
+    gap = t[None, :] - t[:, None]
     # The difference first: lambda^-j alone overflows for a fast head and a large tile.
     within = tl.where(gap >= 0, tl.exp2(-rate * tl.maximum(gap, 0)) * scale, 0.0)
     since = tl.exp2(-rate * (t + 1)) * scale
-    until = tl.exp2(-rate * (BLOCK_T - 1 - t))
-    carry = tl.exp2(-rate * BLOCK_T)
-    for done in range(0, num_rows, BLOCK_T):
-        row = done + t
-        live = (row < num_rows)[:, None]
-        q = tl.load(q_at + row[:, None] * q_stride, mask=live & has_key, other=0.0)
-        k = tl.load(k_at + row[:, None] * k_stride, mask=live & has_key, other=0.0)
-        v = tl.load(v_at + row[:, None] * v_stride, mask=live & has_value, other=0.0)
-        scores = dot(q, tl.trans(k), tl.zeros([BLOCK_T, BLOCK_T], tl.float32)) * within
-        out = dot(q, state.to(q.dtype), tl.zeros([BLOCK_T, BLOCK_V], tl.float32))
-        out = dot(scores.to(v.dtype), v, out * since[:, None])
-        tl.store(
-            out_at + row[:, None] * (HEADS * VALUE), out.to(out_ptr.dtype.element_ty),
-            mask=live & has_value,
-        )  # fmt: skip
-        # Past the segment's end rows are 0 and the state is not used again.
-        v = (v.to(tl.float32) * until[:, None]).to(k.dtype)
-        state = dot(tl.trans(k), v, state * carry)
-    sequence = tl.load(line + 3)
-    if sequence >= 0:
-        row = sequence_ptr + sequence * _SEQUENCE_WIDTH
+    q_ptr += head * KEY
+    k_ptr += head * KEY
+    v_ptr += head * VALUE
+    out_ptr += head * VALUE
+    out_places = t[None, :] * (HEADS * VALUE) + column[:, None]
+    whole = num_rows // BLOCK_T * BLOCK_T
+    for done in range(0, whole, BLOCK_T):
+        row = begin + done
+        if COPY:
+            q = q_desc.load([row, head * KEY])
+            k = k_desc.load([row, head * KEY])
+            v = v_desc.load([row, head * VALUE + tile * BLOCK_V])
+        else:
+            q = _rows(q_ptr, q_stride, row, BLOCK_T, channel, has_key, BLOCK_T)
+            k = _rows(k_ptr, k_stride, row, BLOCK_T, channel, has_key, BLOCK_T)
+            v = _rows(v_ptr, v_stride, row, BLOCK_T, column, has_value, BLOCK_T)
+        out, state = _attend_tile(state, q, k, v, within, since, rate, BLOCK_T)
+        out = out.to(out_ptr.dtype.element_ty)
+        if COPY:
+            out_desc.store([row, head * VALUE + tile * BLOCK_V], tl.trans(out))
+        else:
+            out_at = out_ptr + row.to(tl.int64) * (HEADS * VALUE) + out_places
+            tl.store(out_at, out, mask=has_value[:, None])
+    left = num_rows - whole
+    if left > 0:
+        last = begin + whole
+        q = _rows(q_ptr, q_stride, last, left, channel, has_key, BLOCK_T)
+        k = _rows(k_ptr, k_stride, last, left, channel, has_key, BLOCK_T)
+        v = _rows(v_ptr, v_stride, last, left, column, has_value, BLOCK_T)
+        out, state = _attend_tile(state, q, k, v, within, since, rate, left)
+        last_at = out_ptr + last.to(tl.int64) * (HEADS * VALUE) + out_places
+        out = out.to(out_ptr.dtype.element_ty)
+        tl.store(last_at, out, mask=(t < left)[None, :] & has_value[:, None])
+    if segment == tl.load(sequence + 4) - 1:
+        slot = tl.load(sequence).to(tl.int64) * HEADS + head
+        at = states_ptr + slot * KEY * VALUE + channel[None, :] * VALUE + column[:, None]
+        tl.store(at, state, mask=inside)
+    if segment == tl.load(sequence + 5) - 1:
         # Each program writes its own value columns; one of them the keys.
-        _keep(v_ptr + head * VALUE, v_stride, tail_v_ptr, row, head, column, column < VALUE,
+        _keep(v_ptr, v_stride, tail_v_ptr, sequence, head, column, has_value,
               tail, HEADS, VALUE, BLOCK_TAIL)  # fmt: skip
         if tile == 0:
-            _keep(k_ptr + head * KEY, k_stride, tail_k_ptr, row, head, channel, channel < KEY,
+            _keep(k_ptr, k_stride, tail_k_ptr, sequence, head, channel, has_key,
                   tail, HEADS, KEY, BLOCK_TAIL)  # fmt: skip
 
 
@@ -270,32 +316,44 @@ def lightning_prefill_triton(
         return out
     c = config or (_FLOAT32 if q.dtype == torch.float32 else _BF16)
     memory = torch.empty(
-        segments.num_segments, heads, key_dim, value_dim, dtype=torch.float32, device=q.device
+        segments.num_segments, heads, value_dim, key_dim, dtype=torch.float32, device=q.device
     )
     block_k = max(triton.next_power_of_2(key_dim), 16)
     widest_v = max(triton.next_power_of_2(value_dim), 16)
     shape = {"HEADS": heads, "KEY": key_dim, "VALUE": value_dim}
     tail = tail_k.shape[2]
     block_tail = max(triton.next_power_of_2(tail), 16)
-    # Programs that read the same rows are next to each other, so that memory gives them once.
-    block_v = min(c.update_block_v, widest_v)
-    _update_kernel[(heads * triton.cdiv(value_dim, block_v), segments.num_segments)](
-        k, v, segments.segments, log2_rate, memory, k.stride(0), v.stride(0),
-        **shape, BLOCK_T=c.block_t, BLOCK_K=block_k, BLOCK_V=block_v,
-        num_warps=c.update_warps, num_stages=c.update_stages,
+    tables = segments.segments, segments.sequences, log2_rate, memory, states, tail_k, tail_v
+    options = launch_options(q)
+
+    def launch(kernel: Any, tensors: list[Tensor], block_v: int, **cut: Any) -> None:
+        """Programs that read the same rows are next to each other: memory gives them once."""
+        # The copy engine takes tiles without edges, in rows on its grid of 16 bytes.
+        copy = _COPY_ENGINE and q.dtype == torch.bfloat16
+        copy = copy and key_dim == block_k and value_dim % block_v == 0
+        copy = copy and all(x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 for x in tensors)
+        operands = tensors
+        if copy:
+            operands = [
+                TensorDescriptor(
+                    x, [num_rows, heads * x.shape[2]], [x.stride(0), 1],
+                    [c.block_t, block_k if x is q or x is k else block_v],
+                )
+                for x in tensors
+            ]  # fmt: skip
+        kernel[(heads * triton.cdiv(value_dim, block_v), segments.num_segments)](
+            *tensors, *operands, *tables, **cut, **shape, BLOCK_T=c.block_t, BLOCK_K=block_k,
+            BLOCK_V=block_v, COPY=copy, **options,
+        )  # fmt: skip
+
+    launch(
+        _update_kernel, [k, v], min(c.update_block_v, widest_v), k_stride=k.stride(0),
+        v_stride=v.stride(0), tail=tail, num_warps=c.update_warps, num_stages=c.update_stages,
     )  # fmt: skip
-    tile_k, tile_v = min(32, block_k), min(32, widest_v)
-    tiles = triton.cdiv(key_dim, tile_k) * triton.cdiv(value_dim, tile_v)
-    _carry_kernel[(heads, tiles, segments.num_sequences)](
-        segments.segments, segments.sequences, log2_rate, memory, states, tail_k, tail_v, tail,
-        **shape, BLOCK_TAIL=block_tail, BLOCK_K=tile_k, BLOCK_V=tile_v, num_warps=4,
-    )  # fmt: skip
-    block_v = min(c.block_v, widest_v)
-    _attend_kernel[(heads * triton.cdiv(value_dim, block_v), segments.num_segments)](
-        q, k, v, segments.segments, segments.sequences, log2_rate, memory, tail_k, tail_v,
-        out, q.stride(0), k.stride(0), v.stride(0), tail, key_dim**-0.5,
-        **shape, BLOCK_TAIL=block_tail, BLOCK_T=c.block_t, BLOCK_K=block_k, BLOCK_V=block_v,
-        num_warps=c.num_warps, num_stages=c.num_stages,
+    launch(
+        _attend_kernel, [q, k, v, out], min(c.block_v, widest_v), q_stride=q.stride(0),
+        k_stride=k.stride(0), v_stride=v.stride(0), tail=tail, scale=key_dim**-0.5,
+        BLOCK_TAIL=block_tail, num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
     return out
 

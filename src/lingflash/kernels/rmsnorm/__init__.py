@@ -10,6 +10,7 @@ from torch import Tensor
 from lingflash.kernels.rmsnorm.reference import group_rms_norm_reference, rms_norm_reference
 
 __all__ = [
+    "add_rms_norm",
     "group_rms_norm",
     "group_rms_norm_reference",
     "inverse_rms",
@@ -45,10 +46,37 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         Same dtype and shape as x.
 
-    Numerics: statistics in float32; the result is rounded once.
+    Numerics: statistics in float32; the result is rounded once. Sync: none, graph-safe.
     """
+    if x.is_cuda and x.dim() == 2 and x.stride(1) == 1 and weight.dim() == 1:
+        # Not at the top: a machine without a GPU may be without Triton.
+        from lingflash.kernels.rmsnorm.triton_kernel import rms_norm_triton
+
+        return rms_norm_triton(x, weight, eps)
     x32 = x.float()
     return (x32 * inverse_rms(x32, eps)).mul_(weight).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add to the residual stream, and normalise the sum for the next layer's input.
+
+    Args:
+        x: a float dtype [T, D], contiguous rows.
+        residual: same dtype and shape; on a GPU it is overwritten by the sum.
+        weight: same dtype [D].
+        eps: added to the mean square.
+
+    Returns:
+        The sum and its norm, both [T, D] in x's dtype.
+
+    Numerics: the sum is rounded as it is kept, and its norm is rms_norm's. Sync: none, graph-safe.
+    """
+    if x.is_cuda and residual.is_contiguous():
+        from lingflash.kernels.rmsnorm.triton_kernel import add_rms_norm_triton
+
+        return residual, add_rms_norm_triton(x, residual, weight, eps)
+    total = residual + x
+    return total, rms_norm(total, weight, eps)
 
 
 def group_rms_norm(x: Tensor, weight: Tensor, num_groups: int, eps: float) -> Tensor:

@@ -130,12 +130,21 @@ class LightningLayer:
         # Not at the top: a machine without a GPU may be without Triton.
         from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
         from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
+        from lingflash.kernels.lightning_attn.triton_verify import (
+            MOST_VERIFIED,
+            lightning_verify_triton,
+        )
         from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
 
         c, i = self.config, self.state_index
         tables = self.tables(plan.chunk, fused.device)
         memory = cache.states[i], cache.tail_k[i], cache.tail_v[i]
         norm = {"eps": c.rms_norm_eps, "silu": c.linear_silu}
+        if plan.segments is not None and plan.segments.longest <= MOST_VERIFIED:
+            return lightning_verify_triton(
+                fused, self.w_qk_norm, cos, sin, tables.log2_rate, *memory, plan.segments,
+                self.w_g_norm, num_groups=c.group_norm_size, **norm,
+            )  # fmt: skip
         if plan.decode_slots is not None:
             assert plan.decode_offsets is not None
             out = lightning_decode_triton(
