@@ -109,16 +109,15 @@ def _down(tokens: int, kind: str, tiles: Tiles | None) -> Launches:
     if tokens == 1:
         act = torch.zeros(1, TOPK, WIDTH, device=CUDA)
         out = torch.zeros(1, HIDDEN, dtype=torch.bfloat16, device=CUDA)
-        return [
-            partial(down_one_token, act, w, _routing(1), weights, out, tiles=tiles)
-            for _ in range(_COPIES)
-        ]
+        run = partial(down_one_token, tiles=tiles)  # pyright: ignore[reportArgumentType]
+        return [partial(run, act, w, _routing(1), weights, out) for _ in range(_COPIES)]
     act = torch.randn(tokens, TOPK, WIDTH, device=CUDA).bfloat16()
     out = torch.empty(tokens, TOPK, HIDDEN, device=CUDA)
     for _ in range(_COPIES):
         ids = _routing(tokens)
         plan = plan_rows(ids, EXPERTS)
-        launches.append(partial(down_decode, act, w, ids, weights, plan, out, tiles=tiles))
+        run = partial(down_decode, tiles=tiles)  # pyright: ignore[reportArgumentType]
+        launches.append(partial(run, act, w, ids, weights, plan, out))
     return launches
 
 

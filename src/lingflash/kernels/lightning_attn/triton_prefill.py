@@ -47,9 +47,9 @@ class AttendConfig:
     """
 
     block_t: int = 64
-    block_v: int = 64
-    num_warps: int = 4
-    num_stages: int = 2
+    block_v: int = 128
+    num_warps: int = 8
+    num_stages: int = 3
     update_block_v: int = 128
     update_warps: int = 8
     update_stages: int = 3

@@ -18,10 +18,11 @@ from torch import Tensor
 from lingflash.kernels.lightning_attn.segments import SegmentTables
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["MOST_VERIFIED", "lightning_verify_triton"]
+__all__ = ["MOST_VERIFIED", "MOST_VERIFIED_SEQUENCES", "lightning_verify_triton"]
 
-# Query tokens of a sequence that one program takes.
-MOST_VERIFIED = 8
+# Query tokens of a sequence that one program takes, and sequences up to which this is faster than
+# the kernels for prompts (docs/gpu-notes-attention.md).
+MOST_VERIFIED, MOST_VERIFIED_SEQUENCES = 8, 2
 
 _SEQUENCE_WIDTH = tl.constexpr(9)
 

@@ -132,6 +132,7 @@ class LightningLayer:
         from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
         from lingflash.kernels.lightning_attn.triton_verify import (
             MOST_VERIFIED,
+            MOST_VERIFIED_SEQUENCES,
             lightning_verify_triton,
         )
         from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
@@ -140,9 +141,14 @@ class LightningLayer:
         tables = self.tables(plan.chunk, fused.device)
         memory = cache.states[i], cache.tail_k[i], cache.tail_v[i]
         norm = {"eps": c.rms_norm_eps, "silu": c.linear_silu}
-        if plan.segments is not None and plan.segments.longest <= MOST_VERIFIED:
+        segments = plan.segments
+        if (
+            segments is not None
+            and segments.longest <= MOST_VERIFIED
+            and segments.num_sequences <= MOST_VERIFIED_SEQUENCES
+        ):
             return lightning_verify_triton(
-                fused, self.w_qk_norm, cos, sin, tables.log2_rate, *memory, plan.segments,
+                fused, self.w_qk_norm, cos, sin, tables.log2_rate, *memory, segments,
                 self.w_g_norm, num_groups=c.group_norm_size, **norm,
             )  # fmt: skip
         if plan.decode_slots is not None:
