@@ -365,13 +365,14 @@ class CudaDecoder:
                 x = ordered = self._empty(1, c.hidden_size, dtype=self._narrow)
                 if gate_up.is_int4:
                     ordered = torch.empty_like(x)
-                act = self._empty(1, choices, c.moe_intermediate_size)
                 norm_and_route_one(
                     flow.residual, w_norm, c.rms_norm_eps, mlp.w_gate, mlp.expert_bias, logits, x,
-                    (ordered, self._pair_order) if gate_up.is_int4 else None, ids, weights,
-                    shared=shared, shared_act=None if shared is None else act[0, -1], **rules,
+                    (ordered, self._pair_order) if gate_up.is_int4 else None, ids, weights, **rules,
                 )  # fmt: skip
-                gate_up_decode(ordered, gate_up, ids, None, act, nibbles=down.is_int4)
+                act = self._empty(1, choices, c.moe_intermediate_size)
+                gate_up_decode(
+                    ordered, gate_up, ids, None, act, nibbles=down.is_int4, plain=x, shared=shared
+                )
                 down_one_token(act, down, ids, weights, flow.residual, shared=shared_down)
                 return
             x, ordered = norm(flow)

@@ -178,10 +178,20 @@ def _one_down_tiles(w: DecodeExperts) -> OneTokenTiles:
 _DOWN_TILES = ExpertTiles(128, 128, 4, 3)
 
 
-def one_token_options(w: DecodeExperts, tiles: OneTokenTiles, width: int) -> dict[str, Any]:
-    """What one token's kernels are compiled for; width is the weights' number of columns."""
+def _one_token_options(
+    w: DecodeExperts, shared: DecodeExperts | None, tiles: OneTokenTiles, width: int
+) -> dict[str, Any]:
+    """What one token's kernels are compiled for; width is the weights' number of columns.
+
+    Raises:
+        ValueError: a shared expert in INT4.
+    """
+    if shared is not None and shared.is_int4:
+        raise ValueError("a shared expert in INT4 is not supported.")
     return {
         "INT4": w.is_int4, "SCALES": "group" if w.is_int4 else w.scale_kind, "GROUP": w.group,
+        "SHARED": 0 if shared is None else 2 if w.is_int4 else 1,
+        "SHARED_SCALES": "none" if shared is None else shared.scale_kind,
         "BLOCK_N": tiles.block_n, "num_warps": tiles.warps,
         "CHUNKS": triton.next_power_of_2(triton.cdiv(width, 128)),
     }  # fmt: skip
@@ -229,8 +239,7 @@ def gate_up_decode(
             reads, which no other order describes.
         nibbles: whether the routed experts' next product is with INT4 weights.
         plain: x in its own order, for the shared expert; x by default.
-        shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes; of one token it
-            goes with the router (norm_and_route_one).
+        shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes.
         tiles, one_token: how to cut several tokens' products and one's; by the shape if None.
 
     Numerics: accumulates in float32; FP8 and INT4 weights are exact in float16 and x is rounded to
@@ -248,14 +257,14 @@ def gate_up_decode(
     launch = launch_options(x)
     if plan is None:
         one = one_token or _one_gate_up_tiles(w)
-        if shared is not None:
-            raise ValueError("one token's shared expert goes with its router (norm_and_route_one).")
         if act.dtype != torch.float32 or (nibbles and (width % 8 or one.block_n % 8)):
             raise ValueError(f"one token's act is {act.dtype} {tuple(act.shape)}, tiles {one}.")
-        gate_up_one_kernel[(triton.cdiv(width, one.block_n), topk)](
-            x, w.values, scale, topk_ids, act, w.values.stride(0), scale.stride(0),
-            scale.stride(1), PAIRS=nibbles, WIDTH=width, HIDDEN=x.shape[1],
-            **one_token_options(w, one, x.shape[1]), **launch,
+        options = _one_token_options(w, shared, one, x.shape[1])
+        gate_up_one_kernel[(triton.cdiv(width, one.block_n), topk + options["SHARED"])](
+            x, w.values, scale, topk_ids, act, plain, other.values, other.scales(),
+            w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
+            PAIRS=nibbles, TOPK=topk, WIDTH=width, HIDDEN=x.shape[1],
+            **options, **launch,
         )  # fmt: skip
         return act
     t = tiles or _gate_up_tiles(w)
@@ -303,8 +312,6 @@ def down_one_token(
     Numerics: sums in float32 (INT4: word_sums), rounded once with the residual. Activations are
         float32, for INT4 float16 with a power of two of each eight. Sync: none, graph-safe.
     """
-    if shared is not None and shared.is_int4:
-        raise ValueError("a shared expert in INT4 is not supported.")
     topk, width, hidden = topk_ids.shape[1], act.shape[2], residual.shape[-1]
     if act.dtype != torch.float32 or residual.numel() != hidden:
         raise ValueError(f"act is {act.dtype}, residual {tuple(residual.shape)}; one float32 row.")
@@ -314,9 +321,8 @@ def down_one_token(
     down_one_kernel[(triton.cdiv(hidden, t.block_n),)](
         act, w.values, scale, topk_ids, topk_weights, residual, other.values, other.scales(),
         w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
-        TOPK=topk, WIDTH=width, HIDDEN=hidden, AHEAD=t.ahead, SHARED=shared is not None,
-        SHARED_SCALES="none" if shared is None else shared.scale_kind,
-        **one_token_options(w, t, width), **launch_options(act),
+        TOPK=topk, WIDTH=width, HIDDEN=hidden, AHEAD=t.ahead,
+        **_one_token_options(w, shared, t, width), **launch_options(act),
     )  # fmt: skip
 
 

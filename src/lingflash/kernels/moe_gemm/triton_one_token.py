@@ -18,7 +18,7 @@ from lingflash.kernels.moe_gemm.triton_nibbles import pair_place, word_sums
 from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK
 from lingflash.kernels.triton_launch import start_next, wait_for_previous
 
-__all__ = ["down_one_kernel", "gate_up_columns", "gate_up_one_kernel"]
+__all__ = ["down_one_kernel", "gate_up_one_kernel"]
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def _store_act(act, act_ptr, column, inside, PAIRS: tl.constexpr, WIDTH: tl.cons
 
 
 @triton.jit
-def gate_up_columns(
+def _one_gate_up(
     x_ptr, w_ptr, scale_ptr, act_ptr, tile, scale_stride,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
@@ -139,7 +139,7 @@ def gate_up_columns(
 ):  # fmt: skip
     """One row of x through BLOCK_N gate and up columns of one expert.
 
-    All weights are asked for together, before the wait for the kernel before if there is one.
+    All weights are asked for together, before the wait if there is one.
     """
     EVEN: tl.constexpr = WIDTH % BLOCK_N == 0 and HIDDEN == CHUNKS * 128
     ROW: tl.constexpr = HIDDEN // 8 if INT4 else HIDDEN
@@ -153,7 +153,9 @@ def gate_up_columns(
     UP: tl.constexpr = WIDTH if SCALES == "group" else WIDTH // SCALE_BLOCK
     gate_scale = _scales(scale_rows, inside, chunk, SCALES, GROUP, HIDDEN, EVEN)
     up_scale = _scales(scale_rows + UP * scale_stride, inside, chunk, SCALES, GROUP, HIDDEN, EVEN)
-    wait_for_previous(WAIT)
+    if WAIT:
+        wait_for_previous(True)
+        start_next(True)
     x = _row(x_ptr, chunk, HIDDEN, INT4)
     gate = tl.sum(tl.sum(_sums(gates, x, None, INT4) * gate_scale, 2), 0)
     up = tl.sum(tl.sum(_sums(ups, x, None, INT4) * up_scale, 2), 0)
@@ -166,22 +168,34 @@ def gate_up_columns(
 
 @triton.jit
 def gate_up_one_kernel(
-    x_ptr, w_ptr, scale_ptr, ids_ptr, act_ptr, expert_stride, scale_expert_stride, scale_stride,
-    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr,
-    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
-    PDL: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, ids_ptr, act_ptr, plain_ptr, shared_ptr, shared_scale_ptr,
+    expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, SHARED: tl.constexpr,
+    SHARED_SCALES: tl.constexpr, PAIRS: tl.constexpr, TOPK: tl.constexpr, WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The next kernel may start only after this one's wait, so that whatever came before this
-    kernel is complete when the next one runs at all: `down` reads the choice without waiting."""
-    wait_for_previous(PDL)
-    start_next(PDL)
-    choice = tl.program_id(1)
-    expert = tl.load(ids_ptr + choice).to(tl.int64)
-    gate_up_columns(
-        x_ptr, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride,
-        act_ptr + choice * WIDTH, tl.program_id(0), scale_stride, INT4, SCALES, GROUP, PAIRS,
-        WIDTH, HIDDEN, BLOCK_N, CHUNKS, False,
-    )  # fmt: skip
+    """The shared expert's programs come first: they need no choice. SHARED of them, 0, 1 or 2,
+    take a tile's columns, so that a row of more bytes than INT4's needs no more registers.
+
+    The next kernel may start only after this one's wait, so that whatever came before this kernel
+    is complete when the next one runs at all: `down` reads the choice without waiting.
+    """
+    if tl.program_id(1) < SHARED:
+        _one_gate_up(
+            plain_ptr, shared_ptr, shared_scale_ptr, act_ptr + TOPK * WIDTH,
+            tl.program_id(0) * SHARED + tl.program_id(1), shared_scale_stride,
+            False, SHARED_SCALES, 0, False, WIDTH, HIDDEN, BLOCK_N // max(SHARED, 1), CHUNKS, PDL,
+        )  # fmt: skip
+    else:
+        wait_for_previous(PDL)
+        start_next(PDL)
+        choice = tl.program_id(1) - SHARED
+        expert = tl.load(ids_ptr + choice).to(tl.int64)
+        _one_gate_up(
+            x_ptr, w_ptr + expert * expert_stride, scale_ptr + expert * scale_expert_stride,
+            act_ptr + choice * WIDTH, tl.program_id(0), scale_stride, INT4, SCALES, GROUP,
+            PAIRS, WIDTH, HIDDEN, BLOCK_N, CHUNKS, False,
+        )  # fmt: skip
 
 
 @triton.jit

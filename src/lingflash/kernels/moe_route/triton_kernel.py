@@ -4,8 +4,6 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -13,17 +11,19 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["choice_options", "choose", "choose_experts_triton", "choose_token"]
+__all__ = ["choose", "choose_experts_triton"]
 
 
 @triton.jit
-def choose_token(
-    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor, token,
+def _choose_kernel(
+    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
     NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
     TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One token's experts and their weights; a program of one warp has no barriers here."""
+    start_next(PDL)
+    token = tl.program_id(0)
+    wait_for_previous(PDL)
     group, place = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_S)
     expert = group[:, None] * GROUP_SIZE + place[None, :]
     inside = (group[:, None] < NUM_GROUPS) & (place[None, :] < GROUP_SIZE)
@@ -75,21 +75,6 @@ def choose_token(
     at = token * TOPK + choice
     tl.store(ids_ptr + at, ids.to(ids_ptr.dtype.element_ty), mask=choice < TOPK)
     tl.store(weights_ptr + at, weights, mask=choice < TOPK)
-
-
-@triton.jit
-def _choose_kernel(
-    logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor,
-    NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, TOPK_GROUPS: tl.constexpr,
-    TOPK: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    start_next(PDL)
-    wait_for_previous(PDL)
-    choose_token(
-        logits_ptr, bias_ptr, ids_ptr, weights_ptr, factor, tl.program_id(0), NUM_GROUPS,
-        GROUP_SIZE, TOPK_GROUPS, TOPK, PARTS, HAS_BIAS, NORMALISE, BLOCK_G, BLOCK_S, BLOCK_K,
-    )  # fmt: skip
 
 
 def choose_experts_triton(
@@ -155,27 +140,12 @@ def choose(
 
     Numerics: float32. Sync: none, graph-safe.
     """
-    if topk_ids.shape[0]:
-        options = choice_options(logits, expert_bias, num_groups, topk_groups, topk, norm_topk_prob)
-        _choose_kernel[(topk_ids.shape[0],)](
+    num_tokens, size = topk_ids.shape[0], logits.shape[-1] // num_groups
+    if num_tokens:
+        _choose_kernel[(num_tokens,)](
             logits, logits if expert_bias is None else expert_bias, topk_ids, topk_weights,
-            scaling_factor, PARTS=parts, **options, **launch_options(logits),
+            scaling_factor, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups,
+            TOPK=topk, PARTS=parts, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
+            BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
+            BLOCK_K=triton.next_power_of_2(topk), num_warps=1, **launch_options(logits),
         )  # fmt: skip
-
-
-def choice_options(
-    logits: Tensor,
-    expert_bias: Tensor | None,
-    num_groups: int,
-    topk_groups: int,
-    topk: int,
-    norm_topk_prob: bool,
-) -> dict[str, Any]:
-    """What choose_token is compiled for, PARTS apart."""
-    size = logits.shape[-1] // num_groups
-    return {
-        "NUM_GROUPS": num_groups, "GROUP_SIZE": size, "TOPK_GROUPS": topk_groups, "TOPK": topk,
-        "HAS_BIAS": expert_bias is not None, "NORMALISE": norm_topk_prob,
-        "BLOCK_G": triton.next_power_of_2(num_groups), "BLOCK_S": triton.next_power_of_2(size),
-        "BLOCK_K": triton.next_power_of_2(topk), "num_warps": 1,
-    }  # fmt: skip
