@@ -352,8 +352,11 @@ def latency(
         bool, typer.Option("--kernels", help="Also a table of the kernels.")
     ] = False,
     engine: Annotated[
-        bool, typer.Option("--engine", help="Also the whole engine's steps, overlapped and plain.")
-    ] = False,
+        list[int] | None,
+        typer.Option(
+            "--engine", help="Sequences to time the whole engine's steps for; repeat the flag."
+        ),
+    ] = None,
     out: JsonOption = None,
     allow_dirty: DirtyOption = False,
     commit: CommitOption = None,
@@ -372,7 +375,7 @@ def latency(
         prefills=prefill or [],
         repeats=repeats,
         kernels=kernels,
-        engine=engine,
+        engine=engine or [],
         out=out,
         allow_dirty=allow_dirty,
         commit=commit,

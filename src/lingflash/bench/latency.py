@@ -274,7 +274,7 @@ def run_latency(
     prefills: Sequence[int],
     repeats: int,
     kernels: bool,
-    engine: bool,
+    engine: Sequence[int],
     out: Path | None,
     allow_dirty: bool,
     commit: str | None = None,
@@ -290,7 +290,7 @@ def run_latency(
         prefills: prompts to time.
         repeats: counted rounds of _STEPS steps.
         kernels: list the kernels of the first decode case and of the first prompt.
-        engine: also time the whole engine's steps, at the first context.
+        engine: sequences for which the whole engine's steps are timed too, at the first context.
         out: file to write.
         allow_dirty: see Record.
         commit: of the sources, where they were copied without their history.
@@ -304,7 +304,8 @@ def run_latency(
     require(all(n >= 1 for n in contexts), "--context", list(contexts), "1 or more")
     require(all(n >= 1 for n in prefills), "--prefill", list(prefills), "1 or more")
     require(repeats >= 1, "--repeats", repeats, "1 or more")
-    require(not engine or len(contexts) > 0, "--engine", engine, "a --context to decode at")
+    ok = all(1 <= n <= 256 for n in engine) and (contexts or not engine)
+    require(bool(ok), "--engine", list(engine), "1 to 256, and a --context to decode at")
     config = shape_config(shape, layers)
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -344,7 +345,7 @@ def run_latency(
         # Not at the top: the engine needs packages that the rest of this file does without.
         from lingflash.bench.gpu_engine import time_engine
 
-        for num_seqs in batches:
+        for num_seqs in engine:
             time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
             torch.cuda.empty_cache()
     ceilings.sample()
@@ -465,11 +466,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--format", default="fp8")
     parser.add_argument("--layers", type=int)
-    for flag in ("--batch", "--context", "--prefill"):
+    for flag in ("--batch", "--context", "--prefill", "--engine"):
         parser.add_argument(flag, type=int, nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--kernels", action="store_true")
-    parser.add_argument("--engine", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--allow-dirty", action="store_true")
     parser.add_argument("--commit")

@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, one_row_product, row_sums
+from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, one_row_product
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["SCALE_BLOCK", "SkinnyTiles", "row_sums", "skinny_gemm_triton", "skinny_tiles"]
+__all__ = ["SkinnyTiles", "skinny_gemm_triton", "skinny_tiles"]
 
 
 @triton.jit

@@ -24,9 +24,8 @@ __all__ = ["SCALE_BLOCK", "GroupNorm", "RowNorm", "one_row_product", "row_sums"]
 
 # FP8 scales are per 128 x 128 weights.
 SCALE_BLOCK = tl.constexpr(128)
-# Bytes of weights that a program reads at once, and rows of a matrix from which on there are enough
-# programs to let each read twice as much, which shares what is done to x between more rows.
-_STEP_BYTES, _MANY_ROWS = 16384, 8192
+# Rows of a matrix from which on its programs take it in steps, as a vocabulary's do.
+_VOCABULARY = 32768
 
 
 @triton.jit
@@ -152,6 +151,16 @@ class GroupNorm:
     eps: float
 
 
+def _cut(num_rows: int, row_bytes: int) -> tuple[int, int]:
+    """Rows of a program and its warps.
+
+    Where there are many rows, a program reads twice as much: what it does to x is then shared by
+    more rows, and there still are programs enough.
+    """
+    num_bytes, warps = (32768, 4) if num_rows >= 8192 else (16384, 8)
+    return max(1, min(num_bytes // row_bytes, 16)), warps
+
+
 def one_row_product(
     x: Tensor,
     w: Tensor,
@@ -192,22 +201,18 @@ def one_row_product(
         if scale.dtype != torch.float32 or scale.shape not in (grid, (num_rows, 1)):
             raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}; float32 {grid}.")
     scales = w if scale is None else scale
-    options = launch_options(x) | {"WIDTH": width, "QUANT": quant}
-    plain = norm is None and not add
-    if plain and num_rows > 32768:
-        # As many rows as a vocabulary: longer programs, one wave of them after another.
-        block_n, options["num_warps"] = block_n or 16, warps or 4
-        chunks = min(triton.next_power_of_2(triton.cdiv(width, 128)), 8)
+    chunks = triton.next_power_of_2(triton.cdiv(width, 128))
+    plain_vocabulary = norm is None and not add and num_rows > _VOCABULARY
+    best = (16, 4) if plain_vocabulary else _cut(num_rows, chunks * 128 * w.element_size())
+    block_n = block_n or best[0]
+    options = {"WIDTH": width, "QUANT": quant, "num_warps": warps or best[1]} | launch_options(x)
+    if plain_vocabulary:
+        chunks = min(chunks, 8)
         _many_rows_kernel[(triton.cdiv(num_rows, block_n),)](
             x, w, scales, out, num_rows, scales.stride(0), BLOCK_N=block_n, CHUNKS=chunks,
             EVEN=num_rows % block_n == 0 and width % (chunks * 128) == 0, **options,
         )  # fmt: skip
         return out
-    chunks = triton.next_power_of_2(triton.cdiv(width, 128))
-    many = num_rows >= _MANY_ROWS
-    step = _STEP_BYTES * (2 if many else 1) // w.element_size()
-    block_n = block_n or max(1, min(step // (chunks * 128), 16))
-    options["num_warps"] = warps or (4 if many else 8)
     kind, given, eps, pieces, group_width = "none", x, 0.0, 1, width
     if isinstance(norm, RowNorm):
         kind, given, eps = "row", norm.weight, norm.eps
