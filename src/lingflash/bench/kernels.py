@@ -53,6 +53,7 @@ def run_kernels(
     torch.manual_seed(0)
     ceilings = GpuCeilings()
     ceilings.sample()
+    record.derived["ceilings"] = ceilings.as_dict()
     torch.cuda.empty_cache()
     record.settings = {
         "shape": "ling-2.6-flash", "groups": list(groups), "repeats": repeats,
@@ -74,7 +75,6 @@ def run_kernels(
             ratio = min(theirs) / mine.median
             name = f"lightning prefill of {num_tokens} tokens over fla's simple_gla"
             record.targets.append(Target(name, ratio, _TARGET_OVER_FLA, "at least"))
-    record.derived["ceilings"] = ceilings.as_dict()
     record.finish()
     return record
 
@@ -127,6 +127,7 @@ def _keep(
     rate["fraction_of_read"] = round(num_bytes / (ms * 1e-3) / ceilings.read, 3)
     rate["fraction_of_matmul"] = round(flops / (ms * 1e-3) / ceilings.matmul, 3)
     record.derived[name] = rate
+    record.save()
     spread = max(samples) / statistics.median(samples)
     print(f"{name:44s} {ms:9.4f} ms  {rate}  max/median {spread:.2f}", flush=True)
 

@@ -322,6 +322,7 @@ def run_latency(
     quant: FormatName | None = None if format_name == "bf16" else format_name  # pyright: ignore
     ceilings = GpuCeilings()
     ceilings.sample()
+    record.derived["ceilings"] = ceilings.as_dict()
     torch.cuda.empty_cache()
     model = make_dummy_model(config, quant, torch.device("cuda"), longest)
     counted = count_bytes(model)
@@ -335,11 +336,13 @@ def run_latency(
         for num_seqs in batches:
             _time_decode(record, model, counted, ceilings, num_seqs, context, repeats, kernels)
             kernels = False
+            record.save()
             torch.cuda.empty_cache()
     first = True
     for num_tokens in prefills:
         _time_prefill(record, model, ceilings, num_tokens, repeats, first)
         first = False
+        record.save()
         torch.cuda.empty_cache()
     if engine:
         # Not at the top: the engine needs packages that the rest of this file does without.

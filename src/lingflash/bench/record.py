@@ -159,12 +159,16 @@ class Record:
             "notes": self.notes,
         }
 
+    def save(self) -> None:
+        """Write what there is so far to the file, if one was named: a run may be cut short."""
+        if self.out is not None:
+            self.out.write_text(dump(self.as_dict()), encoding="utf-8")
+
     def finish(self) -> None:
         """Print a summary and write the file, if one was named."""
-        data = self.as_dict()
-        print(render_text(data))
+        print(render_text(self.as_dict()))
+        self.save()
         if self.out is not None:
-            self.out.write_text(dump(data), encoding="utf-8")
             print(f"written to {self.out}")
 
 
