@@ -21,8 +21,13 @@ def rand(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def attend(lengths, *, heads, nope, rope, rank, value, threads=1, spoil=None, strength=1.0):
-    """Sequences of (start, tokens) over scattered blocks; results and what is expected of each."""
+def attend(
+    lengths, *, heads, nope, rope, rank, value, threads=1, spoil=None, strength=1.0, channel=1.0
+):
+    """Sequences of (start, tokens) over scattered blocks; results and what is expected of each.
+
+    `strength` is a factor of the queries, `channel` one of the last channel of the latents.
+    """
     tables, queries, expected = [], [], []
     needed = [-(-(start + tokens) // BLOCK) for start, tokens in lengths]
     order = torch.randperm(sum(needed) + 3, generator=torch.Generator().manual_seed(1)).tolist()
@@ -32,6 +37,7 @@ def attend(lengths, *, heads, nope, rope, rank, value, threads=1, spoil=None, st
     for i, (start, tokens) in enumerate(lengths):
         table = [order.pop() for _ in range(needed[i])]
         latents = rand(start + tokens, rank + rope, seed=i + 1)
+        latents[:, -1] *= channel
         if spoil is not None and i == spoil[0]:
             latents[spoil[1]] = spoil[2]
         for position, row in enumerate(latents):
@@ -89,6 +95,15 @@ def test_runs_when_long_then_match_the_definition(start, tokens, threads):
 def test_runs_when_scores_are_large_then_nothing_overflows():
     (out,), (expected,) = attend([(300, 40)], **SHAPES["ling-nano"], strength=30.0)
     torch.testing.assert_close(out, expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("channel", [10.0, 1e30])
+def test_runs_when_a_channel_outweighs_the_rest_then_the_scores_follow_it(channel):
+    strength = 1.0 if channel < 100 else 1e-25
+    (out,), (expected,) = attend(
+        [(300, 40)], **SHAPES["ling-nano"], channel=channel, strength=strength
+    )
+    torch.testing.assert_close(out, expected, atol=3e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -163,7 +163,8 @@ def mla_attention(
         Same dtype [T, H, V].
 
     Numerics: scores and softmax in float32, on tiles values of 16 bits (see attend_on_tiles).
-        Within 1e-5 of reference.py in float32. Sync: none.
+        Within 1e-5 of reference.py in float32; on tiles only while no channel of the latents is
+        some 10 times larger than the rest. Sync: none.
     """
     num_tokens, num_heads, nope = q_nope.shape
     value_dim = w_kvb.shape[1] - nope
