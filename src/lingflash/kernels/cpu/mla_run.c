@@ -188,7 +188,7 @@ static inline __attribute__((always_inline)) float take_digits(const float *x, i
 }
 
 /* Keys `from` .. from + KEYS - 1, zeros past the last. Rows: digits 0, 1, 2 of each, `row` bytes, in
- * tiles. Columns: pieces [2][rank][KEYS]. `words` is room for KEYS * rank. */
+ * tiles. Columns: pieces [2][rank][KEYS], in tiles. `words` is room for KEYS * rank. */
 static void take_keys(const MlaRun *p, i64 row, i64 from, int8_t *rows, float *factors,
                       uint16_t *columns, uint32_t *words) {
     const i64 half = KEYS / 2 * p->rank;
@@ -218,7 +218,7 @@ static void take_keys(const MlaRun *p, i64 row, i64 from, int8_t *rows, float *f
         for (i64 r = 0; r < p->rank; r += 16)
             for (i64 k = 0; k < KEYS / 2; k += 16)
                 transpose(words + j * half + k * p->rank + r, p->rank,
-                          (uint32_t *)columns + (j * p->rank + r) * KEYS / 2 + k, KEYS / 2);
+                          (uint32_t *)columns + (j * p->rank + r) * KEYS / 2 + k * 16, 16);
 }
 
 /* GROUP rows of the query from row `at`, zeros past the last: digits 2, 1, 0 and then zeros, four to
@@ -353,16 +353,16 @@ static void mix(float *total, const uint16_t *columns, i64 rank, const float *pr
         _tile_loadd(1, total + 16, GROUP * 4);
         _tile_loadd(2, total + 16 * GROUP, GROUP * 4);
         _tile_loadd(3, total + 16 * GROUP + 16, GROUP * 4);
-        for (i64 k = 0; k < KEYS; k += 32, a += 32, b += 32 * GROUP) {
+        for (i64 k = 0; k < KEYS; k += 32, a += 512, b += 32 * GROUP) {
             /* In an order that keeps one side loaded. */
-            load_a(a, 16 * KEYS * 2, KEYS * 2);
+            load_a(a, 16 * KEYS * 2, 64);
             load_b(b + GROUP, 2 * GROUP);
             MULTIPLY(_tile_dpbf16ps);
             soften(other);
             load_b(b, 2 * GROUP);
             MULTIPLY(_tile_dpbf16ps);
             soften(other);
-            load_a(a + rank * KEYS, 16 * KEYS * 2, KEYS * 2);
+            load_a(a + rank * KEYS, 16 * KEYS * 2, 64);
             MULTIPLY(_tile_dpbf16ps);
         }
         store_sums(total);
