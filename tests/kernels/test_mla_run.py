@@ -113,6 +113,28 @@ def test_runs_when_a_key_is_not_finite_then_only_its_sequence_is_spoilt(bad):
     torch.testing.assert_close(out[1], expected[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(params=["C", "torch"])
+def rows_by(request, monkeypatch):
+    """Single tokens by the compiled kernel, if there is a compiler, and by torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(mla, "can_attend_rows", lambda latents: False)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_when_sequences_decode_then_match_the_definition(shape, rows_by):
+    lengths = [(start, 1) for start in (0, 2, 62, 63, 64, 130, 400)] + [(70, 5)]
+    out, expected = attend(lengths, **SHAPES[shape], strength=2.0)
+    for got, wanted in zip(out, expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_when_a_key_is_not_finite_then_only_its_sequence_is_spoilt(bad, rows_by):
+    out, expected = attend([(100, 1), (70, 1)], **SHAPES["ling-nano"], spoil=(0, 5, bad))
+    assert out[0].isnan().all()
+    torch.testing.assert_close(out[1], expected[1], atol=1e-5, rtol=1e-5)
+
+
 def test_tiles_when_the_latents_do_not_fit_them_then_are_not_used():
     assert not can_attend_on_tiles(torch.zeros(2, 16, 40), 32)
     assert not can_attend_on_tiles(torch.zeros(2, 16, 48), 24)
