@@ -42,9 +42,12 @@ static inline Vec load(const float *x) { return *(const Vec *)x; }
 static inline float total(Vec x) {
     typedef float Half __attribute__((vector_size(32)));
     typedef float Quarter __attribute__((vector_size(16)));
-    const Half h = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                   __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    const Quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
+    Half halves[2];
+    memcpy(halves, &x, sizeof x);
+    const Half h = halves[0] + halves[1];
+    Quarter quarters[2];
+    memcpy(quarters, &h, sizeof h);
+    const Quarter q = quarters[0] + quarters[1];
     return q[0] + q[1] + q[2] + q[3];
 }
 
@@ -162,9 +165,9 @@ static inline const float *key_at(const Keys *p, i64 t) {
     return p->latents + (p->blocks[t / p->block_size] * p->block_size + t % p->block_size) * p->row;
 }
 
-/* mixed [heads][rank] = softmax(scale query . latents) latents over keys first .. last - 1, for query
- * [heads][row]. `scores` is room for heads * (CHUNK + 2). Keys outside; four at a time, since a sum
- * waits for the one before. */
+/* mixed [heads][rank] = softmax(scale query . latents) latents over keys first .. last - 1, for
+ * query [heads][row]. `scores` is room for heads * (CHUNK + 2). Keys outside; four at a time, since
+ * a sum waits for the one before. */
 static void attend(const Keys *p, const float *query, i64 heads, i64 first, i64 last, float scale,
                    float *restrict mixed, float *restrict scores) {
     const i64 row = p->row, rank = p->rank;
@@ -200,7 +203,10 @@ static void attend(const Keys *p, const float *query, i64 heads, i64 first, i64 
                     s3 += q[r] * d[r];
                 }
                 float *s = scores + h * CHUNK + t;
-                s[0] = s0 * to_power, s[1] = s1 * to_power, s[2] = s2 * to_power, s[3] = s3 * to_power;
+                s[0] = s0 * to_power;
+                s[1] = s1 * to_power;
+                s[2] = s2 * to_power;
+                s[3] = s3 * to_power;
             }
         }
         for (i64 h = 0; h < heads; h++) {
@@ -214,13 +220,14 @@ static void attend(const Keys *p, const float *query, i64 heads, i64 first, i64 
             }
             for (i64 t = 0; t < n; t++) part += s[t] = power_of_2(s[t] - best);
             sum[h] += part;
-            for (i64 t = n; t < CHUNK && t < n + 3; t++) s[t] = 0;
+            for (i64 t = n; t < CHUNK && t < n + 3; t++) s[t] = 0; /* those are the last key again */
             for (i64 t = 0; t < n; t += 4) {
                 const float *a = key[t], *b = key[t + 1], *c = key[t + 2], *d = key[t + 3];
                 const float p0 = s[t], p1 = s[t + 1], p2 = s[t + 2], p3 = s[t + 3];
                 i64 r = 0;
                 for (; r + 16 <= rank; r += 16)
-                    *(Vec *)(m + r) += p0 * load(a + r) + p1 * load(b + r) + p2 * load(c + r) + p3 * load(d + r);
+                    *(Vec *)(m + r) += p0 * load(a + r) + p1 * load(b + r) + p2 * load(c + r) +
+                                       p3 * load(d + r);
                 for (; r < rank; r++) m[r] += p0 * a[r] + p1 * b[r] + p2 * c[r] + p3 * d[r];
             }
         }
@@ -233,11 +240,11 @@ static void attend(const Keys *p, const float *query, i64 heads, i64 first, i64 
 typedef struct {
     i64 count, heads, rank, row, block_size, table_width;
     double scale;
-    const float *query;   /* [count][heads][row] */
-    const float *latents; /* [blocks][block_size][row] */
-    const i64 *tables;    /* [count][table_width] */
+    const float *query;        /* [count][heads][row] */
+    const float *latents;      /* [blocks][block_size][row] */
+    const i64 *tables;         /* [count][table_width] */
     const i64 *firsts, *lasts; /* [count], keys that each attends to */
-    float *mixed;         /* [count][heads][rank] */
+    float *mixed;              /* [count][heads][rank] */
 } MlaRows;
 
 /* Returns -1 without memory. */
@@ -245,7 +252,8 @@ int ling_mla_rows(const MlaRows *p) {
     float *scores = malloc((size_t)(p->heads * (CHUNK + 2)) * sizeof(float));
     if (!scores) return -1;
     for (i64 i = 0; i < p->count; i++) {
-        const Keys keys = {p->latents, p->tables + i * p->table_width, p->block_size, p->row, p->rank};
+        const i64 *blocks = p->tables + i * p->table_width;
+        const Keys keys = {p->latents, blocks, p->block_size, p->row, p->rank};
         attend(&keys, p->query + i * p->heads * p->row, p->heads, p->firsts[i], p->lasts[i],
                (float)p->scale, p->mixed + i * p->heads * p->rank, scores);
     }

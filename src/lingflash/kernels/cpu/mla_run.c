@@ -1,18 +1,18 @@
 /* Absorbed MLA attention of a run of query tokens over a paged prefix, in place, on AMX tiles.
  *
  * mixed[row] = sum_t softmax_t(query[row] . latents[t]) latents[t][:rank], causal, never a score in
- * memory for longer than a block of keys. A tile multiplies small numbers: whole ones of 8 bits with
- * exact sums, 32 times as fast as float32 vectors do, or bfloat16 with sums in float32, at half that
- * rate.
+ * memory for longer than a block of keys. A tile multiplies small numbers: whole ones of 8 bits
+ * with exact sums, 32 times as fast as float32 vectors do, or bfloat16 with sums in float32, at
+ * half that rate.
  *
- * For the scores a vector is taken as a factor times whole numbers of 24 bits, of three digits each,
- * and of the nine products of digits the three smallest are left out: float32 to the last bits. The
- * probabilities and what they are multiplied with are sums of two bfloat16, 16 bits: their errors do
- * not grow with the scores, and those of many keys cancel.
+ * For the scores a vector is taken as a factor times whole numbers of 24 bits, of three digits
+ * each, and of the nine products of digits the three smallest are left out: float32 to the last
+ * bits. The probabilities and what they are multiplied with are sums of two bfloat16, 16 bits:
+ * their errors do not grow with the scores, and those of many keys cancel.
  *
  * Scores are kept transposed, [key][row]: the softmax of 16 rows is then that of 16 lanes, and the
- * probabilities are in the order in which the second product wants them. Vector units and tiles work
- * side by side: the softmax of one group of rows is computed between the products of others.
+ * probabilities are in the order in which the second product wants them. Vector units and tiles
+ * work side by side: the softmax of one group of rows is computed between the products of others.
  */
 #include <math.h>
 #include <stdint.h>
@@ -51,9 +51,8 @@ typedef struct {
     int32_t end[GROUP];                          /* the key after the last one seen */
 } Group;
 
-/* Scores of a group and KEYS keys that are becoming probabilities, in place, two keys at a time: of
- * their words, the pairs of first pieces take the place of the one key, those of second pieces that
- * of the other. */
+/* Scores of a group and KEYS keys that are becoming probabilities, in place, two keys at a time: the
+ * pairs of their first pieces take the place of the one, those of the second pieces of the other. */
 typedef struct {
     float *scores; /* [KEYS][GROUP] */
     i64 next;      /* key; KEYS if there is no work */
@@ -160,10 +159,12 @@ static inline const float *latent(const MlaRun *p, i64 t) {
  * other: such a row of tiles is read in the order of memory. */
 static inline i64 in_tiles(i64 i) { return i / 64 * 1024 + i % 64; }
 
-/* x [width] as factor (d0 2^16 + d1 2^8 + d2) / 2^8, each d from -128 to 127. Digit j of x[i] becomes
- * byte j * step + i of `out`. Returns the factor; NaN or infinity in x makes it that, too. */
-static inline __attribute__((always_inline)) float take_digits(const float *x, i64 width, int8_t *out,
-                                                               i64 step, int is_tiled) {
+/* x [width] as factor (d0 2^16 + d1 2^8 + d2) / 2^8, each d from -128 to 127. Digit j of x[i]
+ * becomes byte j * step + i of `out`. Returns the factor; NaN or infinity in x makes it that, too.
+ */
+static inline __attribute__((always_inline)) float take_digits(const float *x, i64 width,
+                                                               int8_t *out, i64 step,
+                                                               int is_tiled) {
     __m512i most = _mm512_setzero_si512(); /* in bits, where NaN is more than any number */
     for (i64 r = 0; r < width; r += 16)
         most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_loadu_si512(x + r),
@@ -187,8 +188,8 @@ static inline __attribute__((always_inline)) float take_digits(const float *x, i
     return size / greatest * 256;
 }
 
-/* Keys `from` .. from + KEYS - 1, zeros past the last. Rows: digits 0, 1, 2 of each, `row` bytes, in
- * tiles. Columns: pieces [2][rank][KEYS], in tiles. `words` is room for KEYS * rank. */
+/* Keys `from` .. from + KEYS - 1, zeros past the last. Rows: digits 0, 1, 2 of each, `row` bytes,
+ * in tiles. Columns: pieces [2][rank][KEYS], in tiles. `words` is room for KEYS * rank. */
 static void take_keys(const MlaRun *p, i64 row, i64 from, int8_t *rows, float *factors,
                       uint16_t *columns, uint32_t *words) {
     const i64 half = KEYS / 2 * p->rank;
@@ -201,9 +202,8 @@ static void take_keys(const MlaRun *p, i64 row, i64 from, int8_t *rows, float *f
                 for (i64 r = 0; r < p->width; r += 16)
                     _mm_prefetch((const char *)(latent(p, t + KEYS) + r), _MM_HINT_T1);
             factors[k + i] = 0;
-            if (at[i])
-                factors[k + i] = take_digits(
-                    at[i], p->width, rows + (k + i) / 16 * 16 * row + (k + i) % 16 * 64, p->width, 1);
+            int8_t *to = rows + (k + i) / 16 * 16 * row + (k + i) % 16 * 64;
+            if (at[i]) factors[k + i] = take_digits(at[i], p->width, to, p->width, 1);
         }
         for (i64 r = 0; r < p->rank; r += 16) {
             __m512i piece[2][2];
@@ -221,8 +221,8 @@ static void take_keys(const MlaRun *p, i64 row, i64 from, int8_t *rows, float *f
                           (uint32_t *)columns + (j * p->rank + r) * KEYS / 2 + k * 16, 16);
 }
 
-/* GROUP rows of the query from row `at`, zeros past the last: digits 2, 1, 0 and then zeros, four to
- * a word, [row / 4 + 16][GROUP]. `bytes` is room for 16 rows. */
+/* GROUP rows of the query from row `at`, zeros past the last: digits 2, 1, 0 and then zeros, four
+ * to a word, [row / 4 + 16][GROUP]. `bytes` is room for 16 rows. */
 static void take_query(const MlaRun *p, i64 row, i64 at, uint32_t *to, float *factors,
                        int8_t *bytes) {
     for (i64 i = 0; i < GROUP; i += 16) {
@@ -276,7 +276,7 @@ static inline __attribute__((always_inline)) void multiply_digits(int32_t *out, 
 }
 
 /* Scores [KEYS][GROUP] without the rows' factors; `best` follows their greatest. `sums` is room for
- * 3 * 32 * GROUP. */
+ * 2 * 32 * GROUP. */
 static void score(const MlaRun *p, const Group *group, const uint32_t *query, i64 row, i64 from,
                   const int8_t *rows, const float *factors, float *scores, int32_t *sums,
                   __m512 *best, Softmax *other) {
@@ -284,19 +284,21 @@ static void score(const MlaRun *p, const Group *group, const uint32_t *query, i6
     const i64 W = p->width;
     const __m512 byte = _mm512_set1_ps(256);
     for (i64 k = 0; k < KEYS; k += 32) {
-        /* Digits 0 1 2 of a key against 2 1 0, 1 0 or 0 of a row: products of one power of 256 each,
-         * summed at once. What follows of the key meets the zeros after the row. */
+        /* Digits 0 1 2 of a key against 2 1 0, 1 0 or 0 of a row: products of one power of 256
+         * each, summed at once. What follows of the key meets the zeros after the row. */
         const int8_t *a = rows + k * row;
-        multiply_digits(sums, a, row, query + W / 4 * 2 * GROUP, W, other);
-        multiply_digits(sums + SIZE, a, row, query + W / 4 * GROUP, 2 * W, other);
-        multiply_digits(sums + 2 * SIZE, a, row, query, 3 * W, other);
+        int32_t *place = (int32_t *)scores + k * GROUP; /* of the first, to take less of the cache */
+        multiply_digits(place, a, row, query + W / 4 * 2 * GROUP, W, other);
+        multiply_digits(sums, a, row, query + W / 4 * GROUP, 2 * W, other);
+        multiply_digits(sums + SIZE, a, row, query, 3 * W, other);
         const int is_masked = from + k + 32 > group->end[0];
         for (i64 i = 0; i < 32; i++)
             for (i64 c = 0; c < 2; c++) {
-                const int32_t *at = sums + i * GROUP + c * 16;
-                __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(at));
-                x = _mm512_fmadd_ps(x, byte, _mm512_cvtepi32_ps(_mm512_loadu_si512(at + SIZE)));
-                x = _mm512_fmadd_ps(x, byte, _mm512_cvtepi32_ps(_mm512_loadu_si512(at + 2 * SIZE)));
+                const i64 at = i * GROUP + c * 16;
+                const __m512i low = _mm512_loadu_si512(sums + SIZE + at);
+                __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(place + at));
+                x = _mm512_fmadd_ps(x, byte, _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + at)));
+                x = _mm512_fmadd_ps(x, byte, _mm512_cvtepi32_ps(low));
                 x = _mm512_mul_ps(x, _mm512_set1_ps(factors[k + i]));
                 if (is_masked) {
                     const __mmask16 unseen =
@@ -305,7 +307,7 @@ static void score(const MlaRun *p, const Group *group, const uint32_t *query, i6
                     x = _mm512_mask_mov_ps(x, unseen, _mm512_set1_ps(-INFINITY));
                 }
                 best[c] = _mm512_max_ps(best[c], x);
-                _mm512_storeu_ps(scores + (k + i) * GROUP + c * 16, x);
+                _mm512_storeu_ps(place + at, x);
             }
     }
 }
@@ -315,7 +317,8 @@ static void begin_softmax(Softmax *w, Group *group, float *scores, const __m512 
                           i64 rank) {
     for (i64 c = 0; c < 2; c++) {
         float *top = group->top + c * 16, *sum = group->sum + c * 16;
-        const __m512 factor = _mm512_loadu_ps(group->factor + c * 16), before = _mm512_loadu_ps(top);
+        const __m512 factor = _mm512_loadu_ps(group->factor + c * 16);
+        const __m512 before = _mm512_loadu_ps(top);
         const __m512 now = _mm512_max_ps(before, best[c]);
         if (_mm512_cmpneq_ps_mask(now, before)) {
             const __m512 fade = power_of_2(_mm512_mul_ps(_mm512_sub_ps(before, now), factor));
@@ -344,7 +347,8 @@ static void end_softmax(Softmax *w, Group *group) {
 
 /* total [rank][GROUP] += columns probs, the three largest of the four products of their pieces;
  * another group's softmax goes on. */
-static void mix(float *total, const uint16_t *columns, i64 rank, const float *probs, Softmax *other) {
+static void mix(float *total, const uint16_t *columns, i64 rank, const float *probs,
+                Softmax *other) {
     for (i64 r = 0; r < rank; r += 32, total += 32 * GROUP) {
         const uint16_t *a = columns + r * KEYS;
         const uint32_t *b = (const uint32_t *)probs;
@@ -382,7 +386,7 @@ static void *attend(void *argument) {
     const i64 rows_size = KEYS * row / 4, columns_size = KEYS * R, tile = KEYS * GROUP;
     const i64 spare_size = columns_size > 4 * row ? columns_size : 4 * row;
     const i64 size = count * (query + total + group) + rows_size + columns_size + spare_size +
-                     2 * tile + 3 * 32 * GROUP + KEYS;
+                     2 * tile + 2 * 32 * GROUP + KEYS;
     uint32_t *scratch = aligned_alloc(64, (size_t)size * 4);
     if (!scratch) {
         part->failed = 1;
@@ -394,7 +398,7 @@ static void *attend(void *argument) {
     int8_t *rows = (int8_t *)(groups + count);
     uint16_t *columns = (uint16_t *)(rows + rows_size * 4);
     int32_t *sums = (int32_t *)(columns + columns_size * 2);
-    float *scores = (float *)(sums + 3 * 32 * GROUP), *others = scores + tile;
+    float *scores = (float *)(sums + 2 * 32 * GROUP), *others = scores + tile;
     float *factors = others + tile;
     struct {
         uint8_t palette, start_row, reserved[14];
