@@ -21,8 +21,13 @@ def rand(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def attend(lengths, *, heads, nope, rope, rank, value, threads=1, spoil=None, strength=1.0):
-    """Sequences of (start, tokens) over scattered blocks; results and what is expected of each."""
+def attend(
+    lengths, *, heads, nope, rope, rank, value, threads=1, spoil=None, strength=1.0, channel=1.0
+):
+    """Sequences of (start, tokens) over scattered blocks; results and what is expected of each.
+
+    `strength` is a factor of the queries, `channel` one of the last channel of the latents.
+    """
     tables, queries, expected = [], [], []
     needed = [-(-(start + tokens) // BLOCK) for start, tokens in lengths]
     order = torch.randperm(sum(needed) + 3, generator=torch.Generator().manual_seed(1)).tolist()
@@ -32,6 +37,7 @@ def attend(lengths, *, heads, nope, rope, rank, value, threads=1, spoil=None, st
     for i, (start, tokens) in enumerate(lengths):
         table = [order.pop() for _ in range(needed[i])]
         latents = rand(start + tokens, rank + rope, seed=i + 1)
+        latents[:, -1] *= channel
         if spoil is not None and i == spoil[0]:
             latents[spoil[1]] = spoil[2]
         for position, row in enumerate(latents):
@@ -91,9 +97,40 @@ def test_runs_when_scores_are_large_then_nothing_overflows():
     torch.testing.assert_close(out, expected, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("channel", [10.0, 1e30])
+def test_runs_when_a_channel_outweighs_the_rest_then_the_scores_follow_it(channel):
+    strength = 1.0 if channel < 100 else 1e-25
+    (out,), (expected,) = attend(
+        [(300, 40)], **SHAPES["ling-nano"], channel=channel, strength=strength
+    )
+    torch.testing.assert_close(out, expected, atol=3e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_runs_when_a_key_is_not_finite_then_only_its_sequence_is_spoilt(bad):
     out, expected = attend([(100, 20), (70, 33)], **SHAPES["ling-nano"], spoil=(0, 5, bad))
+    assert out[0].isnan().all()
+    torch.testing.assert_close(out[1], expected[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(params=["C", "torch"])
+def rows_by(request, monkeypatch):
+    """Single tokens by the compiled kernel, if there is a compiler, and by torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(mla, "can_attend_rows", lambda latents: False)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_when_sequences_decode_then_match_the_definition(shape, rows_by):
+    lengths = [(start, 1) for start in (0, 2, 62, 63, 64, 130, 400)] + [(70, 5)]
+    out, expected = attend(lengths, **SHAPES[shape], strength=2.0)
+    for got, wanted in zip(out, expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_when_a_key_is_not_finite_then_only_its_sequence_is_spoilt(bad, rows_by):
+    out, expected = attend([(100, 1), (70, 1)], **SHAPES["ling-nano"], spoil=(0, 5, bad))
     assert out[0].isnan().all()
     torch.testing.assert_close(out[1], expected[1], atol=1e-5, rtol=1e-5)
 

@@ -34,6 +34,23 @@ static float dot(const float *restrict a, const float *restrict b, i64 n) {
     return sum;
 }
 
+/* 16 numbers from anywhere: what the processor has, or several of what it has. */
+typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+
+static inline Vec load(const float *x) { return *(const Vec *)x; }
+
+static inline float total(Vec x) {
+    typedef float Half __attribute__((vector_size(32)));
+    typedef float Quarter __attribute__((vector_size(16)));
+    Half halves[2];
+    memcpy(halves, &x, sizeof x);
+    const Half h = halves[0] + halves[1];
+    Quarter quarters[2];
+    memcpy(quarters, &h, sizeof h);
+    const Quarter q = quarters[0] + quarters[1];
+    return q[0] + q[1] + q[2] + q[3];
+}
+
 static float inverse_rms(const float *x, i64 n, float eps) {
     return 1.0f / sqrtf(dot(x, x, n) / (float)n + eps);
 }
@@ -120,6 +137,130 @@ void ling_lightning(const Lightning *p, float *x, const float *cos, const float 
 
 /* ---- MLA, absorbed form over a paged cache of latents ---- */
 
+enum { CHUNK = 64 }; /* keys whose latents stay in the first-level cache from scores to sums */
+
+/* 2^x for x <= 0, which is taken as -125 at least; NaN stays. Error 3e-7 of the result. */
+static inline float power_of_2(float x) {
+    x = x < -125.0f ? -125.0f : x;
+    const float whole = rintf(x), f = x - whole;
+    float y = 1.339887440e-3f;
+    y = y * f + 9.618437357e-3f;
+    y = y * f + 5.550332548e-2f;
+    y = y * f + 2.402264791e-1f;
+    y = y * f + 6.931472028e-1f;
+    y = y * f + 1.0f;
+    union { float number; int32_t bits; } result = {y};
+    result.bits += (int32_t)((uint32_t)(int32_t)whole << 23);
+    return x == x ? result.number : x;
+}
+
+/* Latents of one sequence: [blocks][block_size][row], of which `rank` numbers are values. */
+typedef struct {
+    const float *latents;
+    const i64 *blocks;
+    i64 block_size, row, rank;
+} Keys;
+
+static inline const float *key_at(const Keys *p, i64 t) {
+    return p->latents + (p->blocks[t / p->block_size] * p->block_size + t % p->block_size) * p->row;
+}
+
+/* mixed [heads][rank] = softmax(scale query . latents) latents over keys first .. last - 1, for
+ * query [heads][row]. `scores` is room for heads * (CHUNK + 2). Keys outside; four at a time, since
+ * a sum waits for the one before. */
+static void attend(const Keys *p, const float *query, i64 heads, i64 first, i64 last, float scale,
+                   float *restrict mixed, float *restrict scores) {
+    const i64 row = p->row, rank = p->rank;
+    float *top = scores + heads * CHUNK, *sum = top + heads;
+    const float to_power = scale * 1.44269504f;
+    memset(mixed, 0, (size_t)(heads * rank) * sizeof(float));
+    for (i64 h = 0; h < heads; h++) {
+        top[h] = -INFINITY;
+        sum[h] = 0;
+    }
+    for (i64 from = first; from < last; from += CHUNK) {
+        const i64 n = last - from < CHUNK ? last - from : CHUNK;
+        const float *key[CHUNK + 3];
+        for (i64 t = 0; t < n + 3; t++) key[t] = t < n ? key_at(p, from + t) : key[n - 1];
+        for (i64 t = 0; t < n; t += 4) {
+            const float *a = key[t], *b = key[t + 1], *c = key[t + 2], *d = key[t + 3];
+            for (i64 h = 0; h < heads; h++) {
+                const float *q = query + h * row;
+                Vec v0 = {0}, v1 = v0, v2 = v0, v3 = v0;
+                i64 r = 0;
+                for (; r + 16 <= row; r += 16) {
+                    const Vec x = load(q + r);
+                    v0 += x * load(a + r);
+                    v1 += x * load(b + r);
+                    v2 += x * load(c + r);
+                    v3 += x * load(d + r);
+                }
+                float s0 = total(v0), s1 = total(v1), s2 = total(v2), s3 = total(v3);
+                for (; r < row; r++) {
+                    s0 += q[r] * a[r];
+                    s1 += q[r] * b[r];
+                    s2 += q[r] * c[r];
+                    s3 += q[r] * d[r];
+                }
+                float *s = scores + h * CHUNK + t;
+                s[0] = s0 * to_power;
+                s[1] = s1 * to_power;
+                s[2] = s2 * to_power;
+                s[3] = s3 * to_power;
+            }
+        }
+        for (i64 h = 0; h < heads; h++) {
+            float *s = scores + h * CHUNK, *m = mixed + h * rank, best = top[h], part = 0;
+            for (i64 t = 0; t < n; t++) best = s[t] > best ? s[t] : best;
+            if (best > top[h]) {
+                const float fade = power_of_2(top[h] - best);
+                sum[h] *= fade;
+                for (i64 r = 0; r < rank; r++) m[r] *= fade;
+                top[h] = best;
+            }
+            for (i64 t = 0; t < n; t++) part += s[t] = power_of_2(s[t] - best);
+            sum[h] += part;
+            for (i64 t = n; t < CHUNK && t < n + 3; t++) s[t] = 0; /* those are the last key again */
+            for (i64 t = 0; t < n; t += 4) {
+                const float *a = key[t], *b = key[t + 1], *c = key[t + 2], *d = key[t + 3];
+                const float p0 = s[t], p1 = s[t + 1], p2 = s[t + 2], p3 = s[t + 3];
+                i64 r = 0;
+                for (; r + 16 <= rank; r += 16)
+                    *(Vec *)(m + r) += p0 * load(a + r) + p1 * load(b + r) + p2 * load(c + r) +
+                                       p3 * load(d + r);
+                for (; r < rank; r++) m[r] += p0 * a[r] + p1 * b[r] + p2 * c[r] + p3 * d[r];
+            }
+        }
+    }
+    for (i64 h = 0; h < heads; h++)
+        for (i64 r = 0; r < rank; r++) mixed[h * rank + r] /= sum[h];
+}
+
+/* One query token of each of `count` sequences; mirrors MlaRowsStruct. */
+typedef struct {
+    i64 count, heads, rank, row, block_size, table_width;
+    double scale;
+    const float *query;        /* [count][heads][row] */
+    const float *latents;      /* [blocks][block_size][row] */
+    const i64 *tables;         /* [count][table_width] */
+    const i64 *firsts, *lasts; /* [count], keys that each attends to */
+    float *mixed;              /* [count][heads][rank] */
+} MlaRows;
+
+/* Returns -1 without memory. */
+int ling_mla_rows(const MlaRows *p) {
+    float *scores = malloc((size_t)(p->heads * (CHUNK + 2)) * sizeof(float));
+    if (!scores) return -1;
+    for (i64 i = 0; i < p->count; i++) {
+        const i64 *blocks = p->tables + i * p->table_width;
+        const Keys keys = {p->latents, blocks, p->block_size, p->row, p->rank};
+        attend(&keys, p->query + i * p->heads * p->row, p->heads, p->firsts[i], p->lasts[i],
+               (float)p->scale, p->mixed + i * p->heads * p->rank, scores);
+    }
+    free(scores);
+    return 0;
+}
+
 typedef struct {
     i64 hidden, heads, nope, rope, value, rank, q_rank; /* q_rank 0: queries straight from w_in */
     float eps, scale;
@@ -141,7 +282,7 @@ int ling_mla(const Mla *p, float *x, const float *cos, const float *sin, const i
              i64 length) {
     const i64 H = p->heads, row = p->rank + p->rope, q_dim = p->nope + p->rope;
     const i64 first = p->q_rank ? p->q_rank : H * q_dim, in_width = first + row;
-    const i64 floats = p->hidden + in_width + H * (2 * q_dim + 2 * row + p->value) + H * length;
+    const i64 floats = p->hidden + in_width + H * (2 * q_dim + 2 * row + p->value + CHUNK + 2);
     float *scratch = malloc((size_t)floats * sizeof(float));
     if (!scratch) return -1;
     float *u = scratch, *fused = u + p->hidden, *q = fused + in_width, *query = q + H * q_dim;
@@ -165,25 +306,8 @@ int ling_mla(const Mla *p, float *x, const float *cos, const float *sin, const i
         matvec(to, qh, p->w_kvb + h * (p->nope + p->value) * p->rank, p->nope, p->rank, 0);
         memcpy(to + p->rank, qh + p->nope, (size_t)p->rope * sizeof(float));
     }
-    for (i64 t = 0; t < length; t++) {
-        const float *at = p->latents + (blocks[t / p->block_size] * p->block_size + t % p->block_size) * row;
-        for (i64 h = 0; h < H; h++) scores[h * length + t] = dot(query + h * row, at, row) * p->scale;
-    }
-    for (i64 h = 0; h < H; h++) {
-        float *s = scores + h * length, top = s[0], sum = 0;
-        for (i64 t = 1; t < length; t++) top = s[t] > top ? s[t] : top;
-        for (i64 t = 0; t < length; t++) sum += s[t] = expf(s[t] - top);
-        for (i64 t = 0; t < length; t++) s[t] /= sum;
-    }
-    memset(mixed, 0, (size_t)(H * p->rank) * sizeof(float));
-    for (i64 t = 0; t < length; t++) {
-        const float *at = p->latents + (blocks[t / p->block_size] * p->block_size + t % p->block_size) * row;
-        for (i64 h = 0; h < H; h++) {
-            float *m = mixed + h * p->rank;
-            const float weight = scores[h * length + t];
-            for (i64 r = 0; r < p->rank; r++) m[r] += weight * at[r];
-        }
-    }
+    const Keys keys = {p->latents, blocks, p->block_size, row, p->rank};
+    attend(&keys, query, H, 0, length, p->scale, mixed, scores);
     for (i64 h = 0; h < H; h++) {
         const float *w = p->w_kvb + (h * (p->nope + p->value) + p->nope) * p->rank;
         for (i64 v = 0; v < p->value; v++)

@@ -77,9 +77,10 @@ def attend_on_tiles(
     Raises:
         MemoryError: no memory for the work.
 
-    Numerics: scores from operands of 24 bits, without products below 2^-24 of the largest, sums and
-        statistics in float32; probabilities and latents are mixed with 16 bits each, an error of
-        2^-16 of a latent at most, at random. Sync: returns when done.
+    Numerics: scores from operands rounded to 24 bits of the largest number of their row, without
+        products below 2^-24 of the largest, summed exactly; statistics in float32; probabilities
+        and latents are mixed with 16 bits each, an error of 2^-16 of a latent at most, at random.
+        Sync: returns when done.
     """
     library = _library()
     assert library is not None

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lingflash.core.config import ROW_MULTIPLE
+from lingflash.kernels.cpu.mla_rows import attend_rows, can_attend_rows
 from lingflash.kernels.cpu.mla_run import attend_on_tiles, can_attend_on_tiles
 from lingflash.kernels.mla.gpu_plan import GpuPlan, plan_mla_gpu
 from lingflash.kernels.mla.reference import mla_attention_reference
@@ -43,6 +44,7 @@ class MlaPlan:
             since a masked NaN in another's would still spoil the sum.
         decode_mask: bool [Nd, 1, max blocks * block_size], True where no key of the sequence is;
             None if no key is masked.
+        decode_keys: int64 [2, Nd], the first key of each in its blocks and the one after its last.
         runs: per other sequence: first row, row after the last, length with this step, block table.
         fixed_blocks: compute every sequence over whole key blocks in one fixed order.
         decode_span: first cache row and length of a single decoding sequence whose blocks follow
@@ -54,6 +56,7 @@ class MlaPlan:
     decode_rows: Tensor | None
     decode_blocks: Tensor | None
     decode_mask: Tensor | None
+    decode_keys: Tensor | None
     runs: list[tuple[int, int, int, Tensor]]
     fixed_blocks: bool
     decode_span: tuple[int, int] | None = None
@@ -96,7 +99,7 @@ def plan_mla(
             starts, query_lens, block_tables, block_size=block_size, device=device,
             first_keys=first_keys,
         )  # fmt: skip
-        return MlaPlan(None, None, None, [], fixed_blocks, gpu=gpu)
+        return MlaPlan(None, None, None, None, [], fixed_blocks, gpu=gpu)
     decode: list[tuple[int, int, np.ndarray]] = []  # row, length, blocks
     runs = []
     row = 0
@@ -117,12 +120,14 @@ def plan_mla(
             for (row, total, blocks), first, rest in zip(decode, first_keys, firsts, strict=True)
         ]
     if not decode:
-        return MlaPlan(None, None, None, runs, fixed_blocks, num_threads=torch.get_num_threads())
+        return MlaPlan(
+            None, None, None, None, runs, fixed_blocks, num_threads=torch.get_num_threads()
+        )
     if len(decode) == 1 and not runs:
         _, total, blocks = decode[0]
         if len(blocks) == 1 or (np.diff(blocks) == 1).all():
             span = int(blocks[0]) * block_size + firsts[0], total - firsts[0]
-            return MlaPlan(None, None, None, runs, fixed_blocks, span)
+            return MlaPlan(None, None, None, None, runs, fixed_blocks, span)
     width = max(len(blocks) for _, _, blocks in decode)
     tables = np.zeros((len(decode), width), dtype=np.int64)
     for i, (_, _, blocks) in enumerate(decode):
@@ -139,6 +144,7 @@ def plan_mla(
         rows,
         torch.from_numpy(tables).to(device),
         torch.from_numpy(mask[:, None]).to(device) if mask.any() else None,
+        torch.from_numpy(np.stack([np.array(firsts), lengths])).to(device),
         runs,
         fixed_blocks,
         num_threads=torch.get_num_threads(),
@@ -163,7 +169,8 @@ def mla_attention(
         Same dtype [T, H, V].
 
     Numerics: scores and softmax in float32, on tiles values of 16 bits (see attend_on_tiles).
-        Within 1e-5 of reference.py in float32. Sync: none.
+        Within 1e-5 of reference.py in float32; on tiles only while no channel of the latents is
+        some 10 times larger than the rest. Sync: none.
     """
     num_tokens, num_heads, nope = q_nope.shape
     value_dim = w_kvb.shape[1] - nope
@@ -260,18 +267,23 @@ def _unabsorb(mixed: Tensor, w_kvb: Tensor, nope: int) -> Tensor:
 def _decode(
     q_nope: Tensor, q_rope: Tensor, latents: Tensor, w_kvb: Tensor, scale: float, plan: MlaPlan
 ) -> Tensor:
-    """One query token each, all sequences at once, padded to the longest."""
+    """One query token each: in C, or all sequences at once, padded to the longest."""
     assert plan.decode_blocks is not None
+    assert plan.decode_keys is not None
     num_seqs, width = plan.decode_blocks.shape
-    rank = w_kvb.shape[-1]
+    rank, nope = w_kvb.shape[-1], q_nope.shape[-1]
+    query = _absorb(q_nope, q_rope, w_kvb)
+    if can_attend_rows(latents):
+        firsts, lasts = plan.decode_keys
+        mixed = attend_rows(query, latents, plan.decode_blocks, firsts, lasts, rank, scale)
+        return _unabsorb(mixed, w_kvb, nope)
     cached = latents.index_select(0, plan.decode_blocks.flatten())
     cached = cached.view(num_seqs, width * latents.shape[1], -1)
-    query = _absorb(q_nope, q_rope, w_kvb)
     scores = torch.matmul(query.float(), cached.float().transpose(1, 2)) * scale
     if plan.decode_mask is not None:
         scores = scores.masked_fill_(plan.decode_mask, float("-inf"))
     probs = scores.softmax(-1).to(cached.dtype)
-    return _unabsorb(torch.matmul(probs, cached[..., :rank]), w_kvb, q_nope.shape[-1])
+    return _unabsorb(torch.matmul(probs, cached[..., :rank]), w_kvb, nope)
 
 
 def _absorbed(
