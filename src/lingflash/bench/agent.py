@@ -143,7 +143,7 @@ class _Engine:
         if num_blocks is not None:
             # No less than one conversation takes, or it could not run at all.
             least = -(-plan.max_model_len // plan.block_size)
-            changes["num_blocks"] = min(max(num_blocks, least), plan.num_blocks)
+            changes["num_blocks"] = max(num_blocks, least)
         runner = ModelRunner(
             loaded.model,
             replace(plan, **changes),
@@ -154,14 +154,17 @@ class _Engine:
         self.loop = EngineLoop(config, runner)
         self._count = 0
 
-    def ask(self, prompt: list[int], max_tokens: int) -> tuple[float, list[int]]:
-        """Seconds to the first token, and the answer."""
+    def ask(self, prompt: list[int], max_tokens: int, salt: str = "") -> tuple[float, list[int]]:
+        """Seconds to the first token, and the answer; prompts of another salt are not known."""
         self._count += 1
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, seed=0)
         start = time.perf_counter()
         self.loop.add(
             EngineRequest(
-                request_id=f"agent-{self._count}", prompt_token_ids=prompt, sampling=sampling
+                request_id=f"agent-{self._count}",
+                prompt_token_ids=prompt,
+                sampling=sampling,
+                cache_salt=salt,
             )
         )
         first, answer = 0.0, list[int]()
@@ -204,9 +207,17 @@ def play(engine: _Engine, conversations: Sequence[Sequence[Turn]]) -> Outcome:
 
 
 def fresh_ttft_s(engine: _Engine, conversations: Sequence[Sequence[Turn]], number: int) -> float:
-    """Median time to the first token of a prompt of just a turn's new tokens."""
-    prompts = [turns[number - 1].new_tokens for turns in conversations if len(turns) >= number]
-    return statistics.median(engine.ask(prompt, 1)[0] for prompt in prompts for _ in range(3))
+    """Median time to the first token of a prompt of just a turn's new tokens.
+
+    Asked of the engine that had the turns, and answered at the same length: like them it comes
+    after an answer, and goes into the cache.
+    """
+    asked = [turns[number - 1] for turns in conversations if len(turns) >= number]
+    return statistics.median(
+        engine.ask(turn.new_tokens, turn.answer_len, f"fresh-{i}")[0]
+        for turn in asked
+        for i in range(3)
+    )
 
 
 def run_agent(
@@ -249,8 +260,7 @@ def run_agent(
         model=model, device="cpu", dtype="float32", max_model_len=max_model_len, max_num_seqs=8
     )
     loaded = ModelRunner.from_config(config)
-    probe = _Engine(config, loaded, caching=False)
-    vocab_size = probe.loop.info.vocab_size
+    vocab_size = loaded.model.config.vocab_size
     if trace is None:
         conversations = make_conversations(
             num_conversations, max_turns, max_model_len, vocab_size, seed
@@ -271,18 +281,20 @@ def run_agent(
     outcomes: dict[str, list[Outcome]] = {"on": [], "off": [], "starved": []}
     late = min(20, *(len(c) for c in conversations))
     fresh = []
+    # On, the cache has room for all and the fresh prompts.
+    budgets = {
+        "on": max(loaded.plan.num_blocks, working_set * 5 // 4),
+        "off": None,
+        "starved": working_set // 10,
+    }
     for _ in range(repeats):  # the three take turns, so that a noisy minute hits all of them
         record.ceilings.sample()
-        for name in outcomes:
-            engine = _Engine(
-                config,
-                loaded,
-                caching=name != "off",
-                num_blocks=working_set // 10 if name == "starved" else None,
-            )
+        for name, num_blocks in budgets.items():
+            engine = _Engine(config, loaded, caching=name != "off", num_blocks=num_blocks)
             engine.ask([1] * 64, 4)
             outcomes[name].append(play(engine, conversations))
-        fresh.append(fresh_ttft_s(probe, conversations, late))
+            if name == "on":
+                fresh.append(fresh_ttft_s(engine, conversations, late))
     _fill(record, outcomes, fresh, late, working_set)
     record.finish()
 

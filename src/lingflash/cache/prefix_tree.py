@@ -37,9 +37,10 @@ def block_keys(root: bytes, token_ids: Sequence[int], block_size: int) -> list[b
         block_size: tokens in a block.
     """
     keys, parent = [], root
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
-        block = array("I", token_ids[start : start + block_size])
-        parent = blake2b(parent + block.tobytes(), digest_size=_KEY_BYTES).digest()
+    tokens = array("I", token_ids)
+    content, size = tokens.tobytes(), block_size * tokens.itemsize
+    for start in range(0, len(content) - size + 1, size):
+        parent = blake2b(parent + content[start : start + size], digest_size=_KEY_BYTES).digest()
         keys.append(parent)
     return keys
 

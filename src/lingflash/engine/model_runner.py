@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -294,7 +295,8 @@ class ModelRunner:
         batch = make_forward_batch(
             token_ids,
             [item.start for item in scheduled],
-            [lease.blocks for lease in leases if lease is not None],
+            # Once, for each of those that read it.
+            [np.asarray(lease.blocks) for lease in leases if lease is not None],
             [lease.state_slot for lease in leases if lease is not None],
             rows,
             block_size=self.plan.block_size,
