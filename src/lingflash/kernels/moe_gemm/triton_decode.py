@@ -310,7 +310,7 @@ def down_one_token(
         ValueError: a shape, dtype or tile that does not fit.
 
     Numerics: sums in float32 (INT4: word_sums), rounded once with the residual. Activations are
-        float32, for INT4 float16 with a power of two of each eight. Sync: none, graph-safe.
+        bfloat16, for INT4 float16 with a power of two of each eight. Sync: none, graph-safe.
     """
     topk, width, hidden = topk_ids.shape[1], act.shape[2], residual.shape[-1]
     if act.dtype != torch.float32 or residual.numel() != hidden:

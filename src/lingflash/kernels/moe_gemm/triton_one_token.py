@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from lingflash.kernels.moe_gemm.triton_nibbles import pair_place, word_sums
-from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK
+from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, load_tile
 from lingflash.kernels.triton_launch import start_next, wait_for_previous
 
 __all__ = ["down_one_kernel", "gate_up_one_kernel"]
@@ -31,12 +31,8 @@ def _columns(chunk, INT4: tl.constexpr):
 @triton.jit
 def _tile(w_row, row_ok, chunk, WIDTH: tl.constexpr, INT4: tl.constexpr, EVEN: tl.constexpr):
     """Weights [C, N, n], each read once."""
-    at = _columns(chunk, INT4)
-    places = w_row[None, :, None] + at[:, None, :]
-    if EVEN:
-        return tl.load(places, eviction_policy="evict_first")
-    ok = row_ok[None, :, None] & (at < (WIDTH // 8 if INT4 else WIDTH))[:, None, :]
-    return tl.load(places, mask=ok, other=0 if INT4 else 0.0)
+    UNITS: tl.constexpr = WIDTH // 8 if INT4 else WIDTH
+    return load_tile(w_row, row_ok, _columns(chunk, INT4), UNITS, EVEN)
 
 
 @triton.jit
@@ -205,6 +201,19 @@ def _load_choice(at):
 
 
 @triton.jit
+def _choice_tile(
+    w_ptr, scale_ptr, column, inside, chunk, tile, scale_stride,
+    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Some columns of one expert's way back: weights and their scales."""
+    rows = w_ptr + column * (WIDTH // 8 if INT4 else WIDTH)
+    w = _tile(rows, inside, chunk, WIDTH, INT4, EVEN)
+    at = _scale_rows(scale_ptr, column, tile, scale_stride, SCALES, BLOCK_N)
+    return w, _scales(at, inside, chunk, SCALES, GROUP, WIDTH, EVEN)
+
+
+@triton.jit
 def down_one_kernel(
     act_ptr, w_ptr, scale_ptr, ids_ptr, weight_ptr, out_ptr, shared_ptr, shared_scale_ptr,
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
@@ -226,21 +235,21 @@ def down_one_kernel(
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < HIDDEN
     if SHARED:
-        shared_w = _tile(shared_ptr + column * WIDTH, inside, chunk, WIDTH, False, EVEN)
-        at = _scale_rows(
-            shared_scale_ptr, column, tile, shared_scale_stride, SHARED_SCALES, BLOCK_N
-        )
-        shared_scale = _scales(at, inside, chunk, SHARED_SCALES, 0, WIDTH, EVEN)
+        shared_w, shared_scale = _choice_tile(
+            shared_ptr, shared_scale_ptr, column, inside, chunk, tile, shared_scale_stride,
+            False, SHARED_SCALES, 0, WIDTH, BLOCK_N, EVEN,
+        )  # fmt: skip
     experts, weights, tiles, scales = (), (), (), ()
     for c in tl.static_range(TOPK):
         experts += (_load_choice(ids_ptr + c).to(tl.int64),)
         weights += (_load_choice(weight_ptr + c),)
     for c in tl.static_range(min(AHEAD, TOPK)):
-        rows = w_ptr + experts[c] * expert_stride + column * ROW
-        tiles += (_tile(rows, inside, chunk, WIDTH, INT4, EVEN),)
-        at = scale_ptr + experts[c] * scale_expert_stride
-        at = _scale_rows(at, column, tile, scale_stride, SCALES, BLOCK_N)
-        scales += (_scales(at, inside, chunk, SCALES, GROUP, WIDTH, EVEN),)
+        w, scale = _choice_tile(
+            w_ptr + experts[c] * expert_stride, scale_ptr + experts[c] * scale_expert_stride,
+            column, inside, chunk, tile, scale_stride, INT4, SCALES, GROUP, WIDTH, BLOCK_N, EVEN,
+        )  # fmt: skip
+        tiles += (w,)
+        scales += (scale,)
     wait_for_previous(PDL)
     out = tl.load(out_ptr + column, mask=inside, other=0.0).to(tl.float32)
     for c in tl.static_range(TOPK):
@@ -257,11 +266,13 @@ def down_one_kernel(
         part = _sums(tiles[c], x, factor, INT4) * weight
         total = part if c == 0 else total + part  # noqa: F821  (unrolled)
         if c + AHEAD < TOPK:
-            rows = w_ptr + experts[c + AHEAD] * expert_stride + column * ROW
-            tiles += (_tile(rows, inside, chunk, WIDTH, INT4, EVEN),)
-            at = scale_ptr + experts[c + AHEAD] * scale_expert_stride
-            at = _scale_rows(at, column, tile, scale_stride, SCALES, BLOCK_N)
-            scales += (_scales(at, inside, chunk, SCALES, GROUP, WIDTH, EVEN),)
+            w, scale = _choice_tile(
+                w_ptr + experts[c + AHEAD] * expert_stride,
+                scale_ptr + experts[c + AHEAD] * scale_expert_stride, column, inside, chunk, tile,
+                scale_stride, INT4, SCALES, GROUP, WIDTH, BLOCK_N, EVEN,
+            )  # fmt: skip
+            tiles += (w,)
+            scales += (scale,)
     out += tl.sum(tl.sum(total, 2), 0)
     if SHARED:
         act = (act_ptr + TOPK * WIDTH).to(tl.pointer_type(tl.bfloat16))

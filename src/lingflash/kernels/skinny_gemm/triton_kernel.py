@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, one_row_product
+from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, check_product, one_row_product
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
@@ -132,20 +131,11 @@ def skinny_gemm_triton(
         Sync: none, graph-safe.
     """
     (num_tokens, width), num_rows = x.shape, w.shape[0]
-    if w.shape[1] != width or out.shape != (num_tokens, num_rows):
-        raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, out {tuple(out.shape)}.")
-    if not w.is_contiguous() or (num_tokens and not x.stride(1) == out.stride(1) == 1):
-        raise ValueError("w must be contiguous, x's and out's rows too.")
-    quant = "none"
-    if scale is not None:
-        grid = (-(-num_rows // 128), -(-width // 128))
-        quant = "block" if scale.shape == grid else "channel"
-        if scale.dtype != torch.float32 or scale.shape not in (grid, (num_rows, 1)):
-            raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}; float32 {grid}.")
-    if not num_tokens:
-        return out
     if num_tokens == 1 and tiles is None:
         return one_row_product(x, w, scale, out)
+    quant = check_product(x, w, scale, out)
+    if not num_tokens:
+        return out
     t = tiles or skinny_tiles(num_tokens, num_rows, w.element_size())
     scales = w if scale is None else scale
     scale_stride = scales.stride(0)

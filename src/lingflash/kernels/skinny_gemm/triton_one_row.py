@@ -20,12 +20,34 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["SCALE_BLOCK", "GroupNorm", "RowNorm", "one_row_product", "row_sums"]
+__all__ = [
+    "SCALE_BLOCK",
+    "GroupNorm",
+    "RowNorm",
+    "check_product",
+    "load_tile",
+    "one_row_product",
+]
 
 # FP8 scales are per 128 x 128 weights.
 SCALE_BLOCK = tl.constexpr(128)
 # Rows of a matrix from which on its programs take it in steps, as a vocabulary's do.
 _VOCABULARY = 32768
+
+
+@triton.jit
+def load_tile(w_row, row_ok, at, WIDTH: tl.constexpr, EVEN: tl.constexpr):
+    """Columns at [C, n] of some rows of weights, each read once: [C, N, n], 0 outside.
+
+    Rows are the middle axis, so that Triton spreads chunks over threads, not rows: what is done to
+    x is then done once for all rows of a thread.
+    """
+    places = w_row[None, :, None] + at[:, None, :]
+    if EVEN:
+        w = tl.load(places, eviction_policy="evict_first")
+    else:
+        w = tl.load(places, mask=row_ok[None, :, None] & (at < WIDTH)[:, None, :], other=0.0)
+    return w
 
 
 @triton.jit
@@ -37,20 +59,14 @@ def row_sums(
     """One row of x times BLOCK_N rows of weights that share their scales: float32 [BLOCK_N].
 
     Nothing is staged in shared memory and little is kept in registers: what hides the memory's
-    latency is the number of threads that each ask for 16 bytes (docs/gpu-notes.md). Rows are the
-    tile's middle axis, so that Triton spreads chunks over threads, not rows: what is done to x is
-    done once for all rows of a thread.
+    latency is the number of threads that each ask for 16 bytes (docs/gpu-notes.md).
     """
     chunk, k = tl.arange(0, CHUNKS), tl.arange(0, 128)
     total = tl.zeros([BLOCK_N], tl.float32)
     for step in range((WIDTH + CHUNKS * 128 - 1) // (CHUNKS * 128)):
         here = step * CHUNKS + chunk
         at = here[:, None] * 128 + k[None, :]
-        places = w_row[None, :, None] + at[:, None, :]
-        if EVEN:
-            w = tl.load(places, eviction_policy="evict_first")
-        else:
-            w = tl.load(places, mask=row_ok[None, :, None] & (at < WIDTH)[:, None, :], other=0.0)
+        w = load_tile(w_row, row_ok, at, WIDTH, EVEN)
         x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
         if BLOCK_SCALE:
             x *= tl.load(scale_row + here, mask=here * SCALE_BLOCK < WIDTH, other=0.0)[:, None]
@@ -91,11 +107,7 @@ def _one_row_kernel(
     # All of the weights are asked for before the wait, while the kernel before still runs.
     chunk = tl.arange(0, CHUNKS)
     at = chunk[:, None] * 128 + tl.arange(0, 128)[None, :]
-    places = w_row[None, :, None] + at[:, None, :]
-    if EVEN:
-        w = tl.load(places, eviction_policy="evict_first")
-    else:
-        w = tl.load(places, mask=row_ok[None, :, None] & (at < WIDTH)[:, None, :], other=0.0)
+    w = load_tile(w_row, row_ok, at, WIDTH, EVEN)
     scale = tl.full([CHUNKS], 1.0, tl.float32)
     if QUANT == "block":
         scale = tl.load(scale_row + chunk, mask=chunk * SCALE_BLOCK < WIDTH, other=0.0)
@@ -151,6 +163,25 @@ class GroupNorm:
     eps: float
 
 
+def check_product(x: Tensor, w: Tensor, scale: Tensor | None, out: Tensor) -> str:
+    """How the weights of out = x W^T are scaled: "none", "block" or "channel".
+
+    Raises:
+        ValueError: a shape, dtype or stride does not fit.
+    """
+    (num_tokens, width), num_rows = x.shape, w.shape[0]
+    if w.shape[1] != width or out.shape != (num_tokens, num_rows):
+        raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, out {tuple(out.shape)}.")
+    if not w.is_contiguous() or (num_tokens and not x.stride(1) == out.stride(1) == 1):
+        raise ValueError("w must be contiguous, x's and out's rows too.")
+    if scale is None:
+        return "none"
+    grid = (-(-num_rows // 128), -(-width // 128))
+    if scale.dtype != torch.float32 or scale.shape not in (grid, (num_rows, 1)):
+        raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}; float32 {grid}.")
+    return "block" if scale.shape == grid else "channel"
+
+
 def _cut(num_rows: int, row_bytes: int) -> tuple[int, int]:
     """Rows of a program and its warps.
 
@@ -190,16 +221,9 @@ def one_row_product(
     Numerics: float32 throughout; a normed x is not rounded. Sync: none, graph-safe.
     """
     num_rows, width = w.shape
-    if x.shape != (1, width) or out.shape != (1, num_rows):
-        raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, out {tuple(out.shape)}.")
-    if not (w.is_contiguous() and x.stride(1) == out.stride(1) == 1):
-        raise ValueError("w must be contiguous, x's and out's rows too.")
-    quant = "none"
-    if scale is not None:
-        grid = (-(-num_rows // 128), -(-width // 128))
-        quant = "block" if scale.shape == grid else "channel"
-        if scale.dtype != torch.float32 or scale.shape not in (grid, (num_rows, 1)):
-            raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}; float32 {grid}.")
+    if x.shape[0] != 1:
+        raise ValueError(f"x is {tuple(x.shape)}; one row is needed.")
+    quant = check_product(x, w, scale, out)
     scales = w if scale is None else scale
     chunks = triton.next_power_of_2(triton.cdiv(width, 128))
     plain_vocabulary = norm is None and not add and num_rows > _VOCABULARY
