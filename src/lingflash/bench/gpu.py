@@ -15,6 +15,8 @@ from torch import Tensor
 _COPY_BYTES = 4 * 2**30
 _MATMUL_SIZE = 8192
 _REPEATS = 5
+_CACHE_BYTES = 256 * 2**20
+_HEAD_START_CYCLES = 2_000_000
 
 
 def time_s(run: Callable[[], object], warmups: int = 1) -> float:
@@ -27,6 +29,33 @@ def time_s(run: Callable[[], object], warmups: int = 1) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) * 1e-3
+
+
+def launch_ms(run: Callable[[], object], rep_ms: float = 40.0) -> float:
+    """Milliseconds of one call on the device: the median of calls with cold caches.
+
+    Before each call the device is kept busy for about a millisecond, so that the host has queued
+    all of its launches before the first one starts: what is timed is the device's work, however
+    slow the host is, as within a long prefill or a graph.
+
+    Args:
+        run: launches the work and does not wait for it; called once before, to compile.
+        rep_ms: of timed work; 5 calls at least, 100 at most.
+    """
+    calls = int(min(max(rep_ms * 1e-3 / time_s(run), 5), 100))
+    cache = torch.empty(_CACHE_BYTES, dtype=torch.int8, device="cuda")
+    pairs = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(calls)
+    ]
+    for start, end in pairs:
+        cache.zero_()
+        torch.cuda._sleep(_HEAD_START_CYCLES)
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lingflash.bench.gpu import GpuCeilings, describe_gpu
+from lingflash.bench.gpu import GpuCeilings, describe_gpu, launch_ms
 from lingflash.bench.machine import SourceState
 from lingflash.bench.record import Record, Target, require
 from lingflash.core.errors import ConfigError
@@ -95,13 +95,7 @@ def _cases(groups: Sequence[str]) -> Iterable[Case]:
 
 def _time(record: Record, case: Case, ceilings: GpuCeilings, repeats: int) -> None:
     """Add one case: medians of single launches, caches cold as between the layers of a model."""
-    from triton.testing import do_bench
-
-    samples = []
-    for _ in range(repeats):
-        found = do_bench(case.run, warmup=10, rep=40, return_mode="median")
-        assert isinstance(found, float)
-        samples.append(found)
+    samples = [launch_ms(case.run) for _ in range(repeats)]
     _keep(record, case.name, samples, case.num_bytes, case.flops, ceilings)
 
 
