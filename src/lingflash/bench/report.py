@@ -219,7 +219,7 @@ def _draw_latency(axes: Axes, record: Mapping[str, Any]) -> None:
     cases = {
         name.removeprefix("decode "): value
         for name, value in record["derived"].items()
-        if isinstance(value, dict) and "tokens_per_s" in value
+        if isinstance(value, dict) and "fraction_of_read_ceiling" in value
     }
     measured = [case["tokens_per_s"] for case in cases.values()]
     shares = [case["fraction_of_read_ceiling"] for case in cases.values()]
