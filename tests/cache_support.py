@@ -20,24 +20,33 @@ def check_cache(cache: CacheManager, pending: list[HostCopy] | None = None) -> N
     held = [b for lease in leases for b in lease.own_blocks]
     held += [n.block for n in detached.values()]
     held += [n.block for n in nodes if n.block is not None]
-    states = [b for n in nodes if n.state is not None for b in n.state]
+    ends = [end for n in nodes for end in n.ends.values()]
+    held += [end.block for end in ends]
+    holders = [*nodes, *ends]
+    states = [b for h in holders if h.state is not None for b in h.state]
     free = [b for b in range(cache.num_blocks) if cache._blocks._is_free[b]]
     assert sorted(held + states + free) == list(range(cache.num_blocks))
     assert len(free) == cache._blocks.num_free
     assert len(states) == cache.num_checkpoint_blocks
     unowned = [n for n in nodes if n.block is not None and n.num_owners == 0]
-    assert len(unowned) == cache.num_cached_blocks
+    assert len(unowned) + len(ends) == cache.num_cached_blocks
     used = cache.bytes_by_use()
     host = used.pop("host")
     budget = cache.num_blocks * cache.block_bytes + cache.num_slots * cache.slot_bytes
     assert sum(used.values()) == budget
     slots = [lease.state_slot for lease in leases]
-    lent = {n.slot: n for n in nodes if n.slot is not None}
-    assert lent == cache._lent
+    lent = {h.slot: h for h in holders if h.slot is not None}
+    assert lent == cache._checkpoints.lent
     free = [s for s in range(cache.num_slots) if cache._slots._is_free[s]]
     assert sorted([*slots, *lent, *free]) == list(range(cache.num_slots))
     assert len(slots) == cache.num_slots - cache.num_free_slots
-    assert cache.num_checkpoints == sum(n.has_device_state for n in nodes)
+    assert cache.num_checkpoints == sum(n.has_device_state for n in nodes) + len(ends)
+    for end in ends:
+        assert (end.state is None) != (end.slot is None)
+        assert end.parent.block is not None
+        assert end.parent.ends[end.tokens.tobytes()] is end
+        assert 0 < len(end.tokens) < cache.block_size
+        assert ("end", end) in cache._offers.queue
 
     counted: dict[int, int] = {}
     for lease in leases:

@@ -75,6 +75,11 @@ def new_engine(
         max_model_len=max_model_len,
         wanted_model_len=max_model_len,
         checkpoint_blocks=-(-state // (latent * block_size)) if prefix_caching else 0,
+        end_blocks=(
+            -(-(state + tail) // (latent * block_size))
+            if prefix_caching and not num_speculative_tokens
+            else 0
+        ),
         num_host_blocks=num_host_blocks,
         num_speculative_tokens=num_speculative_tokens,
     )

@@ -296,10 +296,41 @@ def test_conversation_when_continued_then_only_the_tail_is_computed(model):
     said = tokens_of(ask(loop, "a", PROMPT, max_tokens=30))["a", 0]
     before = loop.stats().prompt_tokens
     longer = PROMPT + said + PROMPT[:20]
-    assert cached(ask(loop, "b", longer)) == (len(PROMPT) + len(said) - 1) // 16 * 16
-    assert loop.stats().prompt_tokens - before < 20 + 16 + 1
+    assert cached(ask(loop, "b", longer)) == len(PROMPT) + len(said) - 1  # the last is not computed
+    assert loop.stats().prompt_tokens - before == 20 + 1
     assert cached(ask(loop, "c", PROMPT)) == 96
-    assert loop.stats().prefix_hit_tokens == 128 + 96
+    assert loop.stats().prefix_hit_tokens == 129 + 96
+
+
+def test_conversation_when_continued_twice_then_the_second_finds_full_blocks(model):
+    loop = engine(model)
+    said = tokens_of(ask(loop, "a", PROMPT, max_tokens=30))["a", 0]
+    for content, hit in ((1, 129), (2, 128)):
+        assert cached(ask(loop, f"b{content}", PROMPT + said + [content] * 20)) == hit
+
+
+def test_conversation_when_its_end_was_rendered_otherwise_then_finds_the_last_full_block(model):
+    loop = engine(model)
+    said = tokens_of(ask(loop, "a", PROMPT, max_tokens=34))["a", 0]
+    assert cached(ask(loop, "b", PROMPT + said[:31] + [5] * 20)) == 128
+
+
+def test_end_when_others_need_the_memory_then_it_goes_first(model):
+    loop = engine(model, max_num_seqs=1)
+    said = tokens_of(ask(loop, "a", PROMPT, max_tokens=30))["a", 0]
+    ask(loop, "other", [9] * 150)  # takes the only slot: the states move to blocks
+    assert cached(ask(loop, "b", PROMPT + said + [3] * 9)) == 129
+    said = tokens_of(ask(loop, "a", PROMPT, max_tokens=30))["a", 0]
+    ask(loop, "large", [8] * 220)
+    ask(loop, "larger", [7] * 220)
+    assert cached(ask(loop, "b", PROMPT + said + [3] * 9)) % 16 == 0
+
+
+def test_end_when_the_cache_is_reset_or_speculation_is_on_then_there_is_none(model):
+    loop = engine(model)
+    said = tokens_of(ask(loop, "a", PROMPT, max_tokens=30))["a", 0]
+    loop.reset_prefix_cache()
+    assert cached(ask(loop, "b", PROMPT + said + [3] * 9)) == 0
 
 
 def test_conversations_when_they_part_then_the_third_finds_the_common_part(model):

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from lingflash.cache.eviction import EvictionQueue
-from lingflash.cache.prefix_tree import PrefixNode
+from lingflash.cache.prefix_tree import PrefixNode, SequenceEnd
 
-Item = tuple[str, PrefixNode]
+Holder = PrefixNode | SequenceEnd
+Item = tuple[str, Holder]
 
 
 class DeviceOffers:
     """Keeps the eviction queue in step with the tree.
 
     An item is "state", a checkpoint in blocks; "slot", one in a lent slot, which gives no block but
-    at a leaf keeps its blocks from going; or "block", a leaf's latents once it has no checkpoint.
+    at a leaf keeps its blocks from going; "block", a leaf's latents once it has no checkpoint; or
+    "end", a sequence's end, which goes with all that it holds.
 
     Args:
-        checkpoint_blocks: blocks that hold a checkpoint.
         block_size: tokens in a block.
     """
 
-    def __init__(self, checkpoint_blocks: int, block_size: int) -> None:
-        self._checkpoint_blocks, self._block_size = checkpoint_blocks, block_size
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
         self.queue: EvictionQueue[Item] = EvictionQueue(self._value)
 
     def pop(self) -> Item | None:
@@ -30,6 +31,12 @@ class DeviceOffers:
     def add_state(self, node: PrefixNode) -> None:
         """Offer a checkpoint in blocks, as just used."""
         self.queue.offer(("state", node))
+        self.update(node)
+
+    def add_end(self, end: SequenceEnd) -> None:
+        """Offer a sequence's end, as just used; its parent is no leaf any more."""
+        self.queue.offer(("end", end))
+        self.update(end.parent)
 
     def touch(self, node: PrefixNode) -> None:
         """A checkpoint was of use: keep it longer."""
@@ -37,9 +44,9 @@ class DeviceOffers:
             if item in self.queue:
                 self.queue.offer(item)
 
-    def discard(self, kind: str, node: PrefixNode) -> None:
+    def discard(self, kind: str, holder: Holder) -> None:
         """Take an offer back."""
-        self.queue.discard((kind, node))
+        self.queue.discard((kind, holder))
 
     def update(self, node: PrefixNode) -> None:
         """Make the offers of a block and of a slot what the node's neighbours allow."""
@@ -59,7 +66,9 @@ class DeviceOffers:
         if kind == "block":
             return 0.0  # nothing after it can be continued; or the host tier has a copy
         saved = node.distance_to_state()
-        blocks = self._checkpoint_blocks if kind == "state" else 0
-        if node.is_device_leaf:  # the blocks before it serve nothing else
+        blocks = len(node.state or ())
+        if isinstance(node, SequenceEnd):
+            blocks += 1
+        elif node.is_device_leaf:  # the blocks before it serve nothing else
             blocks += saved // self._block_size
         return saved / blocks

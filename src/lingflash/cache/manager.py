@@ -8,7 +8,10 @@ computing them, up to the deepest point where a state checkpoint exists too.
 A checkpoint is kept in blocks like those of latents, any of them, so that one pool serves both
 and the split follows their use. What a lease does not read may go when memory is short
 (`eviction.py`); with a host tier it is copied there first. A state slot that no sequence needs is
-lent to a checkpoint.
+lent to a checkpoint (`checkpoints.py`).
+
+Where a sequence ends its unfinished block and its states are kept as they are, for the one that
+goes on from there; what ends like it has the last full block.
 """
 
 from __future__ import annotations
@@ -16,23 +19,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from lingflash.cache.block_pool import IndexPool
+from lingflash.cache.checkpoints import Checkpoints, Holder
 from lingflash.cache.device_offers import DeviceOffers
 from lingflash.cache.host_tier import HostTier
 from lingflash.cache.lease import Lease
 from lingflash.cache.memory_ops import (
-    CopyState,
     HostCopy,
     LoadBlocks,
     LoadState,
     MemoryOp,
-    SaveState,
     StoreBlocks,
     StoreState,
     ZeroBlocks,
     ZeroSlot,
 )
 from lingflash.cache.miss import GoneKeys, explain
-from lingflash.cache.prefix_tree import PrefixNode, PrefixTree
+from lingflash.cache.prefix_tree import PrefixNode, PrefixTree, SequenceEnd
 from lingflash.core.types import CacheReport
 
 TokensAt = Callable[[int, int], Sequence[int]]
@@ -48,6 +50,7 @@ class CacheManager:
         checkpoint_blocks: blocks that hold one state checkpoint; 0 keeps none, so that nothing is
             ever found again.
         num_host_blocks: blocks of the host tier; 0 has none.
+        end_blocks: blocks that hold the states of a sequence's end; 0 keeps no unfinished blocks.
         block_bytes, slot_bytes: what one takes, for bytes_by_use.
     """
 
@@ -59,23 +62,31 @@ class CacheManager:
         checkpoint_blocks: int = 0,
         num_host_blocks: int = 0,
         *,
+        end_blocks: int = 0,
         block_bytes: int = 0,
         slot_bytes: int = 0,
     ) -> None:
         self.block_size = block_size
         self.checkpoint_blocks = checkpoint_blocks
+        self.keeps_ends = min(checkpoint_blocks, end_blocks) > 0
         self.block_bytes, self.slot_bytes = block_bytes, slot_bytes
         self._blocks = IndexPool(num_blocks)
         self._slots = IndexPool(num_state_slots)
         self._tree = PrefixTree()
-        self._offers = DeviceOffers(checkpoint_blocks, block_size)
+        self._offers = DeviceOffers(block_size)
         self._gone = GoneKeys(num_blocks)
         self._ops: list[MemoryOp] = []
+        self._checkpoints = Checkpoints(
+            self._blocks,
+            self._slots,
+            self._offers,
+            self._ops,
+            lambda count: self._take_blocks(count, highest=True),
+            (checkpoint_blocks, end_blocks),
+        )
         self.host = HostTier(num_host_blocks, self._on_host_evicts)
         self._leases: dict[int, Lease] = {}  # by state slot
-        self._num_unowned = 0  # nodes on the device that no lease reads
-        self._num_in_blocks = 0  # checkpoints that lie in blocks
-        self._lent: dict[int, PrefixNode] = {}  # slots that hold a checkpoint, longest unused first
+        self._num_unowned = 0  # blocks of nodes on the device that no lease reads, and of ends
 
     @property
     def num_free_blocks(self) -> int:
@@ -85,7 +96,7 @@ class CacheManager:
     @property
     def num_free_slots(self) -> int:
         """State slots that no lease uses; those that are lent can be had for the asking."""
-        return self._slots.num_free + len(self._lent)
+        return self._slots.num_free + len(self._checkpoints.lent)
 
     @property
     def num_blocks(self) -> int:
@@ -100,12 +111,12 @@ class CacheManager:
     @property
     def num_checkpoints(self) -> int:
         """State checkpoints on the device."""
-        return self._num_in_blocks + len(self._lent)
+        return self._checkpoints.num_in_blocks + len(self._checkpoints.lent)
 
     @property
     def num_checkpoint_blocks(self) -> int:
         """Blocks that hold checkpoints; some are in lent slots instead."""
-        return self._num_in_blocks * self.checkpoint_blocks
+        return self._checkpoints.num_blocks_used
 
     @property
     def num_cached_blocks(self) -> int:
@@ -137,8 +148,9 @@ class CacheManager:
             "host": self.host.num_used,
         }
         found = {use: count * self.block_bytes for use, count in blocks.items()}
-        found["checkpoints"] += len(self._lent) * self.slot_bytes
-        return found | {"state_slots": (self.num_slots - len(self._lent)) * self.slot_bytes}
+        num_lent = len(self._checkpoints.lent)
+        found["checkpoints"] += num_lent * self.slot_bytes
+        return found | {"state_slots": (self.num_slots - num_lent) * self.slot_bytes}
 
     def take_ops(self) -> list[MemoryOp]:
         """What must be done to the memory before the next forward pass, in this order."""
@@ -146,41 +158,42 @@ class CacheManager:
         self._ops.clear()
         return ops
 
-    def admit(self, num_tokens: int, keys: Sequence[bytes] = ()) -> Lease | None:
+    def admit(
+        self, num_tokens: int, keys: Sequence[bytes] = (), tokens: TokensAt | None = None
+    ) -> Lease | None:
         """Lease a slot and blocks for `num_tokens`, or None if either is short.
 
         Args:
             num_tokens: tokens that will be computed or found; the last one is always computed,
                 since its logits are needed.
             keys: of the sequence's full blocks, from block_keys; none to look nothing up.
+            tokens: gives the sequence's tokens from a position, so many; without it no unfinished
+                block is looked up.
         """
-        if not self._slots.num_free and not self._reclaim_slot():
+        if not self._slots.num_free and not self._checkpoints.free_slot(self._evict_checkpoint):
             return None
         matched = self._tree.match(keys[: (num_tokens - 1) // self.block_size])
-        depth = next((i for i in range(len(matched), 0, -1) if matched[i - 1].has_state), 0)
+        depth, end = self._deepest(matched, num_tokens, tokens)
         hit = matched[:depth]
         for node in hit:  # before anything is evicted to make room
             self._own(node)
         on_device = sum(node.block is not None for node in hit)
-        num_fresh = self.blocks_for(num_tokens) - on_device
-        if num_fresh > self.num_free_blocks:
+        num_found = on_device + (end is not None)
+        num_fresh = self.blocks_for(num_tokens) - num_found
+        if num_fresh > self.num_free_blocks - (end is not None):
             for node in reversed(hit):
                 self._disown(node)
             return None
-        slots = self._slots.take(1)
-        assert slots is not None
+        slot = self._take_slot(end, hit)
+        num_hit_tokens = depth * self.block_size + (0 if end is None else len(end.tokens))
         lease = Lease(
-            slots[0],
-            num_hit_tokens=depth * self.block_size,
-            num_known_tokens=len(matched) * self.block_size,
+            slot,
+            num_hit_tokens=num_hit_tokens,
+            num_known_tokens=max(len(matched) * self.block_size, num_hit_tokens),
             lost_checkpoint=any(node.lost_state for node in matched[depth:]),
             nodes=hit,
         )
-        self._leases[lease.state_slot] = lease
-        self._ops.append(ZeroSlot(lease.state_slot))
-        if hit:
-            # Before the fresh blocks are taken, which may be those of the checkpoint.
-            self._load_state(hit[-1], lease.state_slot)
+        self._leases[slot] = lease
         fresh = self._take_blocks(num_fresh)
         assert fresh is not None
         missing = hit[on_device:]
@@ -191,9 +204,42 @@ class CacheManager:
             self._put(node, block)
         own = fresh[len(missing) :]
         self._zero(own)
+        if end is not None:
+            own.insert(0, end.block)
         lease.blocks = [node.block for node in hit if node.block is not None] + own
         lease.own_blocks = set(own)
         return lease
+
+    def _deepest(
+        self, matched: Sequence[PrefixNode], num_tokens: int, tokens: TokensAt | None
+    ) -> tuple[int, SequenceEnd | None]:
+        """How many of these nodes can be continued, and a sequence's end after them if there is."""
+        size = self.block_size
+        for depth in range(len(matched), 0, -1):
+            node, start = matched[depth - 1], depth * size
+            if node.ends and tokens is not None:
+                end = node.longest_end(tokens(start, min(size, num_tokens - start) - 1))
+                if end is not None:
+                    return depth, end
+            if node.has_state:
+                return depth, None
+        return 0, None
+
+    def _take_slot(self, end: SequenceEnd | None, hit: Sequence[PrefixNode]) -> int:
+        """A state slot with the states after what was found; before fresh blocks are taken.
+
+        Those may be the checkpoint's own. A sequence's end is taken over, but for its block.
+        """
+        if end is not None:
+            slot = self._checkpoints.resume(end)
+            self._take_out(end)
+            return slot
+        slots = self._slots.take(1)
+        assert slots is not None
+        self._ops.append(ZeroSlot(slots[0]))
+        if hit:
+            self._load_state(hit[-1], slots[0])
+        return slots[0]
 
     def explain_miss(
         self, lease: Lease, keys: Sequence[bytes], root: bytes, tokens: TokensAt
@@ -258,64 +304,30 @@ class CacheManager:
             return False
         node = lease.nodes[index - 1]
         if node.has_device_state:
-            self._touch(node)
+            self._checkpoints.touch(node)
         if node.has_device_state or node.host_state is not None:
             return False
-        slots = self._slots.take(1, highest=True)
-        if slots is not None:
-            self._ops.append(CopyState(lease.state_slot, slots[0]))
-            node.slot, node.lost_state = slots[0], False
-            self._lent[slots[0]] = node
-            return True
-        # It need not lie beside anything: latents keep the low end, where they are read in place.
-        blocks = self._take_blocks(self.checkpoint_blocks, highest=True)
-        if blocks is None:
+        if not self._checkpoints.keep(node, lease.state_slot):
             return False
-        node.state, node.lost_state = blocks, False
-        self._num_in_blocks += 1
-        self._offers.add_state(node)
-        self._ops.append(SaveState(lease.state_slot, list(blocks)))
+        node.lost_state = False
         return True
 
-    def _reclaim_slot(self) -> bool:
-        """Take a lent slot back; the checkpoint moves to blocks if there is room for it."""
-        if not self._lent:
-            return False
-        slot, node = next(iter(self._lent.items()))
-        blocks = self._take_blocks(self.checkpoint_blocks, highest=True)
-        if node.slot != slot:  # evicted meanwhile
-            if blocks is not None:
-                self._blocks.give_back(blocks)
-            return True
-        if blocks is None:
-            self._evict_state(node)
-            return True
-        self._ops.append(SaveState(slot, list(blocks)))
-        self._take_slot_back(node)
-        node.state = blocks
-        self._num_in_blocks += 1
-        self._offers.add_state(node)
-        self._offers.update(node)
-        return True
-
-    def _take_slot_back(self, node: PrefixNode) -> None:
-        if node.slot is not None:
-            del self._lent[node.slot]
-            self._slots.give_back([node.slot])
-            node.slot = None
-            self._offers.discard("slot", node)
-
-    def release(self, lease: Lease, *, keep_prefix: bool = True) -> None:
+    def release(
+        self, lease: Lease, *, keep_prefix: bool = True, end_tokens: Sequence[int] = ()
+    ) -> None:
         """Take everything back; the lease is empty and must not be used again.
 
         Args:
             lease: of a sequence that has ended or lost its memory.
             keep_prefix: False forgets the published blocks that no other lease reads, because their
                 content is in doubt.
+            end_tokens: computed tokens after the last published block, where the states in the slot
+                are those after all of them; kept as a sequence's end.
         """
         del self._leases[lease.state_slot]
+        if not self._keep_end(lease, end_tokens):
+            self._slots.give_back([lease.state_slot])
         self._blocks.give_back(sorted(lease.own_blocks))
-        self._slots.give_back([lease.state_slot])
         for node in reversed(lease.nodes):
             if lease.is_detached:
                 node.num_owners -= 1
@@ -327,6 +339,35 @@ class CacheManager:
                 self._forget(node)
         lease.blocks, lease.own_blocks, lease.nodes = [], set(), []
         lease.state_slot = -1
+
+    def _keep_end(self, lease: Lease, tokens: Sequence[int]) -> bool:
+        """Keep a lease's slot and unfinished block; False if there is no reason to."""
+        index = len(lease.nodes)
+        if not tokens or not index or not self.keeps_ends or lease.is_detached:
+            return False
+        parent, block = lease.nodes[-1], lease.blocks[index]
+        end = SequenceEnd(parent, tokens, block)
+        key = end.tokens.tobytes()
+        if key in parent.ends:
+            return False
+        parent.ends[key] = end
+        lease.own_blocks.remove(block)
+        self._num_unowned += 1
+        self._checkpoints.lend(end, lease.state_slot)
+        self._offers.add_end(end)
+        return True
+
+    def _take_out(self, end: SequenceEnd) -> None:
+        """Forget a sequence's end; its block is the caller's."""
+        del end.parent.ends[end.tokens.tobytes()]
+        self._num_unowned -= 1
+        self._offers.discard("end", end)
+        self._offers.update(end.parent)
+
+    def _evict_end(self, end: SequenceEnd) -> None:
+        self._checkpoints.free(end)
+        self._take_out(end)
+        self._blocks.give_back([end.block])
 
     def reset(self) -> tuple[int, int]:
         """Forget every prefix, in both tiers; running sequences keep what they read.
@@ -386,11 +427,19 @@ class CacheManager:
         while self._blocks.num_free < count:
             item = self._offers.pop()
             assert item is not None, "blocks that count as free cannot be evicted"
-            if item[0] != "block":
-                self._evict_state(item[1])
+            kind, holder = item
+            if kind == "block":
+                assert isinstance(holder, PrefixNode)
+                self._evict_block(holder)
             else:
-                self._evict_block(item[1])
+                self._evict_checkpoint(holder)
         return self._blocks.take(count, highest=highest)
+
+    def _evict_checkpoint(self, holder: Holder) -> None:
+        if isinstance(holder, SequenceEnd):
+            self._evict_end(holder)
+        else:
+            self._evict_state(holder)
 
     def _evict_state(self, node: PrefixNode) -> None:
         if node.host_state is None:
@@ -406,16 +455,8 @@ class CacheManager:
 
     def _drop_state(self, node: PrefixNode) -> None:
         if node.has_device_state:
-            self._free_state(node)
+            self._checkpoints.free(node)
             self._offers.update(node)
-
-    def _free_state(self, node: PrefixNode) -> None:
-        self._take_slot_back(node)
-        if node.state is not None:
-            self._blocks.give_back(node.state)
-            node.state = None
-            self._num_in_blocks -= 1
-            self._offers.discard("state", node)
 
     def _evict_block(self, node: PrefixNode) -> None:
         assert node.block is not None
@@ -471,22 +512,13 @@ class CacheManager:
             self._update_host(node)
 
     def _load_state(self, node: PrefixNode, slot: int) -> None:
-        self._touch(node)
-        if node.slot is not None:
-            self._ops.append(CopyState(node.slot, slot))
-            return
-        if node.state is not None:
-            self._ops.append(LoadState(list(node.state), slot))
+        self._checkpoints.touch(node)
+        if node.has_device_state:
+            self._checkpoints.load(node, slot)
             return
         assert node.host_state is not None
         self.host.touch(("state", node))
         self._ops.append(LoadState(list(node.host_state.blocks), slot, from_host=True))
-
-    def _touch(self, node: PrefixNode) -> None:
-        """A checkpoint was of use: keep it longer."""
-        if node.slot is not None:
-            self._lent[node.slot] = self._lent.pop(node.slot)
-        self._offers.touch(node)
 
     def _update_host(self, node: PrefixNode) -> None:
         if self.host.num_blocks:
@@ -508,6 +540,7 @@ class CacheManager:
             doomed += each.children.values()
         for each in reversed(doomed):
             node.lost_state |= each.lost_state or each.has_state
+            self._drop_ends(each)
             self._drop_state(each)
             if each.block is not None:
                 self._take_off_device(each)
@@ -519,8 +552,13 @@ class CacheManager:
             node.parent.lost_state |= node.lost_state
             self._update_host(node.parent)
 
+    def _drop_ends(self, node: PrefixNode) -> None:
+        for end in list(node.ends.values()):
+            self._evict_end(end)
+
     def _free_copies(self, node: PrefixNode) -> None:
-        """Give up a node's checkpoint and host copies, but not its block."""
-        self._free_state(node)
+        """Give up a node's checkpoint, its ends and host copies, but not its block."""
+        self._drop_ends(node)
+        self._checkpoints.free(node)
         self._offers.discard("block", node)
         self.host.drop(node)

@@ -46,10 +46,11 @@ class ZeroSlot:
 
 @dataclass(slots=True)
 class SaveState:
-    """Copy a state slot into blocks."""
+    """Copy a state slot into blocks; with its tails, if it is not at an anchor."""
 
     slot: int
     blocks: list[int]
+    with_tail: bool = False
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ class LoadState:
     blocks: list[int]
     slot: int
     from_host: bool = False
+    with_tail: bool = False
 
 
 @dataclass(slots=True)

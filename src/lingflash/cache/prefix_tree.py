@@ -8,6 +8,9 @@ after the node's last token. A prefix can be continued only where both are there
     root(salt) -- [16 tokens] -- [16 tokens, checkpoint] -- [16 tokens]
                                                         \\-- [16 other tokens, checkpoint]
 
+A sequence rarely ends where a block does. Its last, unfinished block is kept too, with the states
+as they were at its very end (a *sequence's end*), for the one sequence that goes on from there.
+
 Block and checkpoint may each be on the device, in the host tier, or in both. The nodes on the
 device are closed towards the root.
 """
@@ -45,6 +48,32 @@ def block_keys(root: bytes, token_ids: Sequence[int], block_size: int) -> list[b
     return keys
 
 
+class SequenceEnd:
+    """The unfinished last block of a sequence that has ended; it is gone when another goes on.
+
+    Attributes:
+        parent: node of the block before it.
+        tokens: of the block, fewer than it holds.
+        block: place of their latents on the device.
+        state, slot: blocks of the device, or the state slot, that hold the states after the last
+            token, with the tails past the anchor; one of the two.
+    """
+
+    __slots__ = ("block", "parent", "slot", "state", "tokens")
+    has_tail = True
+
+    def __init__(self, parent: PrefixNode, tokens: Sequence[int], block: int) -> None:
+        self.parent, self.block = parent, block
+        self.tokens = array("I", tokens)
+        self.state: list[int] | None = None
+        self.slot: int | None = None
+
+    def distance_to_state(self) -> int:
+        """Tokens from the last checkpoint before this end to it."""
+        parent = self.parent
+        return len(self.tokens) + (0 if parent.has_state else parent.distance_to_state())
+
+
 class PrefixNode:
     """A block of computed tokens.
 
@@ -61,6 +90,7 @@ class PrefixNode:
         lost_state: a checkpoint was evicted here, or after it together with its blocks.
         num_owners: leases that read the block, which is on the device then.
         children: nodes that continue it, by key.
+        ends: of sequences that ended in the block after it, by the bytes of their tokens there.
         num_device_children: those of them on the device.
     """
 
@@ -68,6 +98,7 @@ class PrefixNode:
         "block",
         "children",
         "depth",
+        "ends",
         "host_block",
         "host_state",
         "key",
@@ -80,6 +111,7 @@ class PrefixNode:
         "state",
         "tokens",
     )
+    has_tail = False  # a checkpoint at a block's end, where tails are empty
 
     def __init__(
         self, key: bytes, parent: PrefixNode | None, root: bytes, tokens: Sequence[int]
@@ -95,6 +127,7 @@ class PrefixNode:
         self.lost_state = False
         self.num_owners = self.num_device_children = 0
         self.children: dict[bytes, PrefixNode] = {}
+        self.ends: dict[bytes, SequenceEnd] = {}
 
     @property
     def is_readable(self) -> bool:
@@ -114,7 +147,17 @@ class PrefixNode:
     @property
     def is_device_leaf(self) -> bool:
         """Whether nothing on the device continues it and no lease reads it."""
-        return self.num_owners == 0 and self.num_device_children == 0
+        return self.num_owners == 0 and self.num_device_children == 0 and not self.ends
+
+    def longest_end(self, following: Sequence[int]) -> SequenceEnd | None:
+        """The longest sequence's end after this node that tokens, those that follow it, go on."""
+        if self.ends:
+            tokens = array("I", following)
+            for count in range(len(tokens), 0, -1):
+                found = self.ends.get(tokens[:count].tobytes())
+                if found is not None:
+                    return found
+        return None
 
     def distance_to_state(self) -> int:
         """Tokens from the last checkpoint before this node to its end."""

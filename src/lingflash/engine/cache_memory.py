@@ -40,11 +40,12 @@ class CacheMemory:
         self._tensors = tensors
         # Integers are copied bit by bit, whatever number or NaN the bits would mean.
         self._blocks = tensors.latents.view(_AS_INTEGERS[tensors.latents.dtype.itemsize])
-        # What a checkpoint holds: tensors, and which dimension counts the slots. No tails, since
-        # checkpoints are taken at anchors, where they are empty.
+        # What a checkpoint holds: tensors, and which dimension counts the slots. At an anchor tails
+        # are empty; where a sequence ends they come last.
         self._parts: list[tuple[Tensor, int]] = [(tensors.states, 1)]
         if tensors.anchor_hidden is not None:
             self._parts.append((tensors.anchor_hidden, 1))
+        self._parts_and_tails = [*self._parts, (tensors.tail_k, 1), (tensors.tail_v, 1)]
         layers, _, *shape = self._blocks.shape
         self.host = None
         if num_host_blocks:
@@ -63,10 +64,11 @@ class CacheMemory:
                 case CopyState(slot, target):
                     for part, dim in self._parts:
                         part.select(dim, target).copy_(part.select(dim, slot))
-                case SaveState(slot, blocks):
-                    self._write(blocks, self._packed(slot, len(blocks)))
-                case LoadState(blocks, slot, from_host):
-                    self._unpack(self._read_host(blocks) if from_host else self._read(blocks), slot)
+                case SaveState(slot, blocks, with_tail):
+                    self._write(blocks, self._packed(slot, len(blocks), with_tail=with_tail))
+                case LoadState(blocks, slot, from_host, with_tail):
+                    content = self._read_host(blocks) if from_host else self._read(blocks)
+                    self._unpack(content, slot, with_tail=with_tail)
                 case StoreBlocks(blocks, copy):
                     assert self.host is not None
                     self.host.store(self._read(blocks), copy)
@@ -100,19 +102,19 @@ class CacheMemory:
     def _write(self, blocks: list[int], content: Tensor) -> None:
         self._blocks.index_copy_(1, self._index(blocks), content.transpose(0, 1))
 
-    def _packed(self, slot: int, num_blocks: int) -> Tensor:
+    def _packed(self, slot: int, num_blocks: int, *, with_tail: bool = False) -> Tensor:
         layers, _, *shape = self._blocks.shape
         content = self._blocks.new_zeros(num_blocks, layers, *shape)
         start, flat = 0, content.view(-1)
-        for part, dim in self._parts:
+        for part, dim in self._parts_and_tails if with_tail else self._parts:
             integers = part.select(dim, slot).flatten().view(flat.dtype)
             flat[start : start + len(integers)] = integers
             start += len(integers)
         return content
 
-    def _unpack(self, content: Tensor, slot: int) -> None:
+    def _unpack(self, content: Tensor, slot: int, *, with_tail: bool) -> None:
         start, flat = 0, content.view(-1)
-        for part, dim in self._parts:
+        for part, dim in self._parts_and_tails if with_tail else self._parts:
             place = part.select(dim, slot)
             size = place.numel() * place.itemsize // flat.itemsize
             place.copy_(flat[start : start + size].view(place.dtype).view(place.shape))

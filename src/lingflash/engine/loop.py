@@ -79,6 +79,7 @@ class EngineLoop:
             plan.num_state_slots,
             checkpoint_blocks,
             plan.num_host_blocks,
+            end_blocks=plan.end_blocks,
             block_bytes=plan.block_bytes,
             slot_bytes=plan.state_bytes_per_seq,
         )

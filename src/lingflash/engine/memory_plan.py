@@ -53,6 +53,8 @@ class MemoryPlan:
         num_state_slots: sequences that run at once.
         num_ranks: processes that share the model, each with this plan.
         checkpoint_blocks: blocks that one state checkpoint takes; 0 without a prefix cache.
+        end_blocks: blocks that the states of a sequence's end take, tails included; 0 without a
+            prefix cache, or with speculation, whose layer goes on only from an anchor.
         num_host_blocks: blocks of the host tier.
         num_speculative_tokens: most drafts of a sequence and step, 0 for no speculation.
         max_model_len: context limit that was asked for or that fits.
@@ -74,6 +76,7 @@ class MemoryPlan:
     wanted_model_len: int
     num_ranks: int = 1
     checkpoint_blocks: int = 0
+    end_blocks: int = 0
     num_host_blocks: int = 0
     num_speculative_tokens: int = 0
 
@@ -284,6 +287,7 @@ def plan_checkpoint(
         workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
     left = available - weights - workspace - config.max_num_seqs * state
     checkpoint_blocks = -(-(state - tail) // block_bytes) if config.prefix_caching else 0
+    end_blocks = -(-state // block_bytes) if config.prefix_caching and not num_drafts else 0
     useful = -(-wanted // config.block_size) + _CHECKPOINTS_PER_SEQ * checkpoint_blocks
     host_bytes = _host_cache_bytes(
         config, device, min(left, config.max_num_seqs * useful * block_bytes)
@@ -332,6 +336,7 @@ def plan_checkpoint(
         num_state_slots=config.max_num_seqs,
         num_ranks=shard.size,
         checkpoint_blocks=checkpoint_blocks,
+        end_blocks=end_blocks,
         num_host_blocks=host_bytes // block_bytes,
         num_speculative_tokens=num_drafts,
         max_model_len=fitting,

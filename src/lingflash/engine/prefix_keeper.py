@@ -28,12 +28,13 @@ class PrefixKeeper:
         """Lease memory for a waiting sequence, with what is known of its beginning."""
         cache = self._cache
         keys = self._keys(sequence)
-        lease = cache.admit(sequence.num_tokens, keys)
+        lease = cache.admit(sequence.num_tokens, keys, sequence.tokens)
         if lease is None:
             return None
         sequence.lease = lease
         sequence.num_computed = sequence.last_checkpoint = lease.num_hit_tokens
-        sequence.anchor, sequence.mtp_end, sequence.draft_tokens = lease.num_hit_tokens, -1, []
+        sequence.anchor = last_anchor(lease.num_hit_tokens)
+        sequence.mtp_end, sequence.draft_tokens = -1, []
         if not sequence.num_preemptions:
             prompt_len = len(sequence.prompt_token_ids)
             hit = min(lease.num_hit_tokens, prompt_len)
@@ -112,6 +113,17 @@ class PrefixKeeper:
                 return
         cache.checkpoint(lease, place)
         sequence.last_checkpoint = place
+
+    def end_tokens(self, sequence: Sequence) -> list[int]:
+        """What an ended sequence computed after its last full block, for the next to go on there.
+
+        Its states must be in its slot as they are after the last of these tokens.
+        """
+        lease, size = sequence.lease, self._cache.block_size
+        num_full, rest = divmod(sequence.num_computed, size)
+        if lease is None or num_full != len(lease.nodes):
+            return []
+        return sequence.tokens(num_full * size, rest)
 
     def reset(self) -> tuple[int, int]:
         """Forget every prefix; blocks and checkpoints that were forgotten."""

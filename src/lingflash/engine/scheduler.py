@@ -478,9 +478,11 @@ class Scheduler:
     def _release(self, sequence: Sequence, *, is_sound: bool) -> None:
         """Free an ended sequence's memory; what it computed is kept unless it is in doubt."""
         assert sequence.lease is not None
+        end_tokens: list[int] = []
         if is_sound:
             self.prefixes.keep(sequence, checkpoint=True)
-        self.cache.release(sequence.lease, keep_prefix=is_sound)
+            end_tokens = self.prefixes.end_tokens(sequence)
+        self.cache.release(sequence.lease, keep_prefix=is_sound, end_tokens=end_tokens)
         sequence.lease = None
         self._lacks_memory = False
 
