@@ -88,7 +88,7 @@ def test_host_tier_when_a_copy_breaks_in_its_middle_then_nothing_of_it_is_found(
     host.write = breaking
     evict(loop)
     check_cache(loop.scheduler.cache)
-    assert loop.scheduler.cache.host.num_used == 0
+    assert loop.scheduler.cache._kept.host.num_used == 0
     host.write = write
     again = ask(loop, PROMPT)
     assert again[0].num_cached_tokens == 0

@@ -203,7 +203,7 @@ class CacheMachine(RuleBasedStateMachine):
     def reset(self, really):
         if really:
             self.cache.reset()
-            assert len(self.cache._tree) == 0
+            assert len(self.cache._kept.tree) == 0
 
     @invariant()
     def accounts_are_exact(self):
@@ -289,8 +289,8 @@ def test_report_when_something_was_evicted_then_says_what():
     talk.ask(range(17))
     talk.ask([*range(17), *range(70, 90)], checkpoint=False)
     # The longest unused checkpoint goes first, and only then the blocks that it made usable.
-    (node,) = [n for n in talk.cache._tree if n.state is not None]
-    talk.cache._evict_state(node)
+    (node,) = [n for n in talk.cache._kept.tree if n.state is not None]
+    talk.cache._kept._evict_state(node)
     assert talk.ask(range(17), checkpoint=False) == (0, "checkpoint_evicted", 16)
     talk.ask(range(500, 540))
     result = talk.ask(range(17))[1]
@@ -308,7 +308,7 @@ def test_host_tier_when_the_device_is_full_then_brings_back_what_was_copied_and_
     talk.ask(prompt)
     talk.ask(range(100, 133))
     talk.settle()
-    assert talk.cache.host.num_used > 0
+    assert talk.cache._kept.host.num_used > 0
     assert talk.ask(prompt) == (4, "found", None)
     ops = talk.cache.take_ops()
     assert sum(isinstance(op, LoadBlocks) for op in ops) == 1

@@ -18,23 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from lingflash.cache.block_pool import IndexPool
-from lingflash.cache.checkpoints import Checkpoints, Holder
-from lingflash.cache.device_offers import DeviceOffers
-from lingflash.cache.host_tier import HostTier
+from lingflash.cache.kept_prefixes import KeptPrefixes
 from lingflash.cache.lease import Lease
 from lingflash.cache.memory_ops import (
     HostCopy,
     LoadBlocks,
-    LoadState,
     MemoryOp,
     StoreBlocks,
     StoreState,
     ZeroBlocks,
     ZeroSlot,
 )
-from lingflash.cache.miss import GoneKeys, explain
-from lingflash.cache.prefix_tree import PrefixNode, PrefixTree, SequenceEnd
+from lingflash.cache.miss import explain
+from lingflash.cache.prefix_tree import PrefixNode, SequenceEnd
 from lingflash.core.types import CacheReport
 
 TokensAt = Callable[[int, int], Sequence[int]]
@@ -70,63 +66,55 @@ class CacheManager:
         self.checkpoint_blocks = checkpoint_blocks
         self.keeps_ends = min(checkpoint_blocks, end_blocks) > 0
         self.block_bytes, self.slot_bytes = block_bytes, slot_bytes
-        self._blocks = IndexPool(num_blocks)
-        self._slots = IndexPool(num_state_slots)
-        self._tree = PrefixTree()
-        self._offers = DeviceOffers(block_size)
-        self._gone = GoneKeys(num_blocks)
-        self._ops: list[MemoryOp] = []
-        self._checkpoints = Checkpoints(
-            self._blocks,
-            self._slots,
-            self._offers,
-            self._ops,
-            lambda count: self._take_blocks(count, highest=True),
-            (checkpoint_blocks, end_blocks),
+        self._kept = KeptPrefixes(
+            num_blocks,
+            block_size,
+            num_state_slots,
+            checkpoint_blocks,
+            num_host_blocks,
+            end_blocks,
         )
-        self.host = HostTier(num_host_blocks, self._on_host_evicts)
         self._leases: dict[int, Lease] = {}  # by state slot
-        self._num_unowned = 0  # blocks of nodes on the device that no lease reads, and of ends
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that no lease uses; what the prefix tree keeps can be had for the asking."""
-        return self._blocks.num_free + self._num_unowned + self.num_checkpoint_blocks
+        return self._kept.num_free_blocks
 
     @property
     def num_free_slots(self) -> int:
         """State slots that no lease uses; those that are lent can be had for the asking."""
-        return self._slots.num_free + len(self._checkpoints.lent)
+        return self._kept.slots.num_free + len(self._kept.checkpoints.lent)
 
     @property
     def num_blocks(self) -> int:
         """Blocks in all."""
-        return self._blocks.size
+        return self._kept.blocks.size
 
     @property
     def num_slots(self) -> int:
         """State slots of running sequences in all."""
-        return self._slots.size
+        return self._kept.slots.size
 
     @property
     def num_checkpoints(self) -> int:
         """State checkpoints on the device."""
-        return self._checkpoints.num_in_blocks + len(self._checkpoints.lent)
+        return self._kept.checkpoints.num_in_blocks + len(self._kept.checkpoints.lent)
 
     @property
     def num_checkpoint_blocks(self) -> int:
         """Blocks that hold checkpoints; some are in lent slots instead."""
-        return self._checkpoints.num_blocks_used
+        return self._kept.checkpoints.num_blocks_used
 
     @property
     def num_cached_blocks(self) -> int:
         """Blocks of latents that no lease reads."""
-        return self._num_unowned
+        return self._kept.num_unowned
 
     @property
     def num_empty_blocks(self) -> int:
         """Blocks that hold nothing."""
-        return self._blocks.num_free
+        return self._kept.blocks.num_free
 
     @property
     def keeps_prefixes(self) -> bool:
@@ -142,20 +130,20 @@ class CacheManager:
         running = self.num_blocks - self.num_free_blocks
         blocks = {
             "running": running,
-            "prefixes": self._num_unowned,
+            "prefixes": self._kept.num_unowned,
             "checkpoints": self.num_checkpoint_blocks,
-            "free": self._blocks.num_free,
-            "host": self.host.num_used,
+            "free": self._kept.blocks.num_free,
+            "host": self._kept.host.num_used,
         }
         found = {use: count * self.block_bytes for use, count in blocks.items()}
-        num_lent = len(self._checkpoints.lent)
+        num_lent = len(self._kept.checkpoints.lent)
         found["checkpoints"] += num_lent * self.slot_bytes
         return found | {"state_slots": (self.num_slots - num_lent) * self.slot_bytes}
 
     def take_ops(self) -> list[MemoryOp]:
         """What must be done to the memory before the next forward pass, in this order."""
-        ops = self._ops[:]
-        self._ops.clear()
+        ops = self._kept.ops[:]
+        self._kept.ops.clear()
         return ops
 
     def admit(
@@ -170,19 +158,19 @@ class CacheManager:
             tokens: gives the sequence's tokens from a position, so many; without it no unfinished
                 block is looked up.
         """
-        if not self._slots.num_free and not self._checkpoints.free_slot(self._evict_checkpoint):
+        if not self._kept.free_slot():
             return None
-        matched = self._tree.match(keys[: (num_tokens - 1) // self.block_size])
+        matched = self._kept.tree.match(keys[: (num_tokens - 1) // self.block_size])
         depth, end = self._deepest(matched, num_tokens, tokens)
         hit = matched[:depth]
         for node in hit:  # before anything is evicted to make room
-            self._own(node)
+            self._kept.own(node)
         on_device = sum(node.block is not None for node in hit)
         num_found = on_device + (end is not None)
         num_fresh = self.blocks_for(num_tokens) - num_found
         if num_fresh > self.num_free_blocks - (end is not None):
             for node in reversed(hit):
-                self._disown(node)
+                self._kept.disown(node)
             return None
         slot = self._take_slot(end, hit)
         num_hit_tokens = depth * self.block_size + (0 if end is None else len(end.tokens))
@@ -194,14 +182,14 @@ class CacheManager:
             nodes=hit,
         )
         self._leases[slot] = lease
-        fresh = self._take_blocks(num_fresh)
+        fresh = self._kept.take_blocks(num_fresh)
         assert fresh is not None
         missing = hit[on_device:]
         if missing:
             sources = [b for node in missing if node.host_block for b in node.host_block.blocks]
-            self._ops.append(LoadBlocks(sources, fresh[: len(missing)]))
+            self._kept.ops.append(LoadBlocks(sources, fresh[: len(missing)]))
         for node, block in zip(missing, fresh, strict=False):
-            self._put(node, block)
+            self._kept.put(node, block)
         own = fresh[len(missing) :]
         self._zero(own)
         if end is not None:
@@ -231,14 +219,12 @@ class CacheManager:
         Those may be the checkpoint's own. A sequence's end is taken over, but for its block.
         """
         if end is not None:
-            slot = self._checkpoints.resume(end)
-            self._take_out(end)
-            return slot
-        slots = self._slots.take(1)
+            return self._kept.resume(end)
+        slots = self._kept.slots.take(1)
         assert slots is not None
-        self._ops.append(ZeroSlot(slots[0]))
+        self._kept.ops.append(ZeroSlot(slots[0]))
         if hit:
-            self._load_state(hit[-1], slots[0])
+            self._kept.load_state(hit[-1], slots[0])
         return slots[0]
 
     def explain_miss(
@@ -252,11 +238,11 @@ class CacheManager:
             root: key of the salt.
             tokens: gives the sequence's tokens from a position, so many.
         """
-        return explain(self._tree, self._gone, keys, lease, root, tokens)
+        return explain(self._kept.tree, self._kept.gone, keys, lease, root, tokens)
 
     def grow(self, lease: Lease, num_tokens: int) -> bool:
         """Add the blocks that `num_tokens` need, or nothing and False if there are too few."""
-        added = self._take_blocks(max(self.blocks_for(num_tokens) - len(lease.blocks), 0))
+        added = self._kept.take_blocks(max(self.blocks_for(num_tokens) - len(lease.blocks), 0))
         if added is None:
             return False
         lease.blocks.extend(added)
@@ -277,17 +263,17 @@ class CacheManager:
         while len(lease.nodes) < len(keys):
             index = len(lease.nodes)
             key, parent = keys[index], lease.nodes[-1] if lease.nodes else None
-            node = self._tree.get(key)
+            node = self._kept.tree.get(key)
             if node is None:
                 ids = tokens(index * self.block_size, self.block_size)
-                node = self._tree.insert(key, parent, root, ids)
-                self._gone.discard(key)
+                node = self._kept.tree.insert(key, parent, root, ids)
+                self._kept.gone.discard(key)
             # Else computed by another sequence meanwhile: read that, keep our copy until the end.
-            self._own(node)
+            self._kept.own(node)
             if node.block is None:
                 block = lease.blocks[index]
                 lease.own_blocks.remove(block)
-                self._put(node, block)
+                self._kept.put(node, block)
             lease.nodes.append(node)
 
     def checkpoint(self, lease: Lease, num_tokens: int) -> bool:
@@ -304,10 +290,10 @@ class CacheManager:
             return False
         node = lease.nodes[index - 1]
         if node.has_device_state:
-            self._checkpoints.touch(node)
+            self._kept.checkpoints.touch(node)
         if node.has_device_state or node.host_state is not None:
             return False
-        if not self._checkpoints.keep(node, lease.state_slot):
+        if not self._kept.checkpoints.keep(node, lease.state_slot):
             return False
         node.lost_state = False
         return True
@@ -326,17 +312,17 @@ class CacheManager:
         """
         del self._leases[lease.state_slot]
         if not self._keep_end(lease, end_tokens):
-            self._slots.give_back([lease.state_slot])
-        self._blocks.give_back(sorted(lease.own_blocks))
+            self._kept.slots.give_back([lease.state_slot])
+        self._kept.blocks.give_back(sorted(lease.own_blocks))
         for node in reversed(lease.nodes):
             if lease.is_detached:
                 node.num_owners -= 1
                 if not node.num_owners and node.block is not None:
-                    self._blocks.give_back([node.block])
+                    self._kept.blocks.give_back([node.block])
                 continue
-            self._disown(node)
+            self._kept.disown(node)
             if not keep_prefix and node.is_device_leaf:
-                self._forget(node)
+                self._kept.forget(node)
         lease.blocks, lease.own_blocks, lease.nodes = [], set(), []
         lease.state_slot = -1
 
@@ -345,29 +331,11 @@ class CacheManager:
         index = len(lease.nodes)
         if not tokens or not index or not self.keeps_ends or lease.is_detached:
             return False
-        parent, block = lease.nodes[-1], lease.blocks[index]
-        end = SequenceEnd(parent, tokens, block)
-        key = end.tokens.tobytes()
-        if key in parent.ends:
+        block = lease.blocks[index]
+        if not self._kept.add_end(lease.nodes[-1], tokens, block, lease.state_slot):
             return False
-        parent.ends[key] = end
         lease.own_blocks.remove(block)
-        self._num_unowned += 1
-        self._checkpoints.lend(end, lease.state_slot)
-        self._offers.add_end(end)
         return True
-
-    def _take_out(self, end: SequenceEnd) -> None:
-        """Forget a sequence's end; its block is the caller's."""
-        del end.parent.ends[end.tokens.tobytes()]
-        self._num_unowned -= 1
-        self._offers.discard("end", end)
-        self._offers.update(end.parent)
-
-    def _evict_end(self, end: SequenceEnd) -> None:
-        self._checkpoints.free(end)
-        self._take_out(end)
-        self._blocks.give_back([end.block])
 
     def reset(self) -> tuple[int, int]:
         """Forget every prefix, in both tiers; running sequences keep what they read.
@@ -377,16 +345,10 @@ class CacheManager:
         Returns:
             Blocks and checkpoints that were forgotten.
         """
-        counts = len(self._tree), self.num_checkpoints
+        counts = len(self._kept.tree), self.num_checkpoints
         for lease in self._leases.values():
             lease.is_detached = True
-        for node in self._tree.clear():
-            self._free_copies(node)
-            if node.num_owners == 0 and node.block is not None:
-                self._blocks.give_back([node.block])
-            node.children = {}
-        self._num_unowned = 0
-        self._gone.clear()
+        self._kept.clear()
         return counts
 
     def step_failed(self, ops: Iterable[MemoryOp]) -> None:
@@ -398,167 +360,11 @@ class CacheManager:
 
     def host_copied(self, copy: HostCopy, *, succeeded: bool = True) -> None:
         """A copy to the host tier was made, or was not; before this it counts for nothing."""
-        if copy.is_settled:
-            return
-        node: PrefixNode = copy.holder
-        self.host.settle(copy, succeeded)
-        if copy.is_cancelled:
-            return
-        if not succeeded:
-            if node.host_state is copy:
-                node.host_state, node.lost_state = None, True
-            else:
-                node.host_block = None
-                if node.block is None:
-                    self._forget(node)
-                    return
-        self._update_host(node)
+        self._kept.host_copied(copy, succeeded=succeeded)
 
     def _zero(self, blocks: list[int]) -> None:
-        last = self._ops[-1] if self._ops else None
+        last = self._kept.ops[-1] if self._kept.ops else None
         if isinstance(last, ZeroBlocks):
             last.blocks += blocks
         elif blocks:
-            self._ops.append(ZeroBlocks(list(blocks)))
-
-    def _take_blocks(self, count: int, *, highest: bool = False) -> list[int] | None:
-        if count > self.num_free_blocks:
-            return None
-        while self._blocks.num_free < count:
-            item = self._offers.pop()
-            assert item is not None, "blocks that count as free cannot be evicted"
-            kind, holder = item
-            if kind == "block":
-                assert isinstance(holder, PrefixNode)
-                self._evict_block(holder)
-            else:
-                self._evict_checkpoint(holder)
-        return self._blocks.take(count, highest=highest)
-
-    def _evict_checkpoint(self, holder: Holder) -> None:
-        if isinstance(holder, SequenceEnd):
-            self._evict_end(holder)
-        else:
-            self._evict_state(holder)
-
-    def _evict_state(self, node: PrefixNode) -> None:
-        if node.host_state is None:
-            copy = self.host.reserve(self.checkpoint_blocks, node)
-            node.host_state = copy
-            if copy is not None and node.state is not None:
-                self._ops.append(StoreBlocks(list(node.state), copy))
-            elif copy is not None and node.slot is not None:
-                self._ops.append(StoreState(node.slot, copy))
-        node.lost_state |= node.host_state is None
-        self._drop_state(node)
-        self._update_host(node)
-
-    def _drop_state(self, node: PrefixNode) -> None:
-        if node.has_device_state:
-            self._checkpoints.free(node)
-            self._offers.update(node)
-
-    def _evict_block(self, node: PrefixNode) -> None:
-        assert node.block is not None
-        assert not node.has_device_state
-        is_wanted = node.host_state is not None or bool(node.children)
-        if is_wanted and node.host_block is None:
-            node.host_block = self.host.reserve(1, node)
-            if node.host_block is not None:
-                self._ops.append(StoreBlocks([node.block], node.host_block))
-        if node.host_block is None:
-            self._forget(node)
-            return
-        self._take_off_device(node)
-        self._update_host(node)
-
-    def _take_off_device(self, node: PrefixNode) -> None:
-        assert node.block is not None
-        self._blocks.give_back([node.block])
-        node.block = None
-        self._num_unowned -= 1
-        self._offers.discard("block", node)
-        if node.parent is not None:
-            node.parent.num_device_children -= 1
-            self._offers.update(node.parent)
-
-    def _put(self, node: PrefixNode, block: int) -> None:
-        """Say that an owned node's latents are in a block of the device."""
-        node.block = block
-        if node.parent is not None:
-            node.parent.num_device_children += 1
-            self._offers.update(node.parent)
-        self._update_host(node)
-
-    def _own(self, node: PrefixNode) -> None:
-        node.num_owners += 1
-        if node.num_owners == 1:
-            if node.block is not None:
-                self._num_unowned -= 1
-            self._on_owner_change(node)
-
-    def _disown(self, node: PrefixNode) -> None:
-        node.num_owners -= 1
-        if node.num_owners == 0:
-            if node.block is not None:
-                self._num_unowned += 1
-            self._on_owner_change(node)
-
-    def _on_owner_change(self, node: PrefixNode) -> None:
-        # Nodes in the middle of a chain, most of a long prompt's, are not offered in either case.
-        if not node.num_device_children:
-            self._offers.update(node)
-        if not node.children:
-            self._update_host(node)
-
-    def _load_state(self, node: PrefixNode, slot: int) -> None:
-        self._checkpoints.touch(node)
-        if node.has_device_state:
-            self._checkpoints.load(node, slot)
-            return
-        assert node.host_state is not None
-        self.host.touch(("state", node))
-        self._ops.append(LoadState(list(node.host_state.blocks), slot, from_host=True))
-
-    def _update_host(self, node: PrefixNode) -> None:
-        if self.host.num_blocks:
-            self.host.update(node)
-
-    def _on_host_evicts(self, kind: str, node: PrefixNode) -> None:
-        """The host tier gave up a copy; what hung on it goes too."""
-        if kind == "state":
-            node.lost_state |= not node.has_device_state
-        elif node.block is None:
-            self._forget(node)
-            return
-        self._update_host(node)
-
-    def _forget(self, node: PrefixNode) -> None:
-        """Take an unowned node out of the tree, and what continues it in the host tier."""
-        doomed = [node]
-        for each in doomed:
-            doomed += each.children.values()
-        for each in reversed(doomed):
-            node.lost_state |= each.lost_state or each.has_state
-            self._drop_ends(each)
-            self._drop_state(each)
-            if each.block is not None:
-                self._take_off_device(each)
-            self._free_copies(each)
-            self._gone.add(each.key)
-            self._tree.remove(each)
-        if node.parent is not None:
-            # Of what is still known it is the end now: its checkpoint was evicted with this one.
-            node.parent.lost_state |= node.lost_state
-            self._update_host(node.parent)
-
-    def _drop_ends(self, node: PrefixNode) -> None:
-        for end in list(node.ends.values()):
-            self._evict_end(end)
-
-    def _free_copies(self, node: PrefixNode) -> None:
-        """Give up a node's checkpoint, its ends and host copies, but not its block."""
-        self._drop_ends(node)
-        self._checkpoints.free(node)
-        self._offers.discard("block", node)
-        self.host.drop(node)
+            self._kept.ops.append(ZeroBlocks(list(blocks)))
