@@ -14,7 +14,8 @@ class Lease:
     Args:
         state_slot: place of its recurrent state.
         blocks: its block table, in the order of its tokens.
-        num_hit_tokens: tokens that were found computed; a multiple of the block size.
+        num_hit_tokens: tokens that were found computed; a multiple of the block size, or those of a
+            sequence's end.
         num_known_tokens: tokens whose blocks were known; more than were found where a checkpoint
             is missing.
         lost_checkpoint: there was one among the known blocks beyond the hit, and it was evicted.
