@@ -18,7 +18,7 @@ from lingflash.kernels.lightning_attn import (
 )
 from lingflash.kernels.mla import mla_attention, mla_attention_reference, plan_mla
 from lingflash.kernels.moe_gemm import expert_mlp, expert_mlp_reference
-from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.rmsnorm import (
     group_rms_norm,
     group_rms_norm_reference,
@@ -283,11 +283,7 @@ def test_route_when_all_biased_scores_are_negative_then_dropped_groups_stay_out(
         x,
         torch.zeros(8, 4),
         bias,
-        num_groups=4,
-        topk_groups=1,
-        topk=2,
-        norm_topk_prob=True,
-        scaling_factor=2.5,
+        RoutingRule(4, 1, 2, norm_topk_prob=True, scaling_factor=2.5),
     )
     # Group sums: -6.1 + 1, -18 + 1, -10 + 1, ...: the first group wins although expert 4 is best.
     assert ids.tolist() == [[0, 1]]

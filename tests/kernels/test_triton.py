@@ -12,7 +12,7 @@ from lingflash.kernels.lightning_attn.triton_kernel import (
 )
 from lingflash.kernels.mla import mla_attention_reference
 from lingflash.kernels.mla.triton_kernel import mla_decode_triton
-from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.moe_route.triton_kernel import choose_experts_triton
 from lingflash.kernels.rmsnorm import (
     add_rms_norm,
@@ -92,12 +92,9 @@ def test_router_when_groups_limit_it_then_the_same_experts_and_weights(
 ):
     x, w_gate = randn(5, 16), randn(experts, 16)
     bias = randn(experts) - 2 if has_bias else None
-    rules = {
-        "num_groups": groups, "topk_groups": topk_groups, "topk": topk,
-        "norm_topk_prob": normalise, "scaling_factor": 2.5,
-    }  # fmt: skip
-    ids, weights = route_tokens(x, w_gate, bias, **rules)
-    got_ids, got_weights = choose_experts_triton(x @ w_gate.t(), bias, **rules)
+    rule = RoutingRule(groups, topk_groups, topk, norm_topk_prob=normalise, scaling_factor=2.5)
+    ids, weights = route_tokens(x, w_gate, bias, rule)
+    got_ids, got_weights = choose_experts_triton(x @ w_gate.t(), bias, rule)
     assert torch.equal(got_ids, ids)
     torch.testing.assert_close(got_weights, weights, **tolerance(torch.float32))
 

@@ -17,7 +17,7 @@ from lingflash.kernels.moe_gemm.triton_decode import (
     pair_order,
     plan_rows,
 )
-from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
 from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
@@ -245,15 +245,12 @@ def test_row_plan_when_routed_unevenly_then_each_row_is_in_a_block_of_its_expert
 @pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8)])
 def test_router_when_called_then_the_same_experts_and_weights(tokens, count, groups):
     x, w_gate, bias = randn(tokens, 200, dtype=torch.half), randn(count, 200), randn(count)
-    rules = {
-        "num_groups": groups, "topk_groups": 2, "topk": 3, "norm_topk_prob": True,
-        "scaling_factor": 2.5,
-    }  # fmt: skip
-    ids, weights = route_tokens(x, w_gate, bias, **rules)
+    rule = RoutingRule(groups, 2, 3, norm_topk_prob=True, scaling_factor=2.5)
+    ids, weights = route_tokens(x, w_gate, bias, rule)
     got_ids = torch.full((tokens, 3), -7, dtype=torch.int32, device=DEVICE)
     got_weights = torch.full((tokens, 3), float("nan"), device=DEVICE)
     parts = torch.full((tokens, ROUTER_PARTS, count), float("nan"), device=DEVICE)
-    route_decode(x, w_gate, bias, parts, got_ids, got_weights, **rules)
+    route_decode(x, w_gate, bias, parts, got_ids, got_weights, rule)
     assert torch.equal(got_ids.long(), ids)
     torch.testing.assert_close(got_weights, weights, rtol=1e-5, atol=1e-5)
 
@@ -264,19 +261,16 @@ def test_router_of_one_token_when_it_norms_then_as_the_norm_and_the_router(count
     width = 256
     residual, weight = randn(1, width, dtype=torch.bfloat16), randn(width)
     w_gate, bias = randn(count, width), randn(count)
-    rules = {
-        "num_groups": groups, "topk_groups": 2, "topk": 3, "norm_topk_prob": True,
-        "scaling_factor": 2.5,
-    }  # fmt: skip
+    rule = RoutingRule(groups, 2, 3, norm_topk_prob=True, scaling_factor=2.5)
     normed = rms_norm_reference(residual.float(), weight, EPS)
-    ids, weights = route_tokens(normed, w_gate, bias, **rules)
+    ids, weights = route_tokens(normed, w_gate, bias, rule)
     got_ids = torch.full((1, 3), -7, dtype=torch.int32, device=DEVICE)
     got_weights = torch.full((1, 3), float("nan"), device=DEVICE)
     logits, x, other = (torch.full((1, n), float("nan"), device=DEVICE) for n in (count, 256, 256))
     order = nibble_order(width).to(DEVICE, torch.int32)
     norm_and_route_one(
         residual, weight, EPS, w_gate, bias, logits, x, (other, order) if ordered else None,
-        got_ids, got_weights, **rules,
+        got_ids, got_weights, rule,
     )  # fmt: skip
     assert torch.equal(got_ids.long(), ids)
     torch.testing.assert_close(got_weights, weights, rtol=1e-4, atol=1e-4)

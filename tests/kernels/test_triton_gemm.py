@@ -9,7 +9,7 @@ from lingflash.kernels.moe_gemm import expert_mlp, expert_mlp_reference, silu_an
 from lingflash.kernels.moe_gemm.formats import expert_format
 from lingflash.kernels.moe_gemm.triton_align import sort_rows
 from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile, expert_mlp_grouped
-from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.moe_route.triton_gate import gate_logits, split_bfloat16
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
@@ -345,12 +345,9 @@ def test_fp8_product_of_cublas_when_compared_then_is_ours(rows):
 @pytest.mark.skipif(not ON_GPU, reason="the GPU's router against the CPU's")
 def test_router_when_on_a_gpu_then_chooses_as_the_cpu_does():
     x, w_gate, bias = randn(500, 4096), randn(256, 4096, dtype=torch.float32) / 64, randn(256)
-    rules = {
-        "num_groups": 8, "topk_groups": 4, "topk": 8, "norm_topk_prob": True,
-        "scaling_factor": 2.5,
-    }  # fmt: skip
-    got_ids, got_weights = route_tokens(x, w_gate, bias.float() / 100, **rules)
-    ids, weights = route_tokens(x.cpu(), w_gate.cpu(), bias.float().cpu() / 100, **rules)
+    rule = RoutingRule(8, 4, 8, norm_topk_prob=True, scaling_factor=2.5)
+    got_ids, got_weights = route_tokens(x, w_gate, bias.float() / 100, rule)
+    ids, weights = route_tokens(x.cpu(), w_gate.cpu(), bias.float().cpu() / 100, rule)
     same = (got_ids.cpu() == ids).all(1)
     assert same.float().mean() > 0.98  # a near-tie may flip
     torch.testing.assert_close(got_weights.cpu()[same], weights[same], rtol=1e-4, atol=1e-5)

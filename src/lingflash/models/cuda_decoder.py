@@ -350,10 +350,6 @@ class CudaDecoder:
             shared = DecodeExperts(*_one_expert(mlp.shared.w_gate_up))
             shared_down = DecodeExperts(*_one_expert(mlp.shared.w_down))
         choices = c.num_experts_per_tok + (shared is not None)
-        rules = {
-            "num_groups": c.n_group, "topk_groups": c.topk_group, "topk": c.num_experts_per_tok,
-            "norm_topk_prob": c.norm_topk_prob, "scaling_factor": c.routed_scaling_factor,
-        }  # fmt: skip
 
         def run(flow: _Flow) -> None:
             rows = flow.residual.shape[0]
@@ -367,7 +363,8 @@ class CudaDecoder:
                     ordered = torch.empty_like(x)
                 norm_and_route_one(
                     flow.residual, w_norm, c.rms_norm_eps, mlp.w_gate, mlp.expert_bias, logits, x,
-                    (ordered, self._pair_order) if gate_up.is_int4 else None, ids, weights, **rules,
+                    (ordered, self._pair_order) if gate_up.is_int4 else None, ids, weights,
+                    mlp.rule,
                 )  # fmt: skip
                 act = self._empty(1, choices, c.moe_intermediate_size)
                 gate_up_decode(
@@ -377,7 +374,7 @@ class CudaDecoder:
                 return
             x, ordered = norm(flow)
             scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
-            route_decode(x, mlp.w_gate, mlp.expert_bias, scores, ids, weights, **rules)
+            route_decode(x, mlp.w_gate, mlp.expert_bias, scores, ids, weights, mlp.rule)
             plan = plan_rows(ids, c.num_experts)
             act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
             gate_up_decode(

@@ -21,6 +21,7 @@ from lingflash.kernels.moe_gemm.triton_decode import (
     gate_up_decode,
     plan_rows,
 )
+from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
 from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
@@ -143,19 +144,16 @@ def _others(tokens: int) -> list[Variant]:
         parts = torch.empty(tokens, ROUTER_PARTS, EXPERTS, device=CUDA)
         ids, weights = _routing(tokens), torch.empty(tokens, TOPK, device=CUDA)
         gates = [torch.randn(EXPERTS, HIDDEN, device=CUDA) * 0.02 for _ in range(_COPIES)]
-        rules = {
-            "num_groups": 8, "topk_groups": 4, "topk": TOPK, "norm_topk_prob": True,
-            "scaling_factor": 2.5,
-        }  # fmt: skip
+        rule = RoutingRule(8, 4, TOPK, norm_topk_prob=True, scaling_factor=2.5)
         if tokens > 1:
             return [
-                partial(route_decode, x, gate, bias, parts, ids, weights, **rules) for gate in gates
+                partial(route_decode, x, gate, bias, parts, ids, weights, rule) for gate in gates
             ]
         norm, logits = torch.ones(HIDDEN, device=CUDA), parts[:, 0]
         return [
             partial(
                 norm_and_route_one, x, norm, 1e-6, gate, bias, logits, x.clone(), None, ids,
-                weights, **rules,
+                weights, rule,
             )
             for gate in gates
         ]  # fmt: skip

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lingflash.bench.gpu import launch_ms
 from lingflash.bench.kernel_cases.case import Case, randn
 from lingflash.kernels.moe_gemm.formats import BF16, ExpertFormat, expert_format
-from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
     fp8_block_gemm_cublas,
@@ -76,11 +76,10 @@ def dense_cases(tokens: int = TOKENS) -> list[Case]:
     w_gate = randn(EXPERTS, HIDDEN).float()
     bias = torch.zeros(EXPERTS, device="cuda")
 
+    rule = RoutingRule(8, 4, TOPK, norm_topk_prob=True, scaling_factor=2.5)
+
     def route() -> object:
-        return route_tokens(
-            x, w_gate, bias, num_groups=8, topk_groups=4, topk=TOPK, norm_topk_prob=True,
-            scaling_factor=2.5,
-        )  # fmt: skip
+        return route_tokens(x, w_gate, bias, rule)
 
     cases = [
         Case("quantize x", lambda: quantize_rows_fp8(x), _num_bytes(x, x8), 0.0),

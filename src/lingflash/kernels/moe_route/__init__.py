@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["route_tokens"]
+__all__ = ["RoutingRule", "route_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """How a router chooses from its scores.
+
+    Args:
+        num_groups: groups of E / num_groups consecutive experts.
+        topk_groups: groups that stay.
+        topk: experts per token.
+        norm_topk_prob: divide the weights by their sum + 1e-20.
+        scaling_factor: multiplies the weights.
+    """
+
+    num_groups: int
+    topk_groups: int
+    topk: int
+    norm_topk_prob: bool
+    scaling_factor: float
 
 
 def route_tokens(
     x: Tensor,
     w_gate: Tensor,
     expert_bias: Tensor | None,
-    *,
-    num_groups: int,
-    topk_groups: int,
-    topk: int,
-    norm_topk_prob: bool,
-    scaling_factor: float,
+    rule: RoutingRule,
 ) -> tuple[Tensor, Tensor]:
-    """Choose `topk` experts for each token.
+    """Choose some experts for each token.
 
     Scores are sigmoid(x W^T). The choice is made on score + bias: of the groups of consecutive
     experts the `topk_groups` with the largest sum of their two best stay, the others count as -inf
@@ -31,11 +47,7 @@ def route_tokens(
         x: any float dtype [T, D].
         w_gate: float32 [E, D].
         expert_bias: float32 [E] or None.
-        num_groups: groups of E / num_groups consecutive experts.
-        topk_groups: groups that stay.
-        topk: experts per token.
-        norm_topk_prob: divide the weights by their sum + 1e-20.
-        scaling_factor: multiplies the weights.
+        rule: how to choose.
 
     Returns:
         topk_ids int64 [T, topk], best biased score first, and topk_weights float32 [T, topk].
@@ -48,20 +60,17 @@ def route_tokens(
 
         exact = x.dtype == torch.bfloat16
         logits = gate_logits(x, w_gate) if exact else F.linear(x.float(), w_gate)
-        return choose_experts_triton(
-            logits, expert_bias, num_groups=num_groups, topk_groups=topk_groups, topk=topk,
-            norm_topk_prob=norm_topk_prob, scaling_factor=scaling_factor,
-        )  # fmt: skip
+        return choose_experts_triton(logits, expert_bias, rule)
     scores = F.linear(x.float(), w_gate).sigmoid()
     biased = scores if expert_bias is None else scores + expert_bias
-    if num_groups > topk_groups:
-        grouped = biased.view(x.shape[0], num_groups, -1)
+    if rule.num_groups > rule.topk_groups:
+        grouped = biased.view(x.shape[0], rule.num_groups, -1)
         best_of_group = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
-        keep = best_of_group.topk(topk_groups, -1, sorted=False).indices
+        keep = best_of_group.topk(rule.topk_groups, -1, sorted=False).indices
         dropped = torch.ones_like(best_of_group, dtype=torch.bool).scatter_(1, keep, False)
         biased = grouped.masked_fill(dropped[..., None], float("-inf")).view_as(scores)
-    topk_ids = biased.topk(topk, -1).indices
+    topk_ids = biased.topk(rule.topk, -1).indices
     weights = scores.gather(1, topk_ids)
-    if norm_topk_prob:
+    if rule.norm_topk_prob:
         weights = weights.div_(weights.sum(-1, keepdim=True).add_(1e-20))
-    return topk_ids, weights.mul_(scaling_factor)
+    return topk_ids, weights.mul_(rule.scaling_factor)

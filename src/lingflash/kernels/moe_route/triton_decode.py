@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.moe_route.triton_kernel import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
@@ -55,12 +56,7 @@ def route_decode(
     parts: Tensor,
     topk_ids: Tensor,
     topk_weights: Tensor,
-    *,
-    num_groups: int,
-    topk_groups: int,
-    topk: int,
-    norm_topk_prob: bool,
-    scaling_factor: float,
+    rule: RoutingRule,
 ) -> None:
     """`route_tokens` in two launches.
 
@@ -71,7 +67,7 @@ def route_decode(
         parts: float32 [T, ROUTER_PARTS, E], scratch.
         topk_ids: int32 [T, topk], written.
         topk_weights: float32 [T, topk], written.
-        num_groups, topk_groups, topk, norm_topk_prob, scaling_factor: as in `route_tokens`.
+        rule: how to choose.
 
     Numerics: float32. Sync: none, graph-safe.
     """
@@ -86,8 +82,4 @@ def route_decode(
         PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=16, BLOCK_M=16, num_warps=4,
         **launch_options(x),
     )  # fmt: skip
-    choose(
-        parts, expert_bias, topk_ids, topk_weights, num_groups=num_groups, parts=ROUTER_PARTS,
-        topk_groups=topk_groups, topk=topk, norm_topk_prob=norm_topk_prob,
-        scaling_factor=scaling_factor,
-    )  # fmt: skip
+    choose(parts, expert_bias, topk_ids, topk_weights, rule, ROUTER_PARTS)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["choose", "choose_experts_triton"]
@@ -80,19 +81,14 @@ def _choose_kernel(
 def choose_experts_triton(
     logits: Tensor,
     expert_bias: Tensor | None,
-    *,
-    num_groups: int,
-    topk_groups: int,
-    topk: int,
-    norm_topk_prob: bool,
-    scaling_factor: float,
+    rule: RoutingRule,
 ) -> tuple[Tensor, Tensor]:
     """`route_tokens` from the logits on.
 
     Args:
         logits: float32 [T, E], contiguous: the gate's product.
         expert_bias: float32 [E] or None.
-        num_groups, topk_groups, topk, norm_topk_prob, scaling_factor: as in `route_tokens`.
+        rule: how to choose.
 
     Returns:
         topk_ids int64 [T, topk], best biased score first, and topk_weights float32 [T, topk].
@@ -103,17 +99,14 @@ def choose_experts_triton(
     Numerics: float32. Sync: none, graph-safe.
     """
     num_tokens, num_experts = logits.shape
-    if logits.dtype != torch.float32 or not logits.is_contiguous() or num_experts % num_groups:
+    if logits.dtype != torch.float32 or not logits.is_contiguous() or num_experts % rule.num_groups:
         raise ValueError(
             f"logits are {logits.dtype} {tuple(logits.shape)}; contiguous float32 with a multiple "
-            f"of {num_groups} experts is needed."
+            f"of {rule.num_groups} experts is needed."
         )
-    ids = torch.empty(num_tokens, topk, dtype=torch.int64, device=logits.device)
-    weights = torch.empty(num_tokens, topk, dtype=torch.float32, device=logits.device)
-    choose(
-        logits, expert_bias, ids, weights, num_groups=num_groups, topk_groups=topk_groups,
-        topk=topk, norm_topk_prob=norm_topk_prob, scaling_factor=scaling_factor,
-    )  # fmt: skip
+    ids = torch.empty(num_tokens, rule.topk, dtype=torch.int64, device=logits.device)
+    weights = torch.empty(num_tokens, rule.topk, dtype=torch.float32, device=logits.device)
+    choose(logits, expert_bias, ids, weights, rule)
     return ids, weights
 
 
@@ -122,12 +115,7 @@ def choose(
     expert_bias: Tensor | None,
     topk_ids: Tensor,
     topk_weights: Tensor,
-    *,
-    num_groups: int,
-    topk_groups: int,
-    topk: int,
-    norm_topk_prob: bool,
-    scaling_factor: float,
+    rule: RoutingRule,
     parts: int = 1,
 ) -> None:
     """The choice from logits, into given memory.
@@ -137,15 +125,18 @@ def choose(
         expert_bias: float32 [E] or None.
         topk_ids: int32 or int64 [T, topk], written.
         topk_weights: float32 [T, topk], written.
+        rule: how to choose.
+        parts: of the sum that a logit is.
 
     Numerics: float32. Sync: none, graph-safe.
     """
-    num_tokens, size = topk_ids.shape[0], logits.shape[-1] // num_groups
+    groups, topk = rule.num_groups, rule.topk
+    num_tokens, size = topk_ids.shape[0], logits.shape[-1] // groups
     if num_tokens:
         _choose_kernel[(num_tokens,)](
             logits, logits if expert_bias is None else expert_bias, topk_ids, topk_weights,
-            scaling_factor, NUM_GROUPS=num_groups, GROUP_SIZE=size, TOPK_GROUPS=topk_groups,
-            TOPK=topk, PARTS=parts, HAS_BIAS=expert_bias is not None, NORMALISE=norm_topk_prob,
-            BLOCK_G=triton.next_power_of_2(num_groups), BLOCK_S=triton.next_power_of_2(size),
+            rule.scaling_factor, NUM_GROUPS=groups, GROUP_SIZE=size, TOPK_GROUPS=rule.topk_groups,
+            TOPK=topk, PARTS=parts, HAS_BIAS=expert_bias is not None, NORMALISE=rule.norm_topk_prob,
+            BLOCK_G=triton.next_power_of_2(groups), BLOCK_S=triton.next_power_of_2(size),
             BLOCK_K=triton.next_power_of_2(topk), num_warps=1, **launch_options(logits),
         )  # fmt: skip

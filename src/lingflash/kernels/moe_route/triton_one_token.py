@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.moe_route.triton_kernel import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
@@ -61,12 +62,7 @@ def norm_and_route_one(
     ordered: tuple[Tensor, Tensor] | None,
     topk_ids: Tensor,
     topk_weights: Tensor,
-    *,
-    num_groups: int,
-    topk_groups: int,
-    topk: int,
-    norm_topk_prob: bool,
-    scaling_factor: float,
+    rule: RoutingRule,
 ) -> None:
     """RMS norm of one row, and `route_tokens` of it, in two launches.
 
@@ -81,7 +77,7 @@ def norm_and_route_one(
         ordered: a float tensor shaped like x, written, and int32 [D]: where each column goes in it.
         topk_ids: int32 [1, topk], written.
         topk_weights: float32 [1, topk], written.
-        num_groups, topk_groups, topk, norm_topk_prob, scaling_factor: as in `route_tokens`.
+        rule: how to choose.
 
     Numerics: float32; the router's input is not rounded, x is, once. Sync: none, graph-safe.
     """
@@ -95,8 +91,4 @@ def norm_and_route_one(
         BLOCK_E=_BLOCK_E, BLOCK_W=triton.next_power_of_2(width), num_warps=8,
         **launch_options(residual),
     )  # fmt: skip
-    choose(
-        logits, expert_bias, topk_ids, topk_weights, num_groups=num_groups, parts=1,
-        topk_groups=topk_groups, topk=topk, norm_topk_prob=norm_topk_prob,
-        scaling_factor=scaling_factor,
-    )  # fmt: skip
+    choose(logits, expert_bias, topk_ids, topk_weights, rule)

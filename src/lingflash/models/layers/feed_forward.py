@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lingflash.kernels.moe_gemm import expert_mlp
-from lingflash.kernels.moe_route import route_tokens
+from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.quant_gemm import Rows
 from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import ForwardBatch, Trace
@@ -44,6 +44,13 @@ class MoeMlp:
             self.expert_bias = weights.take(
                 prefix + "gate.expert_bias", c.num_experts, dtype=torch.float32
             )
+        self.rule = RoutingRule(
+            num_groups=c.n_group,
+            topk_groups=c.topk_group,
+            topk=c.num_experts_per_tok,
+            norm_topk_prob=c.norm_topk_prob,
+            scaling_factor=c.routed_scaling_factor,
+        )
         experts = [f"{prefix}experts.{e}." for e in range(c.num_experts)]
         self.w_gate_up = weights.experts(
             [[e + "gate_proj.weight", e + "up_proj.weight"] for e in experts],
@@ -61,20 +68,10 @@ class MoeMlp:
 
     def forward(self, x: Tensor, batch: ForwardBatch, trace: Trace | None) -> Tensor:
         """[T_pad, D] to [T_pad, D]."""
-        c = self.config
         if trace is not None and self.layer_idx in trace.forced_routing:
             topk_ids, topk_weights = trace.forced_routing[self.layer_idx]
         else:
-            topk_ids, topk_weights = route_tokens(
-                x,
-                self.w_gate,
-                self.expert_bias,
-                num_groups=c.n_group,
-                topk_groups=c.topk_group,
-                topk=c.num_experts_per_tok,
-                norm_topk_prob=c.norm_topk_prob,
-                scaling_factor=c.routed_scaling_factor,
-            )
+            topk_ids, topk_weights = route_tokens(x, self.w_gate, self.expert_bias, self.rule)
         if trace is not None:
             trace.record(f"layer{self.layer_idx}.topk_idx", topk_ids)
             trace.record(f"layer{self.layer_idx}.topk_w", topk_weights)
