@@ -10,10 +10,9 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent
 from lingflash.engine import model_runner
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.memory_plan import MemoryPlan
+from lingflash.engine.memory_plan import MemoryPlan, SequenceBytes
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.engine.step import SchedulerOutput
-from lingflash.kernels.lightning_attn import ANCHOR
 from models_support import load
 
 _model = None
@@ -54,32 +53,24 @@ def new_engine(
         prefix_caching=prefix_caching,
         seed=1,
     )
-    c = model.config
-    state = len(c.lightning_layers) * c.num_attention_heads * c.head_dim**2 * 4
-    if num_speculative_tokens:
-        state += 2 * c.hidden_size * 4
-    tail = len(c.lightning_layers) * c.num_attention_heads * 2 * ANCHOR * c.head_dim * 4
-    latent = model.num_latent_layers * c.latent_dim * 4
+    each = SequenceBytes.of(model.config, model.num_latent_layers, 4, num_speculative_tokens)
+    checkpoint_blocks, end_blocks = each.kept_blocks(block_size) if prefix_caching else (0, 0)
     plan = MemoryPlan(
         device="cpu",
         dtype=torch.float32,
         available_bytes=0,
         weights_bytes=0,
         workspace_bytes=0,
-        state_bytes_per_seq=state + tail,
-        tail_bytes_per_seq=tail,
-        latent_bytes_per_token=latent,
+        state_bytes_per_seq=each.state,
+        tail_bytes_per_seq=each.tail,
+        latent_bytes_per_token=each.latent,
         num_blocks=num_blocks,
         block_size=block_size,
         num_state_slots=max_num_seqs,
         max_model_len=max_model_len,
         wanted_model_len=max_model_len,
-        checkpoint_blocks=-(-state // (latent * block_size)) if prefix_caching else 0,
-        end_blocks=(
-            -(-(state + tail) // (latent * block_size))
-            if prefix_caching and not num_speculative_tokens
-            else 0
-        ),
+        checkpoint_blocks=checkpoint_blocks,
+        end_blocks=end_blocks,
         num_host_blocks=num_host_blocks,
         num_speculative_tokens=num_speculative_tokens,
     )

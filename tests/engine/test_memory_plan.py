@@ -94,6 +94,20 @@ def test_104b_when_int4_then_fits_one_80_gb_card_and_fp8_one_141_gb_card(flash):
     assert large.total_bytes <= large.available_bytes
 
 
+def test_kept_blocks_when_counted_then_hold_a_checkpoint_and_an_end(flash):
+    int4 = converted(flash, "int4")
+    usual = plan(int4, 79.2)
+    tail = 28 * 32 * 2 * 16 * 128 * 4
+    for blocks, size in (
+        (usual.checkpoint_blocks, usual.state_bytes_per_seq - tail),
+        (usual.end_blocks, usual.state_bytes_per_seq),
+    ):
+        assert 0 <= blocks * usual.block_bytes - size < usual.block_bytes
+    # The MTP layer goes on from anchors only.
+    assert plan(int4, 79.2, num_speculative_tokens=2).end_blocks == 0
+    assert plan(int4, 79.2, prefix_caching=False).end_blocks == 0
+
+
 def test_104b_when_it_does_not_fit_then_is_told_what_would(flash):
     with pytest.raises(NotEnoughMemoryError, match=r"--format int4.* one sequence fits, or split"):
         plan(flash, 79.2)

@@ -326,7 +326,7 @@ def test_end_when_others_need_the_memory_then_it_goes_first(model):
     assert cached(ask(loop, "b", PROMPT + said + [3] * 9)) % 16 == 0
 
 
-def test_end_when_the_cache_is_reset_or_speculation_is_on_then_there_is_none(model):
+def test_end_when_the_cache_is_reset_then_it_is_not_found(model):
     loop = engine(model)
     said = tokens_of(ask(loop, "a", PROMPT, max_tokens=30))["a", 0]
     loop.reset_prefix_cache()

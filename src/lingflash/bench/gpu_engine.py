@@ -10,7 +10,7 @@ from lingflash.bench.record import Record
 from lingflash.core.config import EngineConfig
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.memory_plan import MemoryPlan
+from lingflash.engine.memory_plan import MemoryPlan, SequenceBytes
 from lingflash.engine.model_runner import ModelRunner
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
@@ -24,14 +24,12 @@ _BLOCK = 64
 
 def _new_loop(model: BailingHybrid, num_seqs: int, context: int) -> EngineLoop:
     """An engine for so many sequences that start at `context` tokens; graphs are captured."""
-    c = model.config
     length = context + _ANSWER
-    tail = len(c.lightning_layers) * c.num_attention_heads * 2 * ANCHOR * c.head_dim * 4
-    state = len(c.lightning_layers) * c.num_attention_heads * c.head_dim**2 * 4
+    each = SequenceBytes.of(model.config, model.num_latent_layers, model.dtype.itemsize)
     plan = MemoryPlan(
         device="cuda", dtype=model.dtype, available_bytes=0,
-        weights_bytes=model.num_weight_bytes, workspace_bytes=0, state_bytes_per_seq=state + tail,
-        tail_bytes_per_seq=tail, latent_bytes_per_token=model.num_latent_layers * c.latent_dim * 2,
+        weights_bytes=model.num_weight_bytes, workspace_bytes=0, state_bytes_per_seq=each.state,
+        tail_bytes_per_seq=each.tail, latent_bytes_per_token=each.latent,
         num_blocks=num_seqs * -(-length // _BLOCK), block_size=_BLOCK, num_state_slots=num_seqs,
         max_model_len=length, wanted_model_len=length,
     )  # fmt: skip

@@ -35,6 +35,44 @@ _CHECKPOINTS_PER_SEQ = 8
 _HOST_SHARE = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceBytes:
+    """What one sequence takes on one rank.
+
+    Args:
+        state: recurrent states and tails.
+        tail: of which tails.
+        latent: of one token, in the paged cache.
+        num_drafts: most drafts of a step.
+    """
+
+    state: int
+    tail: int
+    latent: int
+    num_drafts: int
+
+    @classmethod
+    def of(
+        cls, model: ModelConfig, num_latent_layers: int, item: int, num_drafts: int = 0
+    ) -> SequenceBytes:
+        """Count them from the shapes; `item` is the size of a latent's number."""
+        heads, d = model.num_attention_heads, model.head_dim
+        tail = len(model.lightning_layers) * heads * 2 * (ANCHOR + num_drafts) * d * 4
+        state = len(model.lightning_layers) * heads * d * d * 4 + tail
+        if num_drafts:
+            state += 2 * model.hidden_size * 4  # CacheTensors.anchor_hidden, also in a checkpoint
+        return cls(state, tail, num_latent_layers * model.latent_dim * item, num_drafts)
+
+    def kept_blocks(self, block_size: int) -> tuple[int, int]:
+        """Blocks that a state checkpoint takes, and the states of a sequence's end.
+
+        With drafts no ends are kept: the MTP layer goes on only from anchors.
+        """
+        block = block_size * self.latent
+        end_blocks = 0 if self.num_drafts else -(-self.state // block)
+        return -(-(self.state - self.tail) // block), end_blocks
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
     """Bytes of everything that one rank allocates, and the context that fits.
@@ -265,11 +303,8 @@ def plan_checkpoint(
     if config.tensor_parallel_size == 1:
         num_drafts = resolve_num_speculative_tokens(config, device, has_mtp, mtp_prefix)
     heads, d = model.num_attention_heads, model.head_dim
-    tail = len(model.lightning_layers) * heads * 2 * (ANCHOR + num_drafts) * d * 4
-    state = len(model.lightning_layers) * heads * d * d * 4 + tail
-    if num_drafts:
-        state += 2 * model.hidden_size * 4  # CacheTensors.anchor_hidden, also in a checkpoint
-    latent = num_latent_layers * model.latent_dim * item
+    each = SequenceBytes.of(model, num_latent_layers, item, num_drafts)
+    state, latent = each.state, each.latent
     widest = max(
         model.hidden_size,
         model.num_experts_per_tok * 3 * model.moe_intermediate_size // 4,
@@ -286,8 +321,9 @@ def plan_checkpoint(
         workspace += state + block_bytes  # the graphs' padding
         workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
     left = available - weights - workspace - config.max_num_seqs * state
-    checkpoint_blocks = -(-(state - tail) // block_bytes) if config.prefix_caching else 0
-    end_blocks = -(-state // block_bytes) if config.prefix_caching and not num_drafts else 0
+    checkpoint_blocks = end_blocks = 0
+    if config.prefix_caching:
+        checkpoint_blocks, end_blocks = each.kept_blocks(config.block_size)
     useful = -(-wanted // config.block_size) + _CHECKPOINTS_PER_SEQ * checkpoint_blocks
     host_bytes = _host_cache_bytes(
         config, device, min(left, config.max_num_seqs * useful * block_bytes)
@@ -329,7 +365,7 @@ def plan_checkpoint(
         weights_bytes=weights,
         workspace_bytes=workspace,
         state_bytes_per_seq=state,
-        tail_bytes_per_seq=tail,
+        tail_bytes_per_seq=each.tail,
         latent_bytes_per_token=latent,
         num_blocks=num_blocks,
         block_size=config.block_size,
