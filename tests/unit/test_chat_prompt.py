@@ -52,6 +52,8 @@ def test_encode_chat_when_no_special_string_then_equals_encoding_the_rendered_te
     pieces = text.render_chat(messages, tools=[TOOL])
     rendered = "".join(piece.text for piece in pieces)
     assert text.encode_chat(messages, tools=[TOOL]) == text.tokenizer.encode(rendered)
+    # Run by run, as where runs are remembered.
+    assert text.encode_pieces(pieces, text.tokenizer.encode_run) == text.tokenizer.encode(rendered)
 
 
 @pytest.mark.parametrize("text", [TOY, pytest.param(BUNDLED, marks=needs_bundled)])
@@ -63,6 +65,18 @@ def test_encode_guarded_when_every_piece_is_trusted_then_equals_encode(text):
     assert text.tokenizer.encode_guarded(extended) == text.tokenizer.encode(
         "".join(piece.text for piece in extended)
     )
+
+
+@pytest.mark.parametrize("text", [TOY, pytest.param(BUNDLED, marks=needs_bundled)])
+@given(data=st.data())
+def test_encode_guarded_when_cut_at_added_tokens_then_equals_encode(text, data):
+    """Ordinary ones too, which templates write and clients may."""
+    tokenizer = text.tokenizer
+    added = sorted(token["content"] for token in tokenizer._added.values())
+    odds = st.sampled_from(["\n", "  ", "<", "|>", "<role", "</", '"type": ', "é", "你", "it's 5"])
+    parts = data.draw(st.lists(st.sampled_from(added) | odds | st.text(max_size=20), max_size=12))
+    whole = "".join(parts)
+    assert tokenizer.encode_guarded([Piece(whole, is_literal=False)]) == tokenizer.encode(whole)
 
 
 @pytest.mark.parametrize("text", [TOY, pytest.param(BUNDLED, marks=needs_bundled)])

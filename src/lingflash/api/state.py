@@ -17,6 +17,7 @@ from lingflash.core.errors import CapacityError, ModelLoadError, NotFoundError
 from lingflash.core.metrics import ServerMetrics
 from lingflash.engine.client import EngineClient
 from lingflash.text.chat_prompt import ModelText
+from lingflash.text.run_memo import RunMemo
 
 
 class LiveResponse(Protocol):
@@ -55,6 +56,7 @@ class ServerState:
         self.text = ModelText.from_folder(folder) if folder is not None else None
         self.sampling_defaults = _sampling_defaults(folder) if folder is not None else {}
         self.calls = CallStore()
+        self.runs = RunMemo()
         self.grammars = GrammarChecker()
         self.responses = ResponseStore(
             config.responses_db,

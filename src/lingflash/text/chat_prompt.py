@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ class History(Protocol):
         ...
 
 
+EncodeRun = Callable[[str], Iterable[int]]
 _ASSISTANT_MAY_WRITE = frozenset(("<think>", "</think>"))
 _THINKING_VARIABLE = "thinking_option"
 
@@ -124,8 +125,9 @@ class ModelText:
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
         history: History | None = None,
+        encode_run: EncodeRun | None = None,
     ) -> list[int]:
-        """`render_chat`, then encode."""
+        """`render_chat`, then `encode_pieces`."""
         pieces = self.render_chat(
             messages,
             tools=tools,
@@ -133,10 +135,19 @@ class ModelText:
             template_kwargs=template_kwargs,
             history=history,
         )
-        return self.encode_pieces(pieces)
+        return self.encode_pieces(pieces, encode_run)
 
-    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
-        """Encode what `render_chat` returned."""
+    def encode_pieces(
+        self, pieces: Sequence[Piece], encode_run: EncodeRun | None = None
+    ) -> list[int]:
+        """Encode what `render_chat` returned.
+
+        Args:
+            pieces: of the prompt.
+            encode_run: `Tokenizer.encode_run`, or what remembers its results.
+        """
+        if encode_run is not None and self.tokenizer.splits_exactly:
+            return self.tokenizer.encode_guarded(pieces, encode_run)
         if any(piece.is_literal or piece.token_ids is not None for piece in pieces):
             return self.tokenizer.encode_guarded(pieces)
         return self.tokenizer.encode("".join(piece.text for piece in pieces))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ class Tokenizer:
         )
         self._special_pattern = _alternation(sorted(self.special_strings, key=len, reverse=True))
         self._split_pattern = _split_pattern(added)
+        # Whether encode_guarded cuts text where encode does: it does not look at words' ends.
+        self.splits_exactly = not any(token.get("single_word") for token in added)
         self._literal_hf: HfTokenizer | None = None
         self._literal_lock = threading.Lock()
 
@@ -143,16 +145,30 @@ class Tokenizer:
         """
         return _encode(self._hf, text, add_special_tokens)
 
-    def encode_guarded(self, pieces: Sequence[Piece]) -> list[int]:
-        """Encode pieces, reading special tokens only in those that are not literal."""
+    def encode_run(self, text: str) -> list[int]:
+        """Encode text between two special tokens: it is read as letters, whatever it spells."""
+        return _encode(self._literal(), text, False)
+
+    def encode_guarded(
+        self,
+        pieces: Sequence[Piece],
+        encode_run: Callable[[str], Iterable[int]] | None = None,
+    ) -> list[int]:
+        """Encode pieces, reading special tokens only in those that are not literal.
+
+        Args:
+            pieces: of the prompt, in order.
+            encode_run: instead of the method of this name, with the same results.
+        """
         token_ids: list[int] = []
         run: list[str] = []
-        literal = self._literal()
+        encode_run = encode_run or self.encode_run
 
         def flush() -> None:
-            if run:
-                token_ids.extend(_encode(literal, "".join(run), False))
-                run.clear()
+            text = "".join(run)
+            if text:
+                token_ids.extend(encode_run(text))
+            run.clear()
 
         for piece in pieces:
             if piece.token_ids is not None:

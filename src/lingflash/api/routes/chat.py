@@ -63,7 +63,12 @@ async def prepare_chat(
     limit_name, max_tokens = _max_tokens(body)
     try:
         grammar = await _grammar(state, body)
-        token_ids = await _encode(state, body, state.calls.history(caller_of(request)))
+        token_ids = await _encode(
+            state,
+            body,
+            state.calls.history(caller_of(request)),
+            cache_salt(request, body.cache_salt),
+        )
     except RecursionError:
         raise InvalidRequestError(
             "messages holds something that is nested too deeply.", param="messages"
@@ -149,7 +154,9 @@ async def _grammar(state: ServerState, body: ChatCompletionRequest) -> GrammarSp
     return grammar
 
 
-async def _encode(state: ServerState, body: ChatCompletionRequest, history: History) -> list[int]:
+async def _encode(
+    state: ServerState, body: ChatCompletionRequest, history: History, owner: str
+) -> list[int]:
     text = state.text
     if text is None:
         raise InvalidRequestError(
@@ -164,6 +171,7 @@ async def _encode(state: ServerState, body: ChatCompletionRequest, history: Hist
             tools=body.tools,
             template_kwargs=text.thinking_kwargs(body.reasoning_effort, body.chat_template_kwargs),
             history=history,
+            encode_run=lambda run: state.runs.encode(owner, run, text.tokenizer.encode_run),
         )
 
     size = sum(len(str(message.get("content") or "")) for message in body.messages)
