@@ -6,7 +6,7 @@
     combine    the sum over a token's choices, in their order, and the shared expert's output
 
 Programs of one expert follow each other, so that its weights come from memory once. Weights in BF16
-and FP8 come by the copy engine; INT4 is turned into BF16 in registers on the way to the product.
+and FP8 come by the copy engine; products with INT4 are in triton_grouped_int4.
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not.
@@ -23,6 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lingflash.kernels.moe_gemm.formats import BF16, FP8, INT4, ExpertFormat, StoredExperts
 from lingflash.kernels.moe_gemm.triton_align import SortedRows, sort_rows
+from lingflash.kernels.moe_gemm.triton_grouped_int4 import down_int4, gate_up_int4
 from lingflash.kernels.quant_gemm import Fp8Rows, quantize_rows_fp8
 from lingflash.kernels.quant_gemm.triton_kernel import Tile
 from lingflash.kernels.triton_dot import dot, to_fp8
@@ -40,9 +41,9 @@ class GroupedTile(Tile):
 
     Args:
         half_last: whether an expert's last block takes half the rows if they suffice; with 128 rows
-            and more.
+            and more, for INT4 with 64.
         permuted: gate_up: copy x into the order of the experts first, so that the copy engine can
-            fetch it, instead of gathering rows in the kernel; R x D more workspace.
+            fetch it, instead of gathering rows in the kernel; R x D more workspace. Not for INT4.
     """
 
     half_last: bool = True
@@ -53,32 +54,6 @@ class GroupedTile(Tile):
 _VARYING = ["x_scale_stride", "num_rows", "num_blocks"]
 _BF16 = tl.constexpr(BF16)
 _FP8 = tl.constexpr(FP8)
-_INT4 = tl.constexpr(INT4)
-
-
-@triton.jit
-def _nibble(words, scale, PLACE: tl.constexpr):
-    # A nibble in the low bits of float32's 2^23 is 2^23 + nibble: no conversion needed.
-    bits = ((words >> (4 * PLACE)) & 15) | 0x4B000000
-    return ((bits.to(tl.float32, bitcast=True) - 8388616.0) * scale).to(tl.bfloat16)
-
-
-@triton.jit
-def _unpack(words, scale, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Numbers [BLOCK_N, BLOCK_K] bfloat16 of words and their scales, both [BLOCK_N, BLOCK_K / 8].
-
-    Joined so that a thread keeps the eight numbers of a word, which it then stores at once. Each
-    join adds the fastest axis: first bit 2 of the place in the word, then bit 1, then bit 0.
-    """
-    even = tl.join(
-        tl.join(_nibble(words, scale, 0), _nibble(words, scale, 4)),
-        tl.join(_nibble(words, scale, 2), _nibble(words, scale, 6)),
-    )
-    odd = tl.join(
-        tl.join(_nibble(words, scale, 1), _nibble(words, scale, 5)),
-        tl.join(_nibble(words, scale, 3), _nibble(words, scale, 7)),
-    )
-    return tl.reshape(tl.join(even, odd), [BLOCK_N, BLOCK_K])
 
 
 @triton.jit
@@ -109,16 +84,6 @@ def _gate_up_block(
         scale_row: tl.constexpr = HIDDEN // 128
         gate_scale_at = w_scale_ptr + gate_row // 128 * scale_row
         up_scale_at = w_scale_ptr + up_row // 128 * scale_row
-    if FORMAT == _INT4:
-        # Rows past the last matrix read the first; columns past WIDTH are not stored.
-        n = tl.where(column < WIDTH, column, 0).to(tl.int64) + expert.to(tl.int64) * (2 * WIDTH)
-        word = tl.arange(0, BLOCK_K // 8)[None, :]
-        words_at = w + n[:, None] * (HIDDEN // 8) + word
-        scale_at = w_scale_ptr + n[:, None] * (HIDDEN // GROUP)
-        # Too narrow for the pipeline's copies, so scales are asked for a step ahead.
-        first = word * 8 // GROUP
-        next_gate = tl.load(scale_at + first)
-        next_up = tl.load(scale_at + WIDTH * (HIDDEN // GROUP) + first)
     for step in range(tl.cdiv(HIDDEN, BLOCK_K)):
         start = step * BLOCK_K
         if PERMUTED:
@@ -127,32 +92,21 @@ def _gate_up_block(
             rows = tl.load(x + start + x_at)
         else:
             rows = tl.load(x + start + x_at, mask=(start + k < HIDDEN)[None, :], other=0.0)
-        if FORMAT == _INT4:
-            gate_scale, up_scale = next_gate.to(tl.float32), next_up.to(tl.float32)
-            # The step after the last reads the last again.
-            ahead = scale_at + (tl.minimum(start + BLOCK_K, HIDDEN - BLOCK_K) + word * 8) // GROUP
-            next_gate = tl.load(ahead)
-            next_up = tl.load(ahead + WIDTH * (HIDDEN // GROUP))
-            words = tl.load(words_at + start // 8)
-            gate = dot(rows, _unpack(words, gate_scale, BLOCK_N, BLOCK_K).T, gate)
-            words = tl.load(words_at + start // 8 + WIDTH * (HIDDEN // 8))
-            up = dot(rows, _unpack(words, up_scale, BLOCK_N, BLOCK_K).T, up)
+        w_gate = w.load([gate_row, start])
+        w_up = w.load([up_row, start])
+        if FORMAT == _BF16:
+            gate = dot(rows, w_gate.T, gate)
+            up = dot(rows, w_up.T, up)
         else:
-            w_gate = w.load([gate_row, start])
-            w_up = w.load([up_row, start])
-            if FORMAT == _BF16:
-                gate = dot(rows, w_gate.T, gate)
-                up = dot(rows, w_up.T, up)
-            else:
-                scale = tl.load(x_scale_ptr + step * x_scale_stride + x_row)
-                gate_scale = scale
-                up_scale = scale
-                if GROUP:
-                    gate_scale = scale * tl.load(gate_scale_at + step).to(tl.float32)
-                    up_scale = scale * tl.load(up_scale_at + step).to(tl.float32)
-                zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                gate += dot(rows, w_gate.T, zeros) * gate_scale[:, None]
-                up += dot(rows, w_up.T, zeros) * up_scale[:, None]
+            scale = tl.load(x_scale_ptr + step * x_scale_stride + x_row)
+            gate_scale = scale
+            up_scale = scale
+            if GROUP:
+                gate_scale = scale * tl.load(gate_scale_at + step).to(tl.float32)
+                up_scale = scale * tl.load(up_scale_at + step).to(tl.float32)
+            zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            gate += dot(rows, w_gate.T, zeros) * gate_scale[:, None]
+            up += dot(rows, w_up.T, zeros) * up_scale[:, None]
     kept = column < WIDTH
     if (FORMAT == _FP8) and (GROUP == 0):
         at = w_scale_ptr + expert * (2 * WIDTH) + column
@@ -215,33 +169,20 @@ def _down_block(
         act_scale_at = act_scale_ptr + place
         scale_row: tl.constexpr = WIDTH // 128
         w_scale_at = w_scale_ptr + w_row // 128 * scale_row
-    if FORMAT == _INT4:
-        n = tl.where(column < HIDDEN, column, 0).to(tl.int64) + expert.to(tl.int64) * HIDDEN
-        word = tl.arange(0, BLOCK_K // 8)[None, :]
-        words_at = w + n[:, None] * (WIDTH // 8) + word
-        scale_at = w_scale_ptr + n[:, None] * (WIDTH // GROUP)
-        next_scale = tl.load(scale_at + word * 8 // GROUP)
     for step in range(tl.cdiv(WIDTH, BLOCK_K)):
         start = step * BLOCK_K
         # Rows past the expert's are another's, or zeros; their results are not stored.
         act = act_desc.load([begin, start])
-        if FORMAT == _INT4:
-            scale = next_scale.to(tl.float32)
-            ahead = (tl.minimum(start + BLOCK_K, WIDTH - BLOCK_K) + word * 8) // GROUP
-            next_scale = tl.load(scale_at + ahead)
-            words = tl.load(words_at + start // 8)
-            total = dot(act, _unpack(words, scale, BLOCK_N, BLOCK_K).T, total)
+        piece = w.load([w_row, start])
+        if FORMAT == _BF16:
+            total = dot(act, piece.T, total)
         else:
-            piece = w.load([w_row, start])
-            if FORMAT == _BF16:
-                total = dot(act, piece.T, total)
-            else:
-                scale = tl.load(act_scale_at, mask=live, other=0.0)
-                act_scale_at += num_rows
-                if GROUP:
-                    scale = scale * tl.load(w_scale_at + step).to(tl.float32)
-                zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                total += dot(act, piece.T, zeros) * scale[:, None]
+            scale = tl.load(act_scale_at, mask=live, other=0.0)
+            act_scale_at += num_rows
+            if GROUP:
+                scale = scale * tl.load(w_scale_at + step).to(tl.float32)
+            zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            total += dot(act, piece.T, zeros) * scale[:, None]
     kept = column < HIDDEN
     if (FORMAT == _FP8) and (GROUP == 0):
         at = w_scale_ptr + expert * HIDDEN + column
@@ -293,18 +234,17 @@ def _combine_kernel(
     tl.store(out_ptr + at, total.to(tl.bfloat16), mask=kept)
 
 
-def _operand(weight: Tensor | StoredExperts, tile: GroupedTile) -> tuple[object, Tensor]:
+def _operand(weight: Tensor | StoredExperts, tile: GroupedTile) -> tuple[TensorDescriptor, Tensor]:
     """What the kernels read a weight through, and its scales (any tensor if there are none)."""
     values = weight if isinstance(weight, Tensor) else weight.values
     scale = values if isinstance(weight, Tensor) else weight.scale.contiguous()
-    if values.dtype == torch.int32:
-        return values, scale
     return TensorDescriptor.from_tensor(values.flatten(0, 1), [tile.columns, tile.depth]), scale
 
 
-def _last_rows(rows: SortedRows, tile: GroupedTile) -> int:
+def _last_rows(rows: SortedRows, kind: ExpertFormat, tile: GroupedTile) -> int:
     """Rows of the smaller program that the last block of an expert takes if it suffices; or 0."""
-    return rows.block_rows // 2 if tile.half_last and rows.block_rows >= 128 else 0
+    least = 64 if kind.code == INT4 else 128
+    return rows.block_rows // 2 if tile.half_last and rows.block_rows >= least else 0
 
 
 def gate_up(
@@ -321,10 +261,10 @@ def gate_up(
         tile: sizes of a program; 128 columns for FP8.
 
     Returns:
-        [R, I] by place, bfloat16, or FP8 rows for FP8 weights.
+        [R, I] by place, bfloat16, for INT4 weights in fragment_order; or FP8 rows for FP8 weights.
 
     Raises:
-        ValueError: x is too large for offsets of 32 bits, or the tile does not suit FP8.
+        ValueError: x is too large for offsets of 32 bits, or the tile does not suit the format.
 
     Numerics: float32 sums, rounded once. Sync: none, graph-safe.
     """
@@ -335,6 +275,10 @@ def gate_up(
     num_rows = rows.tokens.numel()
     if values.numel() >= 2**31:
         raise ValueError(f"x is {tuple(values.shape)}; fewer than 2^31 numbers are needed.")
+    last = _last_rows(rows, kind, tile)
+    if kind.code == INT4:
+        assert not isinstance(weight, Tensor)
+        return gate_up_int4(values, weight.values, weight.scale, rows, kind.group, tile, last)
     width = (weight if isinstance(weight, Tensor) else weight.values).shape[1] // 2
     act = torch.empty(num_rows, width, dtype=values.dtype, device=values.device)
     x_scale = act_scale = values
@@ -342,7 +286,7 @@ def gate_up(
         x_scale = x.scale
         act_scale = torch.empty(width // 128, num_rows, dtype=torch.float32, device=values.device)
     w, w_scale = _operand(weight, tile)
-    num_blocks, last = rows.blocks.shape[1], _last_rows(rows, tile)
+    num_blocks = rows.blocks.shape[1]
     source = last_source = values
     if tile.permuted:
         sorted_rows = values.view(torch.int32).index_select(0, rows.tokens).view(values.dtype)
@@ -373,14 +317,21 @@ def down(
         weight: [E, D, I], bfloat16 or stored as `kind` says; contiguous.
         rows, kind, tile: as for gate_up.
 
+    Raises:
+        ValueError: the tile does not suit the format.
+
     Numerics: float32 sums, rounded once. Sync: none, graph-safe.
     """
     values = act.values if isinstance(act, Fp8Rows) else act
+    last = _last_rows(rows, kind, tile)
+    if kind.code == INT4:
+        assert not isinstance(weight, Tensor)
+        return down_int4(values, weight.values, weight.scale, rows, kind.group, tile, last)
     num_rows, width = values.shape
     hidden = (weight if isinstance(weight, Tensor) else weight.values).shape[1]
     out = torch.empty(num_rows, hidden, dtype=torch.bfloat16, device=values.device)
     w, w_scale = _operand(weight, tile)
-    num_blocks, last = rows.blocks.shape[1], _last_rows(rows, tile)
+    num_blocks = rows.blocks.shape[1]
     _down_kernel[(triton.cdiv(hidden, tile.columns), num_blocks)](
         TensorDescriptor.from_tensor(values, [rows.block_rows, tile.depth]),
         TensorDescriptor.from_tensor(values, [last or rows.block_rows, tile.depth]),
@@ -418,6 +369,13 @@ def combine(
 
 def default_tiles(kind: ExpertFormat, rows_per_expert: int) -> tuple[GroupedTile, GroupedTile]:
     """Sizes for gate_up and down, by format and by how many rows an expert is likely to have."""
+    if kind.code == INT4:
+        # An expert's second block converts its weights again, so blocks are larger than is likely
+        # up to 64 rows; beyond, the rows that are not there cost more than that.
+        rows = (16, 32, 64, 128)[sum(rows_per_expert > most for most in (12, 28, 80))]
+        # With 128 rows, programs of less depth leave registers and memory for a second one.
+        depth = 64 if rows == 128 else 128
+        return GroupedTile(rows, 64, 4, 3, depth), GroupedTile(rows, 128, 4, 3, depth)
     few = max(16, min(64, 1 << max(rows_per_expert - 1, 0).bit_length()))
     rows = 128 if rows_per_expert > 96 else few
     warps = 8 if rows == 128 else 4
@@ -426,8 +384,6 @@ def default_tiles(kind: ExpertFormat, rows_per_expert: int) -> tuple[GroupedTile
             return GroupedTile(rows, 128, 16, 3), GroupedTile(rows, 64, 4, 3)
         # With four warps 64 rows take more registers than there are.
         return GroupedTile(rows, 128, 8 if rows == 64 else warps, 3), GroupedTile(rows, 128, 4, 4)
-    if kind.code == INT4:
-        return GroupedTile(rows, 64, warps, 3, 64), GroupedTile(rows, 128, warps, 3, 64)
     return GroupedTile(rows, 128, warps, 3, 64), GroupedTile(rows, 128, warps, 3, 64)
 
 

@@ -2,7 +2,8 @@
 
 Weights multiply activations in an order in which no value moves between threads: of several tokens
 in `nibble_order`, where a word's eight values meet eight slices of x, of one token in `pair_order`,
-where they meet four. Source of the layout: quant/pack.py.
+where they meet four, of many in `fragment_order`, where they are a tensor core's first operand.
+Source of the layout: quant/pack.py.
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
@@ -16,7 +17,17 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-__all__ = ["nibble", "nibble_order", "pair_order", "pair_place", "place_of", "word_sums"]
+__all__ = [
+    "fragment_column",
+    "fragment_order",
+    "fragments",
+    "nibble",
+    "nibble_order",
+    "pair_order",
+    "pair_place",
+    "place_of",
+    "word_sums",
+]
 
 # The interpreter knows no assembly.
 _INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
@@ -43,6 +54,25 @@ def pair_order(width: int) -> Tensor:
     column = torch.arange(width)
     nibble = column % 8
     return (nibble % 4 * (width // 8) + column // 8) * 2 + nibble // 4
+
+
+def fragment_order(width: int) -> Tensor:
+    """Places of columns 0 .. width - 1 in the order that `fragments` gives: int64 [width].
+
+    Within the 32 columns of four words, column 8 w + 4 a + 2 b + c goes to place
+    16 b + 8 c + 2 w + a: of 16 columns of a product, one thread has two neighbours and the two
+    eight further on, and nibbles four apart come out of a word as neighbours.
+    """
+    column = torch.arange(width)
+    word, a, b, c = column // 8 % 4, column // 4 % 2, column // 2 % 2, column % 2
+    return column // 32 * 32 + b * 16 + c * 8 + word * 2 + a
+
+
+@triton.jit
+def fragment_column(place):
+    """The column that fragment_order puts at a place."""
+    word, a, b, c = place // 2 % 4, place % 2, place // 16 % 2, place // 8 % 2
+    return place // 32 * 32 + word * 8 + a * 4 + b * 2 + c
 
 
 @triton.jit
@@ -134,3 +164,55 @@ def word_sums(words, x):
     return tl.inline_asm_elementwise(
         _SUMS, "=f,r,r,r,r,r", [words, x[0], x[1], x[2], x[3]], tl.float32, is_pure=True, pack=1
     )
+
+
+@triton.constexpr_function
+def _pairs_assembly() -> str:
+    """PTX that makes eight scaled bfloat16 numbers of a word: two by two, four nibbles apart."""
+    lines = ["{ .reg .b32 n, o, s; mov.b32 o, 0x43084308; mov.b32 s, $9; prmt.b32 s, s, s, 0x3232;"]
+    for j in range(4):
+        shifted = f"shr.u32 n, $8, {4 * j}; lop3.b32 n, n" if j else "lop3.b32 n, $8"
+        lines.append(
+            f"{shifted}, 0x000F000F, 0x43004300, 0xEA; sub.bf16x2 n, n, o; mul.bf16x2 n, n, s;"
+            f" mov.b32 {{${j}, ${j + 4}}}, n;"
+        )
+    return " ".join(lines) + " }"
+
+
+_PAIRS = tl.constexpr(_pairs_assembly())
+
+
+@triton.jit
+def _scaled(words, scale, j: tl.constexpr):
+    # A nibble in the low bits of float32's 2^23 is 2^23 + nibble: no conversion needed.
+    bits = ((words >> (4 * j)) & 15) | 0x4B000000
+    return ((bits.to(tl.float32, bitcast=True) - 8388616.0) * scale).to(tl.bfloat16)
+
+
+@triton.jit
+def fragments(words, scale, ROWS: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.constexpr):
+    """Numbers [ROWS, DEPTH] bfloat16, columns in fragment_order, of int32 [ROWS, DEPTH / 8].
+
+    Value times its word's scale, float32, rounded once; EXACT: the scale's upper half is a bfloat16
+    number, the lower is not read. Every number stays with the thread that has its word, if a tensor
+    core's first operand is made of it.
+    """
+    if _INTERPRETED and EXACT:
+        scale = (scale.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    if _INTERPRETED or not EXACT:
+        n0, n1 = _scaled(words, scale, 0), _scaled(words, scale, 1)
+        n2, n3 = _scaled(words, scale, 2), _scaled(words, scale, 3)
+        n4, n5 = _scaled(words, scale, 4), _scaled(words, scale, 5)
+        n6, n7 = _scaled(words, scale, 6), _scaled(words, scale, 7)
+    else:
+        # 128 + (value + 8) by bits, less 136; both steps are exact, as is the product's rounding.
+        n0, n1, n2, n3, n4, n5, n6, n7 = tl.inline_asm_elementwise(
+            _PAIRS, "=h,=h,=h,=h,=h,=h,=h,=h,r,f", [words, scale], (tl.bfloat16,) * 8,
+            is_pure=True, pack=1,
+        )  # fmt: skip
+    # [ROWS, word, a, c, b], see fragment_order.
+    numbers = tl.join(
+        tl.join(tl.join(n0, n4), tl.join(n1, n5)), tl.join(tl.join(n2, n6), tl.join(n3, n7))
+    )
+    numbers = tl.reshape(numbers, [ROWS, DEPTH // 32, 4, 2, 2, 2])
+    return tl.reshape(tl.permute(numbers, [0, 1, 5, 4, 2, 3]), [ROWS, DEPTH])
