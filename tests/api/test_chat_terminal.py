@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,8 @@ def _own_the_terminal():
     import fcntl
     import termios
 
+    # A test run in the background of a script passes on that it ignores the signal.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
