@@ -357,6 +357,14 @@ def latency(
             "--engine", help="Sequences to time the whole engine's steps for; repeat the flag."
         ),
     ] = None,
+    turn: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--turn",
+            help="New tokens of a turn whose first token is timed after each context, with the "
+            "prefix cache; repeat the flag.",
+        ),
+    ] = None,
     out: JsonOption = None,
     allow_dirty: DirtyOption = False,
     commit: CommitOption = None,
@@ -376,6 +384,7 @@ def latency(
         repeats=repeats,
         kernels=kernels,
         engine=engine or [],
+        turns=turn or [],
         out=out,
         allow_dirty=allow_dirty,
         commit=commit,

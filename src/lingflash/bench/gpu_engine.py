@@ -8,6 +8,7 @@ import torch
 
 from lingflash.bench.record import Record
 from lingflash.core.config import EngineConfig
+from lingflash.core.errors import EngineError
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory_plan import MemoryPlan, SequenceBytes
@@ -20,21 +21,34 @@ from lingflash.models.bailing_hybrid import BailingHybrid
 _STEPS, _WARMUPS = 8 * ANCHOR, ANCHOR
 _ANSWER = 16 * ANCHOR
 _BLOCK = 64
+_CHECKPOINTS = 16
 
 
-def _new_loop(model: BailingHybrid, num_seqs: int, context: int) -> EngineLoop:
-    """An engine for so many sequences that start at `context` tokens; graphs are captured."""
-    length = context + _ANSWER
+def _new_loop(
+    model: BailingHybrid, num_seqs: int, length: int, *, block_size: int, caches: bool = False
+) -> EngineLoop:
+    """An engine for so many sequences of at most `length` tokens; graphs are captured.
+
+    Args:
+        model: on the GPU.
+        num_seqs: that run at once.
+        length: prompt and answer.
+        block_size: tokens in a block.
+        caches: keep prefixes, with room for a few checkpoints.
+    """
     each = SequenceBytes.of(model.config, model.num_latent_layers, model.dtype.itemsize)
+    checkpoint_blocks, end_blocks = each.kept_blocks(block_size) if caches else (0, 0)
+    num_blocks = num_seqs * (-(-length // block_size) + _CHECKPOINTS * checkpoint_blocks)
     plan = MemoryPlan(
         device="cuda", dtype=model.dtype, available_bytes=0,
         weights_bytes=model.num_weight_bytes, workspace_bytes=0, state_bytes_per_seq=each.state,
         tail_bytes_per_seq=each.tail, latent_bytes_per_token=each.latent,
-        num_blocks=num_seqs * -(-length // _BLOCK), block_size=_BLOCK, num_state_slots=num_seqs,
-        max_model_len=length, wanted_model_len=length,
+        num_blocks=num_blocks, block_size=block_size, num_state_slots=num_seqs,
+        max_model_len=length, wanted_model_len=length, checkpoint_blocks=checkpoint_blocks,
+        end_blocks=end_blocks,
     )  # fmt: skip
     config = EngineConfig(
-        model="dummy", max_num_seqs=num_seqs, block_size=_BLOCK, prefix_caching=False, seed=0
+        model="dummy", max_num_seqs=num_seqs, block_size=block_size, prefix_caching=caches, seed=0
     )
     runner = ModelRunner(model, plan, batch_invariant=False, stop_token_ids=[])
     return EngineLoop(config, runner)
@@ -52,7 +66,7 @@ def time_engine(
         context: random tokens that each starts with.
         repeats: rounds of each, alternating.
     """
-    loop = _new_loop(model, num_seqs, context)
+    loop = _new_loop(model, num_seqs, context + _ANSWER, block_size=_BLOCK)
     samples: dict[str, list[float]] = {"overlapped": [], "plain": []}
     generator = torch.Generator().manual_seed(context)
     for _ in range(repeats):
@@ -85,3 +99,55 @@ def time_engine(
         ms = record.add(case, "ms", times).median
         record.derived[case] = {"tokens_per_s": round(num_seqs / ms * 1e3, 1)}
         print(case, f"{ms:.3f} ms", record.derived[case], flush=True)
+
+
+def time_turns(
+    record: Record, model: BailingHybrid, context: int, num_new: int, repeats: int
+) -> None:
+    """Add the time to the first token of a turn in a conversation that the prefix cache holds.
+
+    Args:
+        record: gets "turn of N after C".
+        model: on the GPU.
+        context: random tokens that were said before, at least.
+        num_new: random tokens of a turn.
+        repeats: turns that count; one before them does not.
+    """
+    turns = repeats + 1
+    length = context + turns * (num_new + ANCHOR) + ANCHOR
+    config = EngineConfig(model="dummy")
+    loop = _new_loop(model, 4, length, block_size=config.block_size, caches=True)
+    generator = torch.Generator().manual_seed(context)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(loop.info.vocab_size, (count,), generator=generator).tolist()
+
+    def ask(name: str, prompt: list[int]) -> tuple[float, int, list[int]]:
+        """Milliseconds to the first token, tokens found, and the answer."""
+        sampling = SamplingParams(temperature=1.0, max_tokens=ANCHOR, ignore_eos=True, seed=0)
+        answer: list[int] = []
+        first_ms, found = 0.0, 0
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        loop.add(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling))
+        while loop.has_work:
+            for event in loop.step():
+                if event.token_ids and not answer:
+                    first_ms = (time.perf_counter() - start) * 1e3
+                    found = event.num_cached_tokens
+                answer += event.token_ids
+        return first_ms, found, answer
+
+    said = draw(context)
+    said += ask("context", said)[2]
+    samples = []
+    for turn in range(turns):
+        said += draw(num_new)
+        ms, found, answer = ask(f"turn {turn}", said)
+        if len(said) - found > num_new + 1:
+            raise EngineError(f"only {found} of {len(said)} tokens were found")
+        said += answer
+        if turn:
+            samples.append(ms)
+    case = f"turn of {num_new} after {context}"
+    print(case, f"{record.add(case, 'ms', samples).median:.1f} ms", flush=True)

@@ -275,6 +275,7 @@ def run_latency(
     repeats: int,
     kernels: bool,
     engine: Sequence[int],
+    turns: Sequence[int],
     out: Path | None,
     allow_dirty: bool,
     commit: str | None = None,
@@ -291,6 +292,7 @@ def run_latency(
         repeats: counted rounds of _STEPS steps.
         kernels: list the kernels of the first decode case and of the first prompt.
         engine: sequences for which the whole engine's steps are timed too, at the first context.
+        turns: new tokens of a turn whose first token is timed, after each context.
         out: file to write.
         allow_dirty: see Record.
         commit: of the sources, where they were copied without their history.
@@ -306,6 +308,8 @@ def run_latency(
     require(repeats >= 1, "--repeats", repeats, "1 or more")
     ok = all(1 <= n <= 256 for n in engine) and (contexts or not engine)
     require(bool(ok), "--engine", list(engine), "1 to 256, and a --context to decode at")
+    ok = all(n >= 1 for n in turns) and (contexts or not turns)
+    require(bool(ok), "--turn", list(turns), "1 or more, and a --context that they follow")
     config = shape_config(shape, layers)
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -318,7 +322,8 @@ def run_latency(
         record.source = SourceState(commit, False)
     torch.manual_seed(0)
     # The engine's answers are sixteen rounds long.
-    longest = max([n + 16 * _STEPS for n in contexts] + list(prefills) + [1])
+    more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
+    longest = max([n + more for n in contexts] + list(prefills) + [1])
     quant: FormatName | None = None if format_name == "bf16" else format_name  # pyright: ignore
     ceilings = GpuCeilings()
     ceilings.sample()
@@ -344,13 +349,18 @@ def run_latency(
         first = False
         record.save()
         torch.cuda.empty_cache()
-    if engine:
+    if engine or turns:
         # Not at the top: the engine needs packages that the rest of this file does without.
-        from lingflash.bench.gpu_engine import time_engine
+        from lingflash.bench.gpu_engine import time_engine, time_turns
 
         for num_seqs in engine:
             time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
             torch.cuda.empty_cache()
+        for context in contexts if turns else ():
+            for num_new in turns:
+                time_turns(record, model, context, num_new, repeats)
+                record.save()
+                torch.cuda.empty_cache()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
@@ -469,7 +479,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--format", default="fp8")
     parser.add_argument("--layers", type=int)
-    for flag in ("--batch", "--context", "--prefill", "--engine"):
+    for flag in ("--batch", "--context", "--prefill", "--engine", "--turn"):
         parser.add_argument(flag, type=int, nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--kernels", action="store_true")
@@ -487,6 +497,7 @@ if __name__ == "__main__":
         repeats=given.repeats,
         kernels=given.kernels,
         engine=given.engine,
+        turns=given.turn,
         out=given.out,
         allow_dirty=given.allow_dirty,
         commit=given.commit,

@@ -44,10 +44,13 @@ class RunMemo:
                 self._entries.move_to_end(key)
                 return found
         ids = array("I", encode(text))
+        size = _size(key, ids)
+        if size > self._most_bytes // 2:  # not at the price of all others
+            return ids
         with self._lock:
             if key not in self._entries:
                 self._entries[key] = ids
-                self.num_bytes += _size(key, ids)
+                self.num_bytes += size
             while self.num_bytes > self._most_bytes:
                 self.num_bytes -= _size(*self._entries.popitem(last=False))
         return ids
