@@ -14,7 +14,8 @@ from lingflash.kernels.moe_route.triton_gate import gate_logits, split_bfloat16
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
     Rows,
-    fp8_block_gemm_cublas,
+    _with_room,
+    fp8_gemm,
     fp8_gemm_reference,
     quantize_rows_fp8,
     quantize_rows_reference,
@@ -334,12 +335,26 @@ def test_experts_when_tokens_are_many_on_a_gpu_then_the_grouped_kernels_agree(na
 
 
 @pytest.mark.skipif(not ON_GPU, reason="cuBLAS is on a GPU")
-@pytest.mark.parametrize("rows", [300, 8192])
+@pytest.mark.parametrize("rows", [65, 66, 67, 300, 1341, 8191, 8192])
 def test_fp8_product_of_cublas_when_compared_then_is_ours(rows):
-    x = quantize_rows_fp8(randn(rows, 4096))
+    x = quantize_rows_fp8(randn(rows + 8, 4096))
     w8, w_scale = quantize_fp8(randn(512, 4096, dtype=torch.float32), (128, 128))
-    ours = fp8_gemm_triton(x.values, x.scale, w8, w_scale)
-    assert relative_error(fp8_block_gemm_cublas(x, w8, w_scale), ours) < BF16_LIMIT
+    for part in (x.cut(0, rows), x.cut(8, rows + 8), quantize_rows_fp8(randn(rows, 4096))):
+        ours = fp8_gemm_triton(part.values, part.scale, w8, w_scale)
+        got = fp8_gemm(part, w8, w_scale)
+        assert got.shape == ours.shape
+        assert relative_error(got, ours) < BF16_LIMIT
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+def test_rows_when_given_room_then_are_the_same_with_anything_behind(rows):
+    x = quantize_rows_triton(randn(rows, 256))
+    for part in (Fp8Rows(*x), Fp8Rows(*x).cut(rows // 2, rows)):
+        count, room = part.shape[0], -(-part.shape[0] // 4) * 4
+        values, scale = _with_room(part.values, 0, room), _with_room(part.scale, 1, room)
+        assert (values.shape, scale.shape) == ((room, 256), (2, room))
+        assert torch.equal(values[:count].float(), part.values.float())
+        assert torch.equal(scale[:, :count], part.scale)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="the GPU's router against the CPU's")

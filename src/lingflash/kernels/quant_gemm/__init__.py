@@ -182,16 +182,36 @@ def _cublas_takes(w8: Tensor, w_scale: Tensor) -> bool:
 def fp8_block_gemm_cublas(x: Fp8Rows, w8: Tensor, w_scale: Tensor) -> Tensor:
     """fp8_gemm for blocks by cuBLAS, through torch; needs CUDA 12.9 and Hopper.
 
-    N must be a multiple of 128, K of 512, w_scale float32 and contiguous.
+    N must be a multiple of 128, K of 512, w_scale float32 and contiguous. cuBLAS knows only
+    multiples of four rows: others are computed with rows behind them that hold anything.
     """
     from torch.nn.functional import ScalingType, scaled_mm
 
-    return scaled_mm(
-        x.values,
+    from lingflash.kernels.quant_gemm.triton_kernel import ROWS_TOGETHER
+
+    num_rows = x.shape[0]
+    room = -(-num_rows // ROWS_TOGETHER) * ROWS_TOGETHER
+    out = scaled_mm(
+        _with_room(x.values, 0, room),
         w8.t(),
-        x.scale.contiguous().t(),
+        _with_room(x.scale, 1, room).contiguous().t(),
         ScalingType.BlockWise1x128,
         w_scale.t(),
         ScalingType.BlockWise128x128,
         output_dtype=torch.bfloat16,
     )
+    return out[:num_rows]
+
+
+def _with_room(x: Tensor, dim: int, size: int) -> Tensor:
+    """A matrix with more rows or columns, which hold anything: a view if its memory goes on."""
+    if x.shape[dim] == size:
+        return x
+    shape = [size if i == dim else n for i, n in enumerate(x.shape)]
+    steps = zip(shape, x.stride(), strict=True)
+    last = x.storage_offset() + sum((n - 1) * stride for n, stride in steps)
+    if last * x.itemsize < x.untyped_storage().nbytes():
+        return x.as_strided(shape, x.stride())
+    wider = x.new_empty(shape)
+    wider.narrow(dim, 0, x.shape[dim]).copy_(x)
+    return wider

@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 GROUP = 128
+# cuBLAS takes scales of rows whose number is a multiple of this.
+ROWS_TOGETHER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ _ROW_BLOCKS_TOGETHER = 8
 
 
 @triton.jit
-def _store_group(values_ptr, scale_ptr, x, row, group, num_rows, stride, live):
+def _store_group(values_ptr, scale_ptr, x, row, group, scale_stride, stride, live):
     """Round [rows, 128] float32 with one scale per row and store both."""
     largest = tl.max(tl.abs(x), 1)
     scale = tl.where(largest > 0, largest / 448.0, 1.0)
@@ -63,25 +65,25 @@ def _store_group(values_ptr, scale_ptr, x, row, group, num_rows, stride, live):
     x = tl.minimum(tl.maximum(x / scale[:, None], -448.0), 448.0)
     at = row.to(tl.int64)[:, None] * stride + group * 128 + tl.arange(0, 128)[None, :]
     tl.store(values_ptr + at, to_fp8(x), mask=live[:, None])
-    tl.store(scale_ptr + group.to(tl.int64) * num_rows + row, scale, mask=live)
+    tl.store(scale_ptr + group.to(tl.int64) * scale_stride + row, scale, mask=live)
 
 
 # num_rows differs from step to step: a kernel is compiled once for all of them.
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "scale_stride"])
 def _quantize_kernel(
-    x_ptr, values_ptr, scale_ptr, num_rows, x_stride, columns, BLOCK: tl.constexpr,
+    x_ptr, values_ptr, scale_ptr, num_rows, scale_stride, x_stride, columns, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     group = tl.program_id(1)
     live = row < num_rows
     at = row.to(tl.int64)[:, None] * x_stride + group * 128 + tl.arange(0, 128)[None, :]
     x = tl.load(x_ptr + at, mask=live[:, None], other=0.0).to(tl.float32)
-    _store_group(values_ptr, scale_ptr, x, row, group, num_rows, columns, live)
+    _store_group(values_ptr, scale_ptr, x, row, group, scale_stride, columns, live)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "scale_stride"])
 def _silu_fp8_kernel(
-    x_ptr, values_ptr, scale_ptr, num_rows, x_stride, width, BLOCK: tl.constexpr,
+    x_ptr, values_ptr, scale_ptr, num_rows, scale_stride, x_stride, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     group = tl.program_id(1)
@@ -90,7 +92,7 @@ def _silu_fp8_kernel(
     gate = tl.load(x_ptr + at, mask=live[:, None], other=0.0).to(tl.float32)
     up = tl.load(x_ptr + width + at, mask=live[:, None], other=0.0).to(tl.float32)
     x = gate * tl.sigmoid(gate) * up
-    _store_group(values_ptr, scale_ptr, x, row, group, num_rows, width, live)
+    _store_group(values_ptr, scale_ptr, x, row, group, scale_stride, width, live)
 
 
 @triton.jit
@@ -156,12 +158,11 @@ def _fp8_gemm_kernel(
 def quantize_rows_triton(x: Tensor) -> tuple[Tensor, Tensor]:
     """quantize_rows_fp8 on the GPU: bfloat16 [T, K] to FP8 [T, K] and float32 [K/128, T]."""
     num_rows, columns = x.shape
-    values = torch.empty(num_rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty(columns // GROUP, num_rows, dtype=torch.float32, device=x.device)
+    values, scale = _empty_rows(num_rows, columns, x.device)
     if num_rows:
         grid = (triton.cdiv(num_rows, 32), columns // GROUP)
         _quantize_kernel[grid](
-            x, values, scale, num_rows, x.stride(0), columns, BLOCK=32, num_warps=4
+            x, values, scale, num_rows, scale.stride(0), x.stride(0), columns, BLOCK=32, num_warps=4
         )
     return values, scale
 
@@ -169,14 +170,22 @@ def quantize_rows_triton(x: Tensor) -> tuple[Tensor, Tensor]:
 def silu_and_mul_fp8_triton(gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """silu_and_mul_fp8 on the GPU: bfloat16 [T, 2I] to FP8 [T, I] and float32 [I/128, T]."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    values = torch.empty(num_rows, width, dtype=torch.float8_e4m3fn, device=gate_up.device)
-    scale = torch.empty(width // GROUP, num_rows, dtype=torch.float32, device=gate_up.device)
+    values, scale = _empty_rows(num_rows, width, gate_up.device)
     if num_rows:
         grid = (triton.cdiv(num_rows, 32), width // GROUP)
         _silu_fp8_kernel[grid](
-            gate_up, values, scale, num_rows, gate_up.stride(0), width, BLOCK=32, num_warps=4
-        )
+            gate_up, values, scale, num_rows, scale.stride(0), gate_up.stride(0), width, BLOCK=32,
+            num_warps=4,
+        )  # fmt: skip
     return values, scale
+
+
+def _empty_rows(num_rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Memory for FP8 rows and their scales, with room for a multiple of ROWS_TOGETHER behind."""
+    room = -(-num_rows // ROWS_TOGETHER) * ROWS_TOGETHER
+    values = torch.empty(room, columns, dtype=torch.float8_e4m3fn, device=device)
+    scale = torch.empty(columns // GROUP, room, dtype=torch.float32, device=device)
+    return values[:num_rows], scale[:, :num_rows]
 
 
 def silu_and_mul_triton(gate_up: Tensor) -> Tensor:
