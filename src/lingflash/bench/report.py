@@ -193,7 +193,7 @@ def draw_plots(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     except ImportError:
         return
     for record in records:
-        if record["case"] not in _PLOTTED:
+        if not _is_plotted(record):
             continue
         figure = Figure(figsize=(7, 3.5), layout="constrained")
         axes = figure.add_subplot()
@@ -212,6 +212,12 @@ def draw_plots(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
         # The same numbers give the same file.
         with rc_context({"svg.hashsalt": "lingflash"}):
             figure.savefig(folder / _plot_name(record), metadata={"Date": None, "Creator": None})
+
+
+def _is_plotted(record: Mapping[str, Any]) -> bool:
+    # Of a GPU the decoding is plotted, which a record need not have.
+    has_decoding = any(name.startswith("decode ") for name in record["derived"])
+    return record["case"] in _PLOTTED and (record["case"] != "latency" or has_decoding)
 
 
 def _draw_latency(axes: Axes, record: Mapping[str, Any]) -> None:
@@ -267,7 +273,7 @@ def write_report(folder: Path, *, check: bool = False) -> bool:
     plots = [
         _plot_name(record)
         for record in records
-        if record["case"] in _PLOTTED and (folder / _plot_name(record)).exists()
+        if _is_plotted(record) and (folder / _plot_name(record)).exists()
     ]
     text = render(records, plots)
     path = folder / RESULTS
