@@ -75,7 +75,7 @@ test: $(CLIENTS)
 
 # What takes longer: more random schedules, a soak, long training checks.
 test-slow: $(CLIENTS)
-	$(BIN)/pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -q -n 2 --dist load --maxschedchunk 1 -m slow
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests

@@ -6,7 +6,7 @@ it owns; the rest may be evicted (`eviction.py`), to the host tier if there is o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lingflash.cache.block_pool import IndexPool
 from lingflash.cache.checkpoints import Checkpoints, Holder
@@ -82,21 +82,32 @@ class KeptPrefixes:
                 self._evict_checkpoint(holder)
         return self.blocks.take(count, highest=highest)
 
-    def own(self, node: PrefixNode) -> None:
-        """A lease reads a node from now on."""
-        node.num_owners += 1
-        if node.num_owners == 1:
-            if node.block is not None:
-                self.num_unowned -= 1
-            self._on_owner_change(node)
+    def own(self, nodes: Iterable[PrefixNode]) -> None:
+        """A lease reads these nodes from now on."""
+        for node in nodes:  # thousands, most of them in the middle of a chain
+            node.num_owners += 1
+            if node.num_owners == 1:
+                if node.block is not None:
+                    self.num_unowned -= 1
+                if not node.num_device_children:
+                    self._on_owner_change(node)
 
-    def disown(self, node: PrefixNode) -> None:
-        """A lease reads a node no more."""
-        node.num_owners -= 1
-        if node.num_owners == 0:
-            if node.block is not None:
-                self.num_unowned += 1
-            self._on_owner_change(node)
+    def disown(self, nodes: Iterable[PrefixNode]) -> None:
+        """A lease reads these nodes no more; the last of a chain first."""
+        for node in nodes:
+            node.num_owners -= 1
+            if node.num_owners == 0:
+                if node.block is not None:
+                    self.num_unowned += 1
+                if not node.num_device_children:
+                    self._on_owner_change(node)
+
+    def give_up(self, nodes: Iterable[PrefixNode]) -> None:
+        """A lease reads these no more, and they were forgotten before."""
+        for node in nodes:
+            node.num_owners -= 1
+            if not node.num_owners and node.block is not None:
+                self.blocks.give_back([node.block])
 
     def put(self, node: PrefixNode, block: int) -> None:
         """Say that an owned node's latents are in a block of the device."""
@@ -229,9 +240,8 @@ class KeptPrefixes:
             self.offers.update(node.parent)
 
     def _on_owner_change(self, node: PrefixNode) -> None:
-        # Nodes in the middle of a chain, most of a long prompt's, are not offered in either case.
-        if not node.num_device_children:
-            self.offers.update(node)
+        # Not of a node with another after it on the device: that is not offered in either case.
+        self.offers.update(node)
         if not node.children:
             self._update_host(node)
 

@@ -16,6 +16,7 @@ goes on from there; what ends like it has the last full block.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 from lingflash.cache.kept_prefixes import KeptPrefixes
@@ -163,14 +164,13 @@ class CacheManager:
         matched = self._kept.tree.match(keys[: (num_tokens - 1) // self.block_size])
         depth, end = self._deepest(matched, num_tokens, tokens)
         hit = matched[:depth]
-        for node in hit:  # before anything is evicted to make room
-            self._kept.own(node)
-        on_device = sum(node.block is not None for node in hit)
+        self._kept.own(hit)  # before anything is evicted to make room
+        # Those on the device are closed towards the root.
+        on_device = bisect_left(hit, True, key=lambda node: node.block is None)
         num_found = on_device + (end is not None)
         num_fresh = self.blocks_for(num_tokens) - num_found
         if num_fresh > self.num_free_blocks - (end is not None):
-            for node in reversed(hit):
-                self._kept.disown(node)
+            self._kept.disown(reversed(hit))
             return None
         slot = self._take_slot(end, hit)
         num_hit_tokens = depth * self.block_size + (0 if end is None else len(end.tokens))
@@ -269,7 +269,7 @@ class CacheManager:
                 node = self._kept.tree.insert(key, parent, root, ids)
                 self._kept.gone.discard(key)
             # Else computed by another sequence meanwhile: read that, keep our copy until the end.
-            self._kept.own(node)
+            self._kept.own([node])
             if node.block is None:
                 block = lease.blocks[index]
                 lease.own_blocks.remove(block)
@@ -314,15 +314,15 @@ class CacheManager:
         if not self._keep_end(lease, end_tokens):
             self._kept.slots.give_back([lease.state_slot])
         self._kept.blocks.give_back(sorted(lease.own_blocks))
-        for node in reversed(lease.nodes):
-            if lease.is_detached:
-                node.num_owners -= 1
-                if not node.num_owners and node.block is not None:
-                    self._kept.blocks.give_back([node.block])
-                continue
-            self._kept.disown(node)
-            if not keep_prefix and node.is_device_leaf:
-                self._kept.forget(node)
+        if lease.is_detached:
+            self._kept.give_up(lease.nodes)
+        elif keep_prefix:
+            self._kept.disown(reversed(lease.nodes))
+        else:
+            for node in reversed(lease.nodes):
+                self._kept.disown([node])
+                if node.is_device_leaf:
+                    self._kept.forget(node)
         lease.blocks, lease.own_blocks, lease.nodes = [], set(), []
         lease.state_slot = -1
 

@@ -190,10 +190,11 @@ class PrefixTree:
 
     def match(self, keys: Sequence[bytes]) -> list[PrefixNode]:
         """The readable nodes of the longest known beginning of a chain."""
-        found = []
-        for key in keys:
-            node = self._nodes.get(key)
-            if node is None or not node.is_readable:
+        found: list[PrefixNode] = []
+        known = self._nodes.get
+        for key in keys:  # thousands, most of them on the device
+            node = known(key)
+            if node is None or (node.block is None and not node.is_readable):
                 break
             found.append(node)
         return found
