@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
+from lingflash.bench.in_process import ask
 from lingflash.bench.record import Record, Target
 from lingflash.core.config import ANCHOR_TOKENS, EngineConfig
-from lingflash.core.errors import ConfigError, EngineError
+from lingflash.core.errors import ConfigError
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.model_runner import ModelRunner
@@ -157,25 +158,16 @@ class _Engine:
     def ask(self, prompt: list[int], max_tokens: int, salt: str = "") -> tuple[float, list[int]]:
         """Seconds to the first token, and the answer; prompts of another salt are not known."""
         self._count += 1
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, seed=0)
-        start = time.perf_counter()
-        self.loop.add(
-            EngineRequest(
-                request_id=f"agent-{self._count}",
-                prompt_token_ids=prompt,
-                sampling=sampling,
-                cache_salt=salt,
-            )
+        request = EngineRequest(
+            request_id=f"agent-{self._count}",
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(
+                temperature=0.0, max_tokens=max_tokens, ignore_eos=True, seed=0
+            ),
+            cache_salt=salt,
         )
-        first, answer = 0.0, list[int]()
-        while self.loop.has_work:
-            for event in self.loop.step():
-                if event.finish_reason == "error":
-                    raise EngineError(event.error_message or "the step failed")
-                if event.token_ids and not answer:
-                    first = time.perf_counter() - start
-                answer += event.token_ids
-        return first, answer
+        seconds, _, answer = ask(self.loop, request)
+        return seconds, answer
 
 
 def play(engine: _Engine, conversations: Sequence[Sequence[Turn]]) -> Outcome:
@@ -317,11 +309,14 @@ def _fill(
                 record.add(f"cache {name}: TTFT of turn {number}", "ms", samples)
     for name, runs in outcomes.items():
         record.add(f"cache {name}: all turns", "s", [outcome.seconds for outcome in runs])
-    fresh_ms = [t * 1e3 for one in fresh for t in one]
-    record.add(f"TTFT of a fresh prompt, new tokens of turn {late}", "ms", fresh_ms)
-    pairs = zip([t for outcome in on for t in outcome.ttft_s[late]], fresh_ms, strict=True)
-    ratios = [turn_s * 1e3 / fresh_ms for turn_s, fresh_ms in pairs]
-    record.add(f"TTFT of turn {late} over that of its new tokens alone", "x", ratios)
+    alone_s = [t for one in fresh for t in one]
+    record.add(
+        f"TTFT of a fresh prompt, new tokens of turn {late}", "ms", [t * 1e3 for t in alone_s]
+    )
+    late_s = [t for outcome in on for t in outcome.ttft_s[late]]
+    ratios = [turn / alone for turn, alone in zip(late_s, alone_s, strict=True)]
+    over_alone = f"TTFT of turn {late} over that of its new tokens alone"
+    ratio = record.add(over_alone, "x", ratios).median
     first, starved = on[0], outcomes["starved"][0]
     record.derived = {
         "turns": first.turns,
@@ -349,8 +344,7 @@ def _fill(
             "at most",
         )
     )
-    name = f"TTFT of turn {late} over that of its new tokens alone"
-    record.targets.append(Target(name, statistics.median(ratios), 1.5, "at most"))
+    record.targets.append(Target(over_alone, ratio, 1.5, "at most"))
     cost = statistics.median(
         a.seconds / b.seconds for a, b in zip(outcomes["starved"], off, strict=True)
     )

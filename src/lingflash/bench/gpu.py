@@ -58,6 +58,22 @@ def launch_ms(run: Callable[[], object], rep_ms: float = 40.0) -> float:
     return statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
+def kernel_times(run: Callable[[], object], num_steps: int) -> list[tuple[str, float, float]]:
+    """Name, launches per step and microseconds per step of every kernel, longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(num_steps):
+            run()
+        torch.cuda.synchronize()
+    rows = [
+        (event.key, event.count / num_steps, event.self_device_time_total / num_steps)
+        for event in found.key_averages()
+        if event.self_device_time_total
+    ]
+    return sorted(rows, key=lambda row: -row[2])
+
+
 @dataclass(slots=True)
 class GpuCeilings:
     """Samples of a device's rates, between the measurements."""

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from lingflash.bench.in_process import ask
 from lingflash.bench.record import Record
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineError
@@ -122,32 +123,21 @@ def time_turns(
     def draw(count: int) -> list[int]:
         return torch.randint(loop.info.vocab_size, (count,), generator=generator).tolist()
 
-    def ask(name: str, prompt: list[int]) -> tuple[float, int, list[int]]:
-        """Milliseconds to the first token, tokens found, and the answer."""
+    def say(name: str) -> tuple[float, int, list[int]]:
         sampling = SamplingParams(temperature=1.0, max_tokens=ANCHOR, ignore_eos=True, seed=0)
-        answer: list[int] = []
-        first_ms, found = 0.0, 0
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        loop.add(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling))
-        while loop.has_work:
-            for event in loop.step():
-                if event.token_ids and not answer:
-                    first_ms = (time.perf_counter() - start) * 1e3
-                    found = event.num_cached_tokens
-                answer += event.token_ids
-        return first_ms, found, answer
+        return ask(loop, EngineRequest(request_id=name, prompt_token_ids=said, sampling=sampling))
 
     said = draw(context)
-    said += ask("context", said)[2]
+    said += say("context")[2]
     samples = []
     for turn in range(turns):
         said += draw(num_new)
-        ms, found, answer = ask(f"turn {turn}", said)
+        seconds, found, answer = say(f"turn {turn}")
         if len(said) - found > num_new + 1:
             raise EngineError(f"only {found} of {len(said)} tokens were found")
         said += answer
         if turn:
-            samples.append(ms)
+            samples.append(seconds * 1e3)
     case = f"turn of {num_new} after {context}"
     print(case, f"{record.add(case, 'ms', samples).median:.1f} ms", flush=True)

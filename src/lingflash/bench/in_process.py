@@ -28,6 +28,25 @@ def random_prompts(count: int, length: int, vocab_size: int, seed: int) -> list[
     return ids.tolist()
 
 
+def ask(loop: EngineLoop, request: EngineRequest) -> tuple[float, int, list[int]]:
+    """Answer one request on an idle engine: seconds to the first token, tokens found, the answer.
+
+    Raises:
+        EngineError: the step failed.
+    """
+    seconds, num_found, answer = 0.0, 0, list[int]()
+    start = time.perf_counter()
+    loop.add(request)
+    while loop.has_work:
+        for event in loop.step():
+            if event.finish_reason == "error":
+                raise EngineError(event.error_message or "the step failed")
+            if event.token_ids and not answer:
+                seconds, num_found = time.perf_counter() - start, event.num_cached_tokens
+            answer += event.token_ids
+    return seconds, num_found, answer
+
+
 class TimedEngine:
     """EngineLoop with the fast mode's defaults, greedy, never stopped by a token.
 
@@ -49,29 +68,23 @@ class TimedEngine:
         self.loop = EngineLoop(config, ModelRunner.from_config(config))
         self._ids = itertools.count()
 
-    def _add(self, prompt: list[int], max_tokens: int) -> str:
+    def _request(self, prompt: list[int], max_tokens: int) -> EngineRequest:
         request_id = f"bench-{next(self._ids)}"
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, seed=0)
-        self.loop.add(
-            EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
-        )
-        return request_id
+        return EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
 
     def prefill(self, prompt: list[int]) -> tuple[float, list[int]]:
         """Seconds from a prompt to its first token, and that token."""
-        tokens: list[int] = []
-        start = time.perf_counter()
-        self._add(prompt, 1)
-        while self.loop.has_work:
-            for event in self.loop.step():
-                if event.finish_reason == "error":
-                    raise EngineError(event.error_message or "the step failed")
-                tokens += event.token_ids
-        return time.perf_counter() - start, tokens
+        seconds, _, tokens = ask(self.loop, self._request(prompt, 1))
+        return seconds, tokens
 
     def decode(self, prompts: Sequence[list[int]], num_steps: int) -> tuple[float, list[list[int]]]:
         """Seconds that num_steps tokens of every prompt take after the first, and the tokens."""
-        tokens = {self._add(prompt, num_steps + 1): list[int]() for prompt in prompts}
+        tokens: dict[str, list[int]] = {}
+        for prompt in prompts:
+            request = self._request(prompt, num_steps + 1)
+            self.loop.add(request)
+            tokens[request.request_id] = []
         self._run(tokens, until=1)
         start = time.perf_counter()
         self._run(tokens, until=num_steps + 1)

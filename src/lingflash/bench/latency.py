@@ -6,13 +6,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lingflash.bench.dummy_model import make_dummy_model
-from lingflash.bench.gpu import GpuCeilings, describe_gpu, time_s
+from lingflash.bench.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
 from lingflash.bench.machine import SourceState
 from lingflash.bench.record import Record, Target, require
 from lingflash.bench.shapes import shape_config
@@ -246,22 +245,6 @@ class Prefill:
             hidden = self.model.forward(batch, self.cache)
         assert hidden is not None
         return self.model.logits(hidden)
-
-
-def kernel_times(run: Any, num_steps: int) -> list[tuple[str, float, float]]:
-    """Name, launches per step and microseconds per step of every kernel, longest first."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        for _ in range(num_steps):
-            run()
-        torch.cuda.synchronize()
-    rows = [
-        (event.key, event.count / num_steps, event.self_device_time_total / num_steps)
-        for event in found.key_averages()
-        if event.self_device_time_total
-    ]
-    return sorted(rows, key=lambda row: -row[2])
 
 
 def run_latency(
