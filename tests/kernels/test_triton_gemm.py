@@ -38,18 +38,7 @@ FP8_LIMIT = 5e-2
 # The interpreter cuts bfloat16 off instead of rounding it.
 BF16_LIMIT = 6e-3 if ON_GPU else 1.6e-2
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    """Every torch.empty is full of NaN, or of the largest integers."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def randn(*shape, dtype=torch.bfloat16):

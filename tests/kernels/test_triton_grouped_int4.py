@@ -19,18 +19,7 @@ ON_GPU = DEVICE.type == "cuda"
 # The interpreter cuts bfloat16 off instead of rounding it.
 BF16_LIMIT = 6e-3 if ON_GPU else 1.6e-2
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    """Every torch.empty is full of NaN, or of the largest integers."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def experts_of(count, rows, columns, group, scale_dtype=torch.bfloat16):

@@ -35,11 +35,6 @@ RATE = torch.tensor([2**-0.25, 0.05, 1e-6], dtype=torch.float64)
 HEADS, TAIL = len(RATE), ANCHOR + 4
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def near(got, expected, dtype, bf16_limit=1e-2):
     """Within the kernel's promise, relative to the largest value."""
     limit = 2e-5 if dtype == torch.float32 else bf16_limit
