@@ -240,7 +240,7 @@ class KeptPrefixes:
             self.offers.update(node.parent)
 
     def _on_owner_change(self, node: PrefixNode) -> None:
-        # Not of a node with another after it on the device: that is not offered in either case.
+        """Of a node with none after it on the device: others are not offered in either case."""
         self.offers.update(node)
         if not node.children:
             self._update_host(node)

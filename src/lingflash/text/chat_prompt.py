@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lingflash.core.errors import InvalidRequestError
 from lingflash.text.chat_template import ChatTemplate
 from lingflash.text.messages import normalize_messages, normalize_tools
-from lingflash.text.tokenizer import Piece, Tokenizer
+from lingflash.text.tokenizer import EncodeRun, Piece, Tokenizer
 
 
 class History(Protocol):
@@ -42,7 +42,6 @@ class History(Protocol):
         ...
 
 
-EncodeRun = Callable[[str], Iterable[int]]
 _ASSISTANT_MAY_WRITE = frozenset(("<think>", "</think>"))
 _THINKING_VARIABLE = "thinking_option"
 

@@ -57,5 +57,5 @@ class RunMemo:
 
 
 def _size(key: tuple[str, str], ids: array[int]) -> int:
-    # A character takes one to four bytes; two are few enough to be wrong about.
+    # A character takes one, two or four bytes, by the widest of its text: two are the mean.
     return _ENTRY_BYTES + 2 * len(key[1]) + ids.itemsize * len(ids)

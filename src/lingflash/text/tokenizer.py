@@ -29,6 +29,9 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from lingflash.core.errors import ModelLoadError
 
+# From text between two special tokens to its ids.
+EncodeRun = Callable[[str], Iterable[int]]
+
 # Tags that belong to the answer's text: the tool parser and readers of reasoning need to see them.
 VISIBLE_TAGS = frozenset(("<tool_call>", "</tool_call>", "<think>", "</think>"))
 
@@ -152,7 +155,7 @@ class Tokenizer:
     def encode_guarded(
         self,
         pieces: Sequence[Piece],
-        encode_run: Callable[[str], Iterable[int]] | None = None,
+        encode_run: EncodeRun | None = None,
     ) -> list[int]:
         """Encode pieces, reading special tokens only in those that are not literal.
 
