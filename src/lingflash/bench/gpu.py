@@ -1,4 +1,4 @@
-"""What a GPU can do at most, measured in the same run as what is compared with it."""
+"""How long a GPU takes, and what it can do at most, measured in the same run."""
 
 # Triton declares constexpr parameters as such, which plain numbers are not.
 # pyright: reportArgumentType=false
