@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx
 
-from lingflash.api.server import bind_socket, run_server
 from lingflash.core.types import EngineInfo
-from lingflash.engine.scripted import Behaviour, ScriptedEngine
+from lingflash.httpd.server import bind_socket, run_server
+from lingflash.link.scripted import Behaviour, ScriptedEngine
 from toy_text import TEMPLATE, toy_definition, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()

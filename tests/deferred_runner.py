@@ -7,8 +7,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, replace
 
-from lingflash.engine.model_runner import ModelRunner, _is_plain_decode
-from lingflash.engine.step import PendingStep, SchedulerOutput, StepResult
+from lingflash.engine.run.model_runner import ModelRunner, _is_plain_decode
+from lingflash.engine.schedule.step import PendingStep, SchedulerOutput, StepResult
 
 
 @dataclass(eq=False)

@@ -8,11 +8,11 @@ import torch
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent
-from lingflash.engine import model_runner
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.memory_plan import MemoryPlan, SequenceBytes
-from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.step import SchedulerOutput
+from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes
+from lingflash.engine.run import model_runner
+from lingflash.engine.run.model_runner import ModelRunner
+from lingflash.engine.schedule.step import SchedulerOutput
 from models_support import load
 
 _model = None

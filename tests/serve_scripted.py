@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from api_support import engine_info, says
 from lingflash.api.config import ServerConfig
-from lingflash.api.server import bind_socket, run_server
 from lingflash.cli import report_errors
 from lingflash.core.log import setup_logging
-from lingflash.engine.scripted import Behaviour, ScriptedEngine
+from lingflash.httpd.server import bind_socket, run_server
+from lingflash.link.scripted import Behaviour, ScriptedEngine
 
 
 async def _serve(folder: str, drain_timeout_s: float, dies: bool) -> None:

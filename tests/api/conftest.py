@@ -14,8 +14,8 @@ from api_support import (
     write_toy_model,
 )
 from lingflash.api.config import ServerConfig
-from lingflash.engine.scripted import Behaviour
-from lingflash.models.hub import bundled_folder
+from lingflash.core.hub import bundled_folder
+from lingflash.link.scripted import Behaviour
 from lingflash.text.tokenizer import Tokenizer
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from api_support import END, MAX_MODEL_LEN, TOKENIZER, says
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city":  "Zürich"}}\n</tool_call>'
 TOOLS = [

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from api_support import engine_info
+from lingflash.core.hub import bundled_folder
 from lingflash.core.types import GrammarSpec
-from lingflash.models.hub import bundled_folder
 from lingflash.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.from_folder(bundled_folder())

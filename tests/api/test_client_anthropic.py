@@ -7,7 +7,7 @@ import pytest
 from api_support import ANSWER, CALL, ODD_CALL, wait_until
 from clients_support import client_package
 from lingflash.core.errors import LingflashError
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 anthropic = client_package("anthropic")
 

@@ -10,7 +10,7 @@ import pytest
 
 from api_support import ANSWER, CALL, ODD_CALL
 from lingflash.core.errors import LingflashError
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 TOOL = {
     "type": "function",

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from api_support import END, MAX_MODEL_LEN, TOKENIZER, engine_info
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 IDS = TOKENIZER.encode("the weather")
 

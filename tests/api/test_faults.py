@@ -19,7 +19,7 @@ from lingflash.core.errors import (
     LingflashError,
     NonFiniteLogitsError,
 )
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 LONG = "word " * 400
 
@@ -97,7 +97,7 @@ def test_stream_when_a_reader_is_slow_then_others_are_not_and_it_loses_nothing(m
 
 
 def test_stream_when_a_reader_takes_nothing_for_long_then_it_is_given_up(make_server, monkeypatch):
-    monkeypatch.setattr("lingflash.api.stream.STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("lingflash.api.answer.stream.STALL_TIMEOUT_S", 0.2)
     server = make_server({(): [60] * 3000}, served_model_names=("m" * 5000,))
     sock = raw_request(
         server, "/v1/completions", {"prompt": "x", "max_tokens": 3000, "stream": True}
@@ -413,7 +413,7 @@ def all_subclasses(cls):
 
 
 def test_error_map_then_every_error_class_is_mapped_itself():
-    from lingflash.api.error_map import ERROR_MAP
+    from lingflash.httpd.error_map import ERROR_MAP
 
     ours = {cls for cls in all_subclasses(LingflashError) if cls.__module__ == errors.__name__} | {
         LingflashError

@@ -12,8 +12,8 @@ import pytest
 
 from api_support import RunningServer, engine_info
 from lingflash.api.config import ServerConfig
-from lingflash.engine.scripted import Behaviour
-from lingflash.models.hub import bundled_folder
+from lingflash.core.hub import bundled_folder
+from lingflash.link.scripted import Behaviour
 from lingflash.text.tokenizer import Piece, Tokenizer
 
 TOKENIZER = Tokenizer.from_folder(bundled_folder())

@@ -6,7 +6,7 @@ import pytest
 
 from api_support import MAX_MODEL_LEN, TOKENIZER, read_named_events
 from lingflash.core.errors import LingflashError, QueueFullError
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city":  "Zürich"}}\n</tool_call>'
 TOOL = {"name": "get_weather", "description": "d", "input_schema": {"type": "object"}}

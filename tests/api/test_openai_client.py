@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from api_support import TOKENIZER
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2, 3]}}\n</tool_call>'
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from api_support import engine_info
 from clients_support import client_package
 from lingflash.api.app import create_app
-from lingflash.engine.scripted import ScriptedEngine
+from lingflash.link.scripted import ScriptedEngine
 
 schemathesis = client_package("schemathesis")
 checks = client_package("schemathesis.specs.openapi.checks")

@@ -8,7 +8,7 @@ from api_support import parse_events, read_named_events
 from lingflash.api.config import ServerConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.types import CacheReport
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 HELLO = [{"role": "user", "content": "hi"}]
 REPORT = {"cached_tokens": 32, "result": "differs", "position": 40}

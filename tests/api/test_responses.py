@@ -8,7 +8,7 @@ import pytest
 
 from api_support import TOKENIZER, read_named_events, wait_until
 from lingflash.core.errors import LingflashError
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city":  "Zürich"}}\n</tool_call>'
 TOOL = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from api_support import wait_until
-from lingflash.models.hub import bundled_folder
+from lingflash.core.hub import bundled_folder
 
 
 class Serve:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from lingflash.bench.agent import make_conversations, read_trace, run_agent
-from lingflash.bench.report import write_report
+from lingflash.bench.in_engine.agent import make_conversations, read_trace, run_agent
 from lingflash.core.errors import ConfigError
+from lingflash.records.report import write_report
 
 
 def test_conversations_when_drawn_then_repeatable_and_within_the_context():

@@ -9,13 +9,13 @@ import time
 import pytest
 import torch
 
-from lingflash.bench.dummy_checkpoint import MID_SIZE, tensor_shapes, write_checkpoint
-from lingflash.bench.host import DEVICE_MS, run_host
-from lingflash.bench.in_process import TimedEngine, prefill_flops, random_prompts
-from lingflash.bench.lightning import Case, HeadShape, run_lightning
-from lingflash.bench.load import _probe
-from lingflash.bench.load_probe import PeakWatch
-from lingflash.bench.throughput import logit_difference, run_throughput
+from lingflash.bench.in_engine.dummy_checkpoint import MID_SIZE, tensor_shapes, write_checkpoint
+from lingflash.bench.in_engine.host import DEVICE_MS, run_host
+from lingflash.bench.in_engine.in_process import TimedEngine, prefill_flops, random_prompts
+from lingflash.bench.in_engine.lightning import Case, HeadShape, run_lightning
+from lingflash.bench.in_engine.load import _probe
+from lingflash.bench.in_engine.load_probe import PeakWatch
+from lingflash.bench.in_engine.throughput import logit_difference, run_throughput
 from lingflash.cli import main
 from lingflash.core.errors import ConfigError
 from lingflash.kernels.lightning_attn import lightning_attention_reference

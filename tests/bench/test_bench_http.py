@@ -8,13 +8,19 @@ import pytest
 
 from api_support import TOKENIZER, RunningServer, engine_info, write_toy_model
 from lingflash.api.config import ServerConfig
-from lingflash.bench import soak as soak_module
-from lingflash.bench.http_client import Address, BadAnswer, call, open_request, read_metrics
-from lingflash.bench.serve import Lengths, one_request, percentile, run_clients, serve_load
-from lingflash.bench.soak import find_leaks, run_soak, soak
-from lingflash.bench.soak_clients import Limits, _malformed, find_limits, send_malformed
+from lingflash.bench.over_http import soak as soak_module
+from lingflash.bench.over_http.serve import (
+    Lengths,
+    one_request,
+    percentile,
+    run_clients,
+    serve_load,
+)
+from lingflash.bench.over_http.soak import find_leaks, run_soak, soak
+from lingflash.bench.over_http.soak_clients import Limits, _malformed, find_limits, send_malformed
 from lingflash.core.errors import ConfigError, EngineError
-from lingflash.engine.scripted import Behaviour, ScriptedEngine
+from lingflash.link.http_client import Address, BadAnswer, call, open_request, read_metrics
+from lingflash.link.scripted import Behaviour, ScriptedEngine
 
 MANY = TOKENIZER.encode("a") * 200
 IDLE = {

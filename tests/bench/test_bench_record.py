@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from lingflash.bench import record as record_module
-from lingflash.bench.machine import (
+from lingflash.core.errors import ConfigError
+from lingflash.records import record as record_module
+from lingflash.records.machine import (
     CpuClock,
     SourceState,
     describe_machine,
     others_busy_cores,
 )
-from lingflash.bench.record import Record, Target, require
-from lingflash.core.errors import ConfigError
+from lingflash.records.record import Record, Target, require
 
 CLEAN = SourceState("c" * 40, dirty=False)
 DIRTY = SourceState("c" * 40, dirty=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lingflash.bench import record as record_module
-from lingflash.bench.machine import SourceState, command_line
-from lingflash.bench.record import Record, Target
-from lingflash.bench.report import load_records, main, render, write_report
 from lingflash.core.errors import ConfigError
+from lingflash.records import record as record_module
+from lingflash.records.machine import SourceState, command_line
+from lingflash.records.record import Record, Target
+from lingflash.records.report import load_records, main, render, write_report
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks"
 
@@ -107,6 +107,6 @@ def test_command_line_when_a_module_is_run_then_names_it_without_folders(monkeyp
         "sys.argv",
         ["/some/where/lingflash/bench/latency.py", "--out", "/out/x.json", "--batch", "1"],
     )
-    assert command_line() == "python -m lingflash.bench.latency --out x.json --batch 1"
+    assert command_line() == "python -m lingflash.bench.on_gpu.latency --out x.json --batch 1"
     monkeypatch.setattr("sys.argv", ["/bin/ling", "bench", "host"])
     assert command_line() == "ling bench host"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lingflash.bench.speculation import Outcome, run_speculation
+from lingflash.bench.in_engine.speculation import Outcome, run_speculation
 from lingflash.core.types import TokenEvent
 
 

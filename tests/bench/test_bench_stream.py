@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from lingflash.bench.http_client import Address, BadAnswer
-from lingflash.bench.stream import run_stream
-from lingflash.bench.stream_client import Stream, stream_chat
+from lingflash.bench.over_http.stream import run_stream
+from lingflash.bench.over_http.stream_client import Stream, stream_chat
 from lingflash.core.errors import ConfigError
+from lingflash.link.http_client import Address, BadAnswer
 
 SMALL = {
     "model": "ling-nano", "num_clients": 3, "num_tokens": 20, "step_ms": 1.0, "num_first": 2,

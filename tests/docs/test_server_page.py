@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lingflash.api.app import create_app
-from lingflash.api.error_map import ERROR_MAP
 from lingflash.core.env import SERVE_VARIABLES
 from lingflash.core.metrics import ServerMetrics
 from lingflash.core.types import EngineStats
-from lingflash.engine.scripted import ScriptedEngine
+from lingflash.httpd.error_map import ERROR_MAP
+from lingflash.link.scripted import ScriptedEngine
 from lingflash.protocol.endpoint_fields import ENDPOINT_FIELDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")

@@ -11,10 +11,10 @@ from lingflash import LLM
 from lingflash.core.config import EngineConfig, parse_num_speculative_tokens
 from lingflash.core.errors import ConfigError
 from lingflash.core.types import EngineRequest, GrammarSpec, SamplingParams
-from lingflash.engine.memory_plan import plan_memory
-from lingflash.engine.model_runner import allocate_cache
-from lingflash.engine.speculation import Speculator
-from lingflash.engine.speculation_gain import SpeculationGain
+from lingflash.engine.memory.plan import plan_memory
+from lingflash.engine.run.model_runner import allocate_cache
+from lingflash.engine.run.speculation import Speculator
+from lingflash.engine.schedule.speculation_gain import SpeculationGain
 from lingflash.models.forward_batch import make_forward_batch, make_mtp_batch
 from models_support import CPU, load
 from oracle import write_checkpoint

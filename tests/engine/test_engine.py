@@ -10,8 +10,8 @@ import torch
 from engine_support import finish, new_engine, poison_rows, request, tokens_of
 from lingflash.core.errors import ConfigError, EngineError
 from lingflash.core.types import SamplingParams
-from lingflash.engine.request import sequences_of
-from lingflash.engine.sampler import _change_logits
+from lingflash.engine.run.sampler import _change_logits
+from lingflash.engine.schedule.sequence import sequences_of
 from lingflash.kernels.sampling import gumbel_noise, noise_key
 from lingflash.models.bailing_hybrid import BailingHybrid
 from models_support import feed, new_cache

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lingflash.bench.dummy_checkpoint import tensor_shapes
-from lingflash.bench.shapes import shape_config
+from lingflash.bench.in_engine.dummy_checkpoint import tensor_shapes
+from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import NotEnoughMemoryError
-from lingflash.engine.memory_plan import plan_checkpoint
-from lingflash.engine.weight_bytes import count_weights, in_format
+from lingflash.core.hub import bundled_folder
+from lingflash.engine.memory.plan import plan_checkpoint
+from lingflash.engine.memory.weight_bytes import count_weights, in_format
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import load_model_config
-from lingflash.models.hub import bundled_folder
 from lingflash.parallel.shard import Shard
 from models_support import load
 from quant_support import quantize

@@ -18,8 +18,9 @@ from deferred_runner import DeferredRunner
 from engine_support import Recorder, finish, new_engine, poison_rows, request, tokens_of
 from lingflash.cache.memory_ops import StoreBlocks, StoreState
 from lingflash.core.errors import EngineError
-from lingflash.engine import ipc, model_runner
-from lingflash.engine.worker import _serve
+from lingflash.engine.process.worker import _serve
+from lingflash.engine.run import model_runner
+from lingflash.link import ipc
 from models_support import load
 from oracle import write_checkpoint
 

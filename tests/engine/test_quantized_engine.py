@@ -8,7 +8,7 @@ import pytest
 
 from engine_support import WEATHER_MESSAGES, WEATHER_TOOL
 from lingflash import LLM, SamplingParams
-from lingflash.models.hub import bundled_folder
+from lingflash.core.hub import bundled_folder
 from quant_support import quantize
 
 

@@ -14,10 +14,10 @@ import torch
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineError
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.engine.ipc import IpcEngineClient
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.ranks import decode, encode
+from lingflash.engine.run.model_runner import ModelRunner
+from lingflash.engine.run.ranks import decode, encode
+from lingflash.link.ipc import IpcEngineClient
 from lingflash.models.forward_batch import make_forward_batch
 from models_support import CPU
 

@@ -20,7 +20,7 @@ from lingflash.core.errors import (
     QueueFullError,
 )
 from lingflash.core.types import EngineRequest, GrammarSpec
-from lingflash.engine.ipc import IpcEngineClient
+from lingflash.link.ipc import IpcEngineClient
 from models_support import CHECKPOINT
 
 PROMPT = [(11 * t) % 500 for t in range(20)]

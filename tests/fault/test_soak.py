@@ -16,7 +16,7 @@ import pytest
 
 from api_support import RunningServer, engine_info, write_toy_model
 from lingflash.api.config import ServerConfig
-from lingflash.engine.scripted import Behaviour
+from lingflash.link.scripted import Behaviour
 
 NUM_CLIENTS = 32
 MALFORMED = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lingflash.bench.soak import run_soak
+from lingflash.bench.over_http.soak import run_soak
 from lingflash.core.config import BUNDLED_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

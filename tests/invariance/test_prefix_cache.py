@@ -16,7 +16,7 @@ from engine_support import Recorder, finish, new_engine, poison_rows, request, t
 from lingflash.cache.memory_ops import CopyState, SaveState
 from lingflash.cache.prefix_tree import block_keys, root_key
 from lingflash.core.types import GrammarSpec
-from lingflash.engine import model_runner
+from lingflash.engine.run import model_runner
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.vocabulary import Vocabulary
 from models_support import load

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from engine_support import finish, new_engine, request
 from lingflash.core.types import GrammarSpec
-from lingflash.engine import model_runner
-from lingflash.engine.speculation import Speculator
+from lingflash.engine.run import model_runner
+from lingflash.engine.run.speculation import Speculator
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.vocabulary import Vocabulary
 from models_support import load

@@ -9,8 +9,8 @@ import torch
 
 from lingflash.cache.lease import Lease
 from lingflash.core.types import SamplingParams
-from lingflash.engine.cuda_graphs import GRAPH_ROWS, NOT_FINITE, DecodeGraphs, graph_sizes
-from lingflash.engine.step import ScheduledSequence, SchedulerOutput
+from lingflash.engine.run.cuda_graphs import GRAPH_ROWS, NOT_FINITE, DecodeGraphs, graph_sizes
+from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput
 from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from models_support import BLOCK, load, new_cache

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from lingflash.kernels.lightning_attn import decay_tables, lightning_attention_reference
-from lingflash.kernels.lightning_attn.triton_kernel import (
+from lingflash.kernels.lightning_attn.triton_decode import (
     gated_lightning_decode_triton,
     lightning_decode_triton,
 )
 from lingflash.kernels.mla import mla_attention_reference
-from lingflash.kernels.mla.triton_kernel import mla_decode_triton
+from lingflash.kernels.mla.triton_decode import mla_decode_triton
 from lingflash.kernels.moe_route import RoutingRule, route_tokens
-from lingflash.kernels.moe_route.triton_kernel import choose_experts_triton
+from lingflash.kernels.moe_route.triton_choose import choose_experts_triton
 from lingflash.kernels.rmsnorm import (
     add_rms_norm,
     group_rms_norm_reference,
     rms_norm,
     rms_norm_reference,
 )
-from lingflash.kernels.rmsnorm.triton_kernel import (
+from lingflash.kernels.rmsnorm.triton_rows import (
     add_rms_norm_triton,
     gated_group_rms_norm_triton,
     rms_norm_triton,

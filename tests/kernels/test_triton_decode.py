@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lingflash.kernels.moe_gemm import expert_mlp_reference
-from lingflash.kernels.moe_gemm.triton_decode import (
+from lingflash.kernels.moe_gemm.decode import (
     BLOCK_ROWS,
     DecodeExperts,
     OneTokenTiles,
@@ -21,11 +21,11 @@ from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
 from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
-from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+from lingflash.kernels.rmsnorm.triton_add_parts import add_parts_rms_norm
 from lingflash.kernels.sampling import noise_key, sample_tokens
-from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
+from lingflash.kernels.sampling.triton_sample import sample_tokens_triton
 from lingflash.kernels.skinny_gemm import skinny_gemm_reference
-from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+from lingflash.kernels.skinny_gemm.triton_few_rows import skinny_gemm_triton
 from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm, RowNorm, one_row_product
 from lingflash.quant.pack import dequantize, quantize_fp8, quantize_int4
 

@@ -7,10 +7,10 @@ import torch
 
 from lingflash.kernels.moe_gemm import expert_mlp, expert_mlp_reference, silu_and_mul
 from lingflash.kernels.moe_gemm.formats import expert_format
-from lingflash.kernels.moe_gemm.triton_align import sort_rows
 from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile, expert_mlp_grouped
+from lingflash.kernels.moe_gemm.triton_sort import sort_rows
 from lingflash.kernels.moe_route import RoutingRule, route_tokens
-from lingflash.kernels.moe_route.triton_gate import gate_logits, split_bfloat16
+from lingflash.kernels.moe_route.triton_scores import gate_logits, split_bfloat16
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
     Rows,
@@ -20,7 +20,7 @@ from lingflash.kernels.quant_gemm import (
     quantize_rows_fp8,
     quantize_rows_reference,
 )
-from lingflash.kernels.quant_gemm.triton_kernel import (
+from lingflash.kernels.quant_gemm.triton_fp8 import (
     Tile,
     fp8_gemm_triton,
     quantize_rows_triton,

@@ -7,10 +7,10 @@ import torch
 
 from lingflash.kernels.moe_gemm import expert_mlp_reference
 from lingflash.kernels.moe_gemm.formats import expert_format
-from lingflash.kernels.moe_gemm.triton_align import sort_rows
 from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile, expert_mlp_grouped, gate_up
 from lingflash.kernels.moe_gemm.triton_grouped_int4 import in_fragment_order
 from lingflash.kernels.moe_gemm.triton_nibbles import fragment_order
+from lingflash.kernels.moe_gemm.triton_sort import sort_rows
 from lingflash.quant.matrix import QuantizedExperts
 from lingflash.quant.pack import dequantize, quantize_int4, relative_error
 

@@ -21,7 +21,7 @@ from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
 from lingflash.kernels.lightning_attn.triton_verify import lightning_verify_triton
 from lingflash.kernels.mla import mla_attention, mla_attention_reference, plan_mla
 from lingflash.kernels.mla.gpu_plan import TILE_ROWS
-from lingflash.kernels.mla.triton_kernel import mla_decode_triton, num_parts_for
+from lingflash.kernels.mla.triton_decode import mla_decode_triton, num_parts_for
 from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
 from lingflash.kernels.rope import apply_rope_half_split, rope_inv_freq, rope_table
 

@@ -11,7 +11,7 @@ from lingflash import LLM, SamplingParams
 from lingflash.cache.memory_ops import HostCopy, LoadState, SaveState, StoreBlocks, ZeroBlocks
 from lingflash.core.config import EngineConfig
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.model_runner import ModelRunner
+from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.models.forward_batch import Trace, make_forward_batch
 from models_support import BLOCK, CHECKPOINT, GOLDEN, load
 from oracle import write_checkpoint

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lingflash.core.errors import ModelLoadError, UnsupportedModelError
+from lingflash.core.hub import resolve_model
 from lingflash.models.config import parse_model_config
-from lingflash.models.hub import resolve_model
 from lingflash.models.loader import load_stop_token_ids
 from models_support import feed_in_chunks, load
 from oracle import SMALL, write_checkpoint

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from lingflash.core.errors import ConfigError
+from lingflash.core.hub import bundled_folder
 from lingflash.models.checkpoint import read_checkpoint
 from lingflash.models.config import load_model_config
-from lingflash.models.hub import bundled_folder
 from lingflash.models.layers.lightning import layer_decay_rate
 from lingflash.models.loader import build_model
 from lingflash.parallel.mesh import Mesh

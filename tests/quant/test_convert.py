@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from lingflash.cli import main
 from lingflash.core.errors import ConfigError, ModelLoadError
+from lingflash.core.hub import bundled_folder
 from lingflash.models.checkpoint import read_checkpoint
-from lingflash.models.hub import bundled_folder
 from lingflash.quant import convert as convert_module
 from lingflash.quant.convert import convert, read_back
 from lingflash.quant.scheme import read_formats

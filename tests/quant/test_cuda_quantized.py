@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lingflash import LLM, SamplingParams
+from lingflash.core.hub import bundled_folder
 from lingflash.models.forward_batch import make_forward_batch
-from lingflash.models.hub import bundled_folder
 from models_support import CPU, load, new_cache
 from oracle import write_checkpoint
 from quant_support import WIDE, quantize

@@ -311,7 +311,7 @@ def test_experts_when_stored_in_different_formats_then_are_refused(converted, tm
 
 
 def test_flops_when_quantized_then_are_those_of_the_model(converted):
-    from lingflash.bench.in_process import prefill_flops
+    from lingflash.bench.in_engine.in_process import prefill_flops
 
     expected = prefill_flops(str(converted["bf16"]), 100)
     for name in FORMATS:

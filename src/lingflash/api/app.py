@@ -7,25 +7,20 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from lingflash.api import error_map
-from lingflash.api.auth import require_key
-from lingflash.api.body import json_response
+from lingflash.api.chat import route as chat
+from lingflash.api.completions import route as completions
 from lingflash.api.config import ServerConfig
-from lingflash.api.middleware import RequestContextMiddleware
-from lingflash.api.openapi import install_openapi
-from lingflash.api.routes import (
-    admin,
-    chat,
-    completions,
-    health,
-    messages,
-    models,
-    responses,
-    tokenize,
-)
+from lingflash.api.messages import route as messages
+from lingflash.api.plain import admin, health, models, tokenize
+from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError, LingflashError
-from lingflash.engine.client import EngineClient
+from lingflash.httpd import error_map
+from lingflash.httpd.auth import require_key
+from lingflash.httpd.body import json_response
+from lingflash.httpd.middleware import RequestContextMiddleware
+from lingflash.httpd.openapi import install_openapi
+from lingflash.link.client import EngineClient
 from lingflash.protocol.chat import ChatCompletionRequest
 from lingflash.protocol.completions import CompletionRequest
 from lingflash.protocol.messages import CountTokensRequest, MessagesRequest

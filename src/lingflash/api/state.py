@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 from fastapi import Request
 
-from lingflash.api.call_store import CallStore
+from lingflash.api.answer.call_store import CallStore
+from lingflash.api.answer.grammar_check import GrammarChecker
 from lingflash.api.config import ServerConfig
-from lingflash.api.grammar_check import GrammarChecker
-from lingflash.api.response_store import ResponseStore
+from lingflash.api.responses.store import ResponseStore
 from lingflash.core.errors import CapacityError, ModelLoadError, NotFoundError
 from lingflash.core.metrics import ServerMetrics
-from lingflash.engine.client import EngineClient
+from lingflash.link.client import EngineClient
 from lingflash.text.chat_prompt import ModelText
 from lingflash.text.run_memo import RunMemo
 

@@ -67,7 +67,7 @@ def throughput(
 ) -> None:
     """Prefill and decode tokens/s on the CPU in float32, beside mlx-lm in the same run."""
     quiet_threads()
-    from lingflash.bench.throughput import run_throughput
+    from lingflash.bench.in_engine.throughput import run_throughput
 
     run_throughput(
         model=model,
@@ -103,7 +103,7 @@ def agent(
 ) -> None:
     """Conversations of an agent: time to first token by turn, prefix cache on, off and starved."""
     quiet_threads()
-    from lingflash.bench.agent import run_agent
+    from lingflash.bench.in_engine.agent import run_agent
 
     run_agent(
         model=model,
@@ -130,7 +130,7 @@ def host(
 ) -> None:
     """Time of one engine step outside the model, part by part."""
     quiet_threads()
-    from lingflash.bench.host import run_host
+    from lingflash.bench.in_engine.host import run_host
 
     run_host(
         model=model,
@@ -154,7 +154,7 @@ def lightning(
 ) -> None:
     """Time of the lightning attention operator; it must grow with the length, no faster."""
     quiet_threads()
-    from lingflash.bench.lightning import run_lightning
+    from lingflash.bench.in_engine.lightning import run_lightning
 
     run_lightning(
         lengths=tokens or [8192, 32768],
@@ -175,7 +175,7 @@ def mask(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Time of a token mask under schemas, tools and a regex, with a large vocabulary."""
-    from lingflash.bench.mask import run_mask
+    from lingflash.bench.in_engine.mask import run_mask
 
     run_mask(vocab_size=vocab_size, repeats=repeats, out=out, allow_dirty=allow_dirty)
 
@@ -197,7 +197,7 @@ def load(
 ) -> None:
     """Peak anonymous memory of loading a large dummy checkpoint in a fresh process."""
     quiet_threads()
-    from lingflash.bench.load import run_load
+    from lingflash.bench.in_engine.load import run_load
 
     run_load(
         layers=layers,
@@ -249,8 +249,8 @@ def serve(
 ) -> None:
     """Stream answers to many clients over HTTP: latencies, tokens/s, goodput."""
     if scripted:
-        from lingflash.bench.record import require
-        from lingflash.bench.stream import run_stream
+        from lingflash.bench.over_http.stream import run_stream
+        from lingflash.records.record import require
 
         require(url is None, "--url", url, "not with --scripted, which starts its own server")
         require(not serve_flag, "--serve-flag", serve_flag, "none with --scripted")
@@ -267,7 +267,7 @@ def serve(
             )
         )
         return
-    from lingflash.bench.serve import Lengths, serve_load
+    from lingflash.bench.over_http.serve import Lengths, serve_load
 
     asyncio.run(
         serve_load(
@@ -300,7 +300,7 @@ def soak(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Good, leaving and malformed clients; exits with 1 if a block, slot or task is left behind."""
-    from lingflash.bench.soak import run_soak
+    from lingflash.bench.over_http.soak import run_soak
 
     is_clean = asyncio.run(
         run_soak(
@@ -370,8 +370,8 @@ def latency(
     commit: CommitOption = None,
 ) -> None:
     """Decode steps and prefill of a model of the true shapes with random weights, on one GPU."""
-    from lingflash.bench.latency import run_latency
-    from lingflash.bench.record import require
+    from lingflash.bench.on_gpu.latency import run_latency
+    from lingflash.records.record import require
 
     require(weights == "dummy", "--weights", weights, "dummy")
     run_latency(
@@ -403,7 +403,7 @@ def kernels_command(
     commit: CommitOption = None,
 ) -> None:
     """Every kernel at Ling-2.6-flash's shapes on one GPU; lightning beside fla, if it is there."""
-    from lingflash.bench.kernels import GROUPS, run_kernels
+    from lingflash.bench.on_gpu.kernels import GROUPS, run_kernels
 
     run_kernels(
         groups=group or list(GROUPS),
@@ -424,7 +424,7 @@ def report(
     ] = False,
 ) -> None:
     """Write RESULTS.md (and plots, if matplotlib is there) from the JSON files."""
-    from lingflash.bench.report import write_report
+    from lingflash.records.report import write_report
 
     if not write_report(folder, check=check):
         raise typer.Exit(1)

@@ -31,7 +31,7 @@ def speculation(
 ) -> None:
     """Accepted drafts of the MTP layer on held-out tool calls, and tokens/s with and without."""
     quiet_threads()
-    from lingflash.bench.speculation import run_speculation
+    from lingflash.bench.in_engine.speculation import run_speculation
     from lingflash.train.data.heldout import heldout_cases
 
     run_speculation(

@@ -14,13 +14,13 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lingflash.api.error_map import error_from_event
 from lingflash.cli.options import LoadingBar
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineError, InvalidRequestError, LingflashError
+from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.engine.ipc import IpcEngineClient
-from lingflash.models.hub import resolve_model
+from lingflash.httpd.error_map import error_from_event
+from lingflash.link.ipc import IpcEngineClient
 from lingflash.text.chat_prompt import ModelText
 from lingflash.text.output import SequenceOutput
 

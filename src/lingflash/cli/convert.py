@@ -41,9 +41,9 @@ def convert_command(
     ] = 100,
 ) -> None:
     """Convert a checkpoint to FP8 or INT4, shard by shard; run it again to resume."""
+    from lingflash.core.hub import resolve_model
     from lingflash.models.checkpoint import read_checkpoint
     from lingflash.models.config import load_model_config
-    from lingflash.models.hub import resolve_model
     from lingflash.quant.convert import Conversion, convert, read_back
     from lingflash.quant.recipe import FORMATS, FormatName
 

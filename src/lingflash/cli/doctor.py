@@ -44,10 +44,10 @@ def doctor(
     )
     for label, value in describe_machine():
         typer.echo(f"{label:<10} {value}")
-    from lingflash.engine.memory_plan import plan_memory
+    from lingflash.core.hub import resolve_model
+    from lingflash.engine.memory.plan import plan_memory
     from lingflash.models.checkpoint import read_checkpoint
     from lingflash.models.config import load_model_config
-    from lingflash.models.hub import resolve_model
     from lingflash.quant.scheme import describe_formats, read_formats
     from lingflash.text.chat_prompt import ModelText
 

@@ -173,10 +173,10 @@ def serve(
 
 def _serve(engine_config: EngineConfig, config: ServerConfig, engine_restarts: int) -> None:
     # Late: these take longer to import than `ling --help` may take in all.
-    from lingflash.api.server import bind_socket, run_server
+    from lingflash.core.hub import resolve_model
     from lingflash.core.log import setup_logging
-    from lingflash.engine.ipc import IpcEngineClient
-    from lingflash.models.hub import resolve_model
+    from lingflash.httpd.server import bind_socket, run_server
+    from lingflash.link.ipc import IpcEngineClient
 
     setup_logging(config.log_level)
     with bind_socket(config.host, config.port) as sock:

@@ -12,12 +12,12 @@ from lingflash.cache.manager import CacheManager
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineDeadError, EngineError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
-from lingflash.engine.constrained import load_vocabulary
-from lingflash.engine.model_runner import ModelRunner
-from lingflash.engine.scheduler import Scheduler
-from lingflash.engine.self_test import run_self_test
-from lingflash.engine.speculation_gain import SpeculationGain
-from lingflash.engine.step import PendingStep, SchedulerOutput
+from lingflash.engine.process.self_test import run_self_test
+from lingflash.engine.run.model_runner import ModelRunner
+from lingflash.engine.run.step_masks import load_vocabulary
+from lingflash.engine.schedule.scheduler import Scheduler
+from lingflash.engine.schedule.speculation_gain import SpeculationGain
+from lingflash.engine.schedule.step import PendingStep, SchedulerOutput
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 

@@ -94,7 +94,7 @@ class CudaDecoder:
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors) -> None:
         # Triton is there where a GPU is, and only there.
-        from lingflash.kernels.moe_gemm.triton_decode import nibble_order, pair_order
+        from lingflash.kernels.moe_gemm.decode import nibble_order, pair_order
 
         self._model, self._cache = model, cache
         self._device = model.device
@@ -127,7 +127,7 @@ class CudaDecoder:
     @torch.inference_mode()
     def forward(self, inputs: DecodeInputs) -> Tensor:
         """As BailingHybrid.forward: hidden states [N, D] after the final norm."""
-        from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+        from lingflash.kernels.rmsnorm.triton_add_parts import add_parts_rms_norm
 
         model = self._model
         self.topk_ids = []
@@ -152,7 +152,7 @@ class CudaDecoder:
 
     def _product(self, matrix: Matrix, *, scaled: bool = False) -> Callable[..., Tensor]:
         """x, out -> out = x W^T; for one row also norm and add as in one_row_product."""
-        from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+        from lingflash.kernels.skinny_gemm.triton_few_rows import skinny_gemm_triton
         from lingflash.kernels.skinny_gemm.triton_one_row import one_row_product
 
         parts = _products(matrix)
@@ -201,7 +201,7 @@ class CudaDecoder:
         self, weight: Tensor, ordered: bool = False
     ) -> Callable[[_Flow], tuple[Tensor, Tensor]]:
         """Add the pending parts, norm: activations in their own order and as INT4 reads them."""
-        from lingflash.kernels.rmsnorm.triton_decode import add_parts_rms_norm
+        from lingflash.kernels.rmsnorm.triton_add_parts import add_parts_rms_norm
 
         eps = self._model.config.rms_norm_eps
         # One row's INT4 products add four eightfold values of a row in float16: 16 times its norm.
@@ -225,11 +225,11 @@ class CudaDecoder:
         return self._lightning(layer, layer.attention)
 
     def _lightning(self, layer: DecoderLayer, a: LightningLayer) -> _Part:
-        from lingflash.kernels.lightning_attn.triton_kernel import (
+        from lingflash.kernels.lightning_attn.triton_decode import (
             gated_lightning_decode_triton,
             lightning_decode_triton,
         )
-        from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
+        from lingflash.kernels.rmsnorm.triton_rows import gated_group_rms_norm_triton
         from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm
 
         c, cache, i = self._model.config, self._cache, a.state_index
@@ -258,8 +258,8 @@ class CudaDecoder:
         return run
 
     def _mla(self, layer: DecoderLayer, a: MlaLayer) -> _Part:
-        from lingflash.kernels.mla.triton_kernel import mla_decode_triton
-        from lingflash.kernels.mla.triton_project import (
+        from lingflash.kernels.mla.triton_decode import mla_decode_triton
+        from lingflash.kernels.mla.triton_decode_ends import (
             absorb_queries,
             unabsorb_values,
             write_latents,
@@ -304,7 +304,7 @@ class CudaDecoder:
 
     def _dense(self, layer: DecoderLayer, mlp: DenseMlp) -> _Part:
         """A dense MLP is one expert that every token takes."""
-        from lingflash.kernels.moe_gemm.triton_decode import (
+        from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
             all_rows,
             down_decode,
@@ -331,7 +331,7 @@ class CudaDecoder:
         return run
 
     def _experts(self, layer: DecoderLayer, mlp: MoeMlp) -> _Part:
-        from lingflash.kernels.moe_gemm.triton_decode import (
+        from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
             down_decode,
             down_one_token,

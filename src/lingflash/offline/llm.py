@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lingflash.core.config import BUNDLED_MODEL, Device, Dtype, EngineConfig
 from lingflash.core.errors import InvalidRequestError
+from lingflash.core.hub import resolve_model
 from lingflash.core.types import (
     EngineInfo,
     EngineRequest,
@@ -19,8 +20,7 @@ from lingflash.core.types import (
     TokenLogprob,
 )
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.model_runner import ModelRunner
-from lingflash.models.hub import resolve_model
+from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.structured.answer_form import answer_grammar, read_structured_outputs
 from lingflash.text.chat_prompt import ModelText
 from lingflash.text.output import SequenceOutput

@@ -180,7 +180,7 @@ def linear(x: Tensor | Rows, weight: Matrix) -> Tensor:
     if _takes_fp8(rows.x, weight):
         return fp8_gemm(rows.fp8(), weight.values, weight.scale)
     if _is_skinny(rows.x, weight):
-        from lingflash.kernels.skinny_gemm.triton_kernel import skinny_gemm_triton
+        from lingflash.kernels.skinny_gemm.triton_few_rows import skinny_gemm_triton
 
         out = rows.x.new_empty(rows.x.shape[0], weight.shape[0])
         return skinny_gemm_triton(rows.x, weight.values, weight.scale, out, scaled=True)

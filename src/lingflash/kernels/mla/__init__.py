@@ -208,7 +208,7 @@ def _on_gpu(
 ) -> Tensor:
     """Decoding rows absorbed, runs expanded, by Triton's kernels."""
     # Not at the top: a machine without a GPU may be without Triton.
-    from lingflash.kernels.mla.triton_kernel import mla_decode_triton
+    from lingflash.kernels.mla.triton_decode import mla_decode_triton
     from lingflash.kernels.mla.triton_prefill import mla_prefill_triton
 
     num_tokens, num_heads, nope = q_nope.shape

@@ -19,7 +19,7 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     Numerics: rounded to the dtype; in between too, except on a GPU. Sync: none, graph-safe.
     """
     if gate_up.is_cuda and gate_up.dim() == 2 and gate_up.stride(1) == 1:
-        from lingflash.kernels.quant_gemm.triton_kernel import silu_and_mul_triton
+        from lingflash.kernels.quant_gemm.triton_fp8 import silu_and_mul_triton
 
         return silu_and_mul_triton(gate_up)
     gate, up = gate_up.chunk(2, -1)

@@ -14,7 +14,7 @@ import triton.language as tl
 from triton import knobs
 
 from lingflash.kernels.moe_gemm.triton_nibbles import nibble, place_of
-from lingflash.kernels.skinny_gemm.triton_kernel import narrow
+from lingflash.kernels.skinny_gemm.triton_few_rows import narrow
 from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import start_next, wait_for_previous

@@ -22,10 +22,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lingflash.kernels.moe_gemm.formats import BF16, FP8, INT4, ExpertFormat, StoredExperts
-from lingflash.kernels.moe_gemm.triton_align import SortedRows, sort_rows
 from lingflash.kernels.moe_gemm.triton_grouped_int4 import down_int4, gate_up_int4
+from lingflash.kernels.moe_gemm.triton_sort import SortedRows, sort_rows
 from lingflash.kernels.quant_gemm import Fp8Rows, quantize_rows_fp8
-from lingflash.kernels.quant_gemm.triton_kernel import Tile
+from lingflash.kernels.quant_gemm.triton_fp8 import Tile
 from lingflash.kernels.triton_dot import dot, to_fp8
 
 __all__ = ["GroupedTile", "combine", "down", "expert_mlp_grouped", "gate_up"]

@@ -20,9 +20,9 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lingflash.kernels.moe_gemm.triton_align import SortedRows
 from lingflash.kernels.moe_gemm.triton_nibbles import fragment_column, fragments
-from lingflash.kernels.quant_gemm.triton_kernel import Tile
+from lingflash.kernels.moe_gemm.triton_sort import SortedRows
+from lingflash.kernels.quant_gemm.triton_fp8 import Tile
 from lingflash.kernels.triton_dot import dot
 
 __all__ = ["down_int4", "gate_up_int4", "in_fragment_order"]

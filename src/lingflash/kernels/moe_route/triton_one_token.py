@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lingflash.kernels.moe_route import RoutingRule
-from lingflash.kernels.moe_route.triton_kernel import choose
+from lingflash.kernels.moe_route.triton_choose import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["norm_and_route_one"]

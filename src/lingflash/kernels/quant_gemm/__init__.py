@@ -112,7 +112,7 @@ def quantize_rows_fp8(x: Tensor) -> Fp8Rows:
     _check_rows(x, x.shape[-1])
     if x.device.type == "cpu":
         return Fp8Rows(*quantize_rows_reference(x))
-    from lingflash.kernels.quant_gemm.triton_kernel import quantize_rows_triton
+    from lingflash.kernels.quant_gemm.triton_fp8 import quantize_rows_triton
 
     return Fp8Rows(*quantize_rows_triton(x))
 
@@ -129,7 +129,7 @@ def silu_and_mul_fp8(gate_up: Tensor) -> Fp8Rows:
     if gate_up.device.type == "cpu":
         gate, up = gate_up.float().chunk(2, -1)
         return Fp8Rows(*quantize_rows_reference(torch.nn.functional.silu(gate) * up))
-    from lingflash.kernels.quant_gemm.triton_kernel import silu_and_mul_fp8_triton
+    from lingflash.kernels.quant_gemm.triton_fp8 import silu_and_mul_fp8_triton
 
     return Fp8Rows(*silu_and_mul_fp8_triton(gate_up))
 
@@ -168,7 +168,7 @@ def fp8_gemm(x: Fp8Rows, w8: Tensor, w_scale: Tensor) -> Tensor:
         return torch.empty(0, w8.shape[0], dtype=torch.bfloat16, device=w8.device)
     if BLOCK_GEMM == "cublas" and _cublas_takes(w8, w_scale):
         return fp8_block_gemm_cublas(x, w8, w_scale)
-    from lingflash.kernels.quant_gemm.triton_kernel import fp8_gemm_triton
+    from lingflash.kernels.quant_gemm.triton_fp8 import fp8_gemm_triton
 
     return fp8_gemm_triton(x.values, x.scale, w8, w_scale)
 
@@ -187,7 +187,7 @@ def fp8_block_gemm_cublas(x: Fp8Rows, w8: Tensor, w_scale: Tensor) -> Tensor:
     """
     from torch.nn.functional import ScalingType, scaled_mm
 
-    from lingflash.kernels.quant_gemm.triton_kernel import ROWS_TOGETHER
+    from lingflash.kernels.quant_gemm.triton_fp8 import ROWS_TOGETHER
 
     num_rows = x.shape[0]
     room = -(-num_rows // ROWS_TOGETHER) * ROWS_TOGETHER

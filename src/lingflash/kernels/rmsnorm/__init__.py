@@ -50,7 +50,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if x.is_cuda and x.dim() == 2 and x.stride(1) == 1 and weight.dim() == 1:
         # Not at the top: a machine without a GPU may be without Triton.
-        from lingflash.kernels.rmsnorm.triton_kernel import rms_norm_triton
+        from lingflash.kernels.rmsnorm.triton_rows import rms_norm_triton
 
         return rms_norm_triton(x, weight, eps)
     x32 = x.float()
@@ -72,7 +72,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Numerics: the sum is rounded as it is kept, and its norm is rms_norm's. Sync: none, graph-safe.
     """
     if x.is_cuda and residual.is_contiguous():
-        from lingflash.kernels.rmsnorm.triton_kernel import add_rms_norm_triton
+        from lingflash.kernels.rmsnorm.triton_rows import add_rms_norm_triton
 
         return residual, add_rms_norm_triton(x, residual, weight, eps)
     total = residual + x

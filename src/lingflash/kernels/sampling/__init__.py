@@ -114,7 +114,7 @@ def sample_tokens(logits: Tensor, temperature: Tensor, keys: Sequence[int]) -> T
         int64 [R].
     """
     if logits.is_cuda:
-        from lingflash.kernels.sampling.triton_kernel import sample_tokens_triton
+        from lingflash.kernels.sampling.triton_sample import sample_tokens_triton
 
         drawn = (temperature > 0).float()  # the logits are already divided by it
         return sample_tokens_triton(logits, drawn, torch.tensor(list(keys), device=logits.device))

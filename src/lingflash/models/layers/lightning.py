@@ -128,14 +128,14 @@ class LightningLayer:
         prompt tokens among the rows; state and tails stay float32.
         """
         # Not at the top: a machine without a GPU may be without Triton.
-        from lingflash.kernels.lightning_attn.triton_kernel import lightning_decode_triton
+        from lingflash.kernels.lightning_attn.triton_decode import lightning_decode_triton
         from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
         from lingflash.kernels.lightning_attn.triton_verify import (
             MOST_VERIFIED,
             MOST_VERIFIED_SEQUENCES,
             lightning_verify_triton,
         )
-        from lingflash.kernels.rmsnorm.triton_kernel import gated_group_rms_norm_triton
+        from lingflash.kernels.rmsnorm.triton_rows import gated_group_rms_norm_triton
 
         c, i = self.config, self.state_index
         tables = self.tables(plan.chunk, fused.device)

@@ -1,0 +1,143 @@
+"""An answer to a conversation as a row of blocks: text, thinking, tool calls.
+
+Responses and messages both send an answer block by block: open it, add to it, close it. This is the
+one place that turns what the chat route reads from the model into such steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lingflash.api.answer.generation import Generation
+from lingflash.api.chat.writer import ChatChoice, usage_of
+from lingflash.core.types import FinishReason
+from lingflash.text.answer import AnswerEvent
+from lingflash.text.output import OutputDelta
+from lingflash.text.reasoning import Reasoning
+from lingflash.text.tool_parser import CallBroken, CallDelta, CallEnd, CallStart
+
+BlockKind = Literal["text", "reasoning", "call"]
+
+
+@dataclass(slots=True)
+class Block:
+    """One piece of an answer.
+
+    Args:
+        index: its place in the answer.
+        kind: what it is.
+        call_id: of a call.
+        name: the function of a call.
+        pieces: its text so far; of a call, the JSON of its arguments.
+        is_complete: False if the answer ended inside it.
+    """
+
+    index: int
+    kind: BlockKind
+    call_id: str = ""
+    name: str = ""
+    pieces: list[str] = field(default_factory=list)
+    is_complete: bool = True
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStep:
+    """What happened to a block.
+
+    Args:
+        action: it was opened, got more text, or was closed.
+        block: whose step it is.
+        text: that was added.
+    """
+
+    action: Literal["open", "add", "close"]
+    block: Block
+    text: str = ""
+
+
+class Turn:
+    """Reads the one choice of a generation into blocks.
+
+    Args:
+        choice: reads tool calls out of the text.
+    """
+
+    def __init__(self, choice: ChatChoice) -> None:
+        self._choice = choice
+        self._open: Block | None = None
+        self.blocks: list[Block] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+
+    def usage(self, generation: Generation) -> dict[str, Any]:
+        """Token counts so far, those of thinking among them."""
+        return usage_of(generation, [self._choice])
+
+    @property
+    def num_calls(self) -> int:
+        """Tool calls so far."""
+        return sum(block.kind == "call" for block in self.blocks)
+
+    def take(self, delta: OutputDelta) -> list[BlockStep]:
+        """Take what one event added; return the steps that it makes."""
+        steps: list[BlockStep] = []
+        self._read(self._choice.take(delta), steps)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+            self.stop_reason = delta.stop_reason
+            if self._open is not None and delta.finish_reason == "length":
+                self._open.is_complete = False
+            self._close(steps)
+        return steps
+
+    async def collect(self, generation: Generation) -> None:
+        """Read a whole answer."""
+        async for deltas in generation.deltas():
+            for _, delta in deltas:
+                self.take(delta)
+
+    def _read(self, events: Sequence[AnswerEvent], steps: list[BlockStep]) -> None:
+        for event in events:
+            match event:
+                case str():
+                    if event:
+                        self._add("text", event, steps)
+                case Reasoning(text):
+                    self._add("reasoning", text, steps)
+                case CallStart(_, call_id, name):
+                    self._close(steps)
+                    self._begin(Block(len(self.blocks), "call", call_id, name), steps)
+                case CallDelta(_, arguments):
+                    self._add("call", arguments, steps)
+                case CallEnd():
+                    self._close(steps)
+                case CallBroken():
+                    # It was reported already; what was broken follows as text.
+                    if self._open is not None:
+                        self._open.is_complete = False
+                    self._close(steps)
+
+    def _add(self, kind: BlockKind, text: str, steps: list[BlockStep]) -> None:
+        if self._open is None or self._open.kind != kind:
+            self._close(steps)
+            self._begin(Block(len(self.blocks), kind), steps)
+        assert self._open is not None
+        self._open.pieces.append(text)
+        steps.append(BlockStep("add", self._open, text))
+
+    def _begin(self, block: Block, steps: list[BlockStep]) -> None:
+        self._open = block
+        self.blocks.append(block)
+        steps.append(BlockStep("open", block))
+
+    def _close(self, steps: list[BlockStep]) -> None:
+        if self._open is not None:
+            steps.append(BlockStep("close", self._open))
+            self._open = None

@@ -1,0 +1,183 @@
+"""Streams an answer as server-sent events.
+
+What is ready together is written together. A reader that falls behind makes `send` wait, and
+meanwhile its events gather in its own queue, so it slows nobody else. After the first byte an
+error can only be an event, in the form of the endpoint, such as `data: {"error": ...}`; then comes
+the end, without `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from lingflash.api.answer.generation import ClientGone, Deltas, Generation, until_client_gone
+from lingflash.core.errors import LingflashError
+from lingflash.httpd.body import json_response
+from lingflash.httpd.error_map import envelope
+from lingflash.protocol.sse import sse_event
+
+# A reader that takes nothing for so long is given up; else it would hold its answer for ever.
+STALL_TIMEOUT_S = 60.0
+
+
+class ChunkWriter(ABC):
+    """Turns deltas into the bytes of chunks; one per streamed answer."""
+
+    def begin(self) -> bytes:
+        """What comes before the first chunk; nothing, unless overridden."""
+        return b""
+
+    @abstractmethod
+    def write(self, deltas: Deltas) -> bytes:
+        """The chunks for these deltas, perhaps none."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """What ends a whole answer, with the last mark."""
+
+    def fail(self, error: LingflashError) -> bytes:
+        """The one event that ends an answer that cannot be finished."""
+        return sse_event(envelope(error))
+
+    async def finished(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Called once, before the last bytes are sent, however the answer ended."""
+
+
+class AnswerWriter(ChunkWriter):
+    """A ChunkWriter that can make one body of the same answer instead."""
+
+    @abstractmethod
+    async def collect(self) -> None:
+        """Read the whole answer."""
+
+    @abstractmethod
+    def whole(self) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+
+
+class EventStreamResponse(Response):
+    """An answer that is written while it is generated.
+
+    Args:
+        generation: already accepted by the engine.
+        writer: makes the chunks.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, writer: ChunkWriter) -> None:
+        # Not super().__init__: it would set a content-length.
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        self._generation = generation
+        self._writer = writer
+        self._sending_since: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the answer; abort it if the client goes away."""
+        generation = self._generation
+        reason: BaseException | None = None
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            await until_client_gone(
+                self._write_chunks(send),
+                receive,
+                is_stalled=self._is_stalled,
+                check_every_s=STALL_TIMEOUT_S / 4,
+            )
+        except ClientGone as gone:
+            reason = gone
+            return
+        except LingflashError as error:
+            reason = error
+            last = self._writer.fail(error)
+        except Exception as error:
+            reason = error
+            failed = LingflashError("The server failed while streaming this answer.")
+            last = self._writer.fail(failed)
+            await _send_body(send, last, more=False)
+            raise
+        else:
+            last = self._writer.end()
+        finally:
+            await generation.close(reason)
+            await self._writer.finished()
+        await _send_body(send, last, more=False)
+
+    async def _write_chunks(self, send: Send) -> None:
+        first = self._writer.begin()
+        if first:
+            await _send_body(send, first, more=True)
+        async for deltas in self._generation.deltas():
+            chunks = self._writer.write(deltas)
+            if chunks:
+                self._sending_since = time.monotonic()
+                await _send_body(send, chunks, more=True)
+                self._sending_since = None
+
+    def _is_stalled(self) -> bool:
+        since = self._sending_since
+        return since is not None and time.monotonic() - since > STALL_TIMEOUT_S
+
+
+async def send_answer(
+    generation: Generation, answer: AnswerWriter, request: Request, *, stream: bool
+) -> Response:
+    """The response of a generation that the engine has accepted: a stream, or one body.
+
+    Raises:
+        LingflashError: the engine failed before there was a body.
+    """
+    if stream:
+        return EventStreamResponse(generation, answer)
+    if not await collect_answer(generation, answer.collect(), request.receive):
+        return Response(status_code=499)  # for the log; nobody reads it
+    return json_response(answer.whole())
+
+
+async def collect_answer(
+    generation: Generation, work: Coroutine[Any, Any, None], receive: Receive
+) -> bool:
+    """Read a whole answer; False if the client went away, which aborts it.
+
+    Args:
+        generation: already accepted by the engine; it is closed.
+        work: reads its deltas.
+        receive: the connection's ASGI channel, its body already read.
+
+    Raises:
+        LingflashError: the engine failed.
+    """
+    error: BaseException | None = None
+    try:
+        await until_client_gone(work, receive)
+    except ClientGone:
+        return False
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        await generation.close(error)
+    return True
+
+
+async def _send_body(send: Send, body: bytes, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})

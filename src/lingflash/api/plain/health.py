@@ -1,0 +1,40 @@
+"""GET /health (the process lives), /ready (it can serve) and /metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from lingflash.api.state import state_of
+from lingflash.core.metrics import CONTENT_TYPE
+from lingflash.httpd.auth import require_key
+from lingflash.httpd.body import json_response
+from lingflash.httpd.error_map import RETRY_AFTER_S
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> Response:
+    """Say that the process answers; a supervisor restarts it if not."""
+    return json_response({"status": "alive"})
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """Say whether a request sent now would be served; a load balancer asks this."""
+    state = state_of(request)
+    reason = state.not_ready
+    if reason is None:
+        return json_response({"status": "ready", "prefix_cache": state.engine.info.prefix_cache})
+    return json_response(
+        {"status": "not ready", "reason": reason},
+        status=503,
+        headers={"retry-after": str(RETRY_AFTER_S)},
+    )
+
+
+@router.get("/metrics", dependencies=[Depends(require_key)])
+async def metrics(request: Request) -> Response:
+    """Give all series in Prometheus' text format."""
+    content = state_of(request).metrics.render()
+    return Response(content, headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,70 @@
+"""POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from lingflash.api.answer.logprobs import token_text
+from lingflash.api.answer.sampling import check_token_ids
+from lingflash.api.state import ServerState, state_of
+from lingflash.core.errors import InvalidRequestError
+from lingflash.httpd.body import json_response, read_request
+from lingflash.httpd.openapi import json_body
+from lingflash.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from lingflash.text.chat_prompt import ModelText
+
+router = APIRouter()
+
+
+@router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
+async def tokenize(request: Request) -> Response:
+    """Give the token ids of a text or of chat messages."""
+    state = state_of(request)
+    body = await read_request(request, TokenizeRequest, state.config.max_body_bytes)
+    state.require_model(body.model)
+    text = _require_text(state)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequestError("Give either prompt or messages.", param="prompt")
+
+    def work() -> list[int]:
+        if body.messages is not None:
+            return text.encode_chat(
+                body.messages,
+                tools=body.tools,
+                add_generation_prompt=body.add_generation_prompt,
+                template_kwargs=body.chat_template_kwargs,
+            )
+        for name in ("tools", "chat_template_kwargs"):
+            if getattr(body, name) is not None:
+                raise InvalidRequestError(f"{name} belongs to messages, not prompt.", param=name)
+        prompt = body.prompt or ""
+        return text.tokenizer.encode(prompt, add_special_tokens=body.add_special_tokens)
+
+    token_ids = await asyncio.to_thread(work)
+    answer: dict[str, Any] = {"count": len(token_ids), "tokens": token_ids}
+    if state.engine.is_ready:
+        answer["max_model_len"] = state.engine.info.max_model_len
+    if body.return_token_strs:
+        answer["token_strs"] = [token_text(text.tokenizer, i) for i in token_ids]
+    return json_response(answer)
+
+
+@router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
+async def detokenize(request: Request) -> Response:
+    """Give the text of token ids, special tokens included."""
+    state = state_of(request)
+    body = await read_request(request, DetokenizeRequest, state.config.max_body_bytes)
+    state.require_model(body.model)
+    text = _require_text(state)
+    check_token_ids(body.tokens, text.tokenizer.vocab_size, "tokens")
+    decoded = await asyncio.to_thread(text.tokenizer.decode, body.tokens)
+    return json_response({"prompt": decoded})
+
+
+def _require_text(state: ServerState) -> ModelText:
+    if state.text is None:
+        raise InvalidRequestError("This model has no tokenizer; it takes token ids only.")
+    return state.text

@@ -1,0 +1,225 @@
+"""/v1/responses: create, read, delete, cancel, list the input items."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import Response as EmptyResponse
+
+from lingflash.api.answer.blocks import Turn
+from lingflash.api.answer.stream import EventStreamResponse, collect_answer
+from lingflash.api.chat.route import prepare_chat
+from lingflash.api.chat.writer import chat_choices
+from lingflash.api.responses.input import to_chat
+from lingflash.api.responses.writer import ResponseAnswer, new_id
+from lingflash.api.state import ServerState, state_of
+from lingflash.core.errors import InvalidRequestError, LingflashError, NotFoundError
+from lingflash.httpd.auth import caller_of
+from lingflash.httpd.body import json_response, read_request
+from lingflash.httpd.openapi import json_body, query_parameters
+from lingflash.protocol.responses import RESPONSES_TABLE, ResponsesRequest, check_include
+
+router = APIRouter()
+
+DEFAULT_PAGE = 20
+MAX_PAGE = 100
+
+
+@router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
+async def create_response(request: Request) -> Response:
+    """Answer an input, whole or as a stream of events, and keep the answer."""
+    state = state_of(request)
+    body = await read_request(
+        request, ResponsesRequest, state.config.max_body_bytes, RESPONSES_TABLE
+    )
+    model = state.require_model(body.model)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
+    state.require_ready()
+    owner = caller_of(request)
+    earlier = await _earlier_items(state, owner, body.previous_response_id)
+    chat, names = to_chat(body, earlier)
+    with names.errors_translated():
+        generation = await prepare_chat(state, request, chat)
+    await generation.start()
+    answer = ResponseAnswer(
+        state,
+        body,
+        model,
+        generation,
+        Turn(chat_choices(state, chat, 1, owner)[0]),
+        owner=owner,
+        input_items=_input_items(body.input),
+    )
+    if body.stream:
+        return EventStreamResponse(generation, answer)
+    try:
+        if not await collect_answer(generation, answer.collect(), request.receive):
+            return EmptyResponse(status_code=499)  # for the log; nobody reads it
+    except LingflashError as error:
+        answer.fail_whole(error)
+        if answer.snapshot()["status"] != "cancelled":
+            raise
+    finally:
+        await answer.finished()
+    return json_response(answer.snapshot())
+
+
+@router.get("/v1/responses/{response_id}", openapi_extra=query_parameters("include", "stream"))
+async def retrieve_response(response_id: str, request: Request) -> Response:
+    """Read a response that was stored, or is being made."""
+    query = _query(request, "include", "include[]", "include_obfuscation", "stream")
+    if query.get("stream") not in (None, "false"):
+        raise InvalidRequestError(
+            "stream=true is not supported here; a response is streamed by its own request only.",
+            param="stream",
+        )
+    state, owner = state_of(request), caller_of(request)
+    live = state.live_responses.get(response_id)
+    if live is not None and live.owner == owner:
+        return json_response(live.snapshot())
+    stored = await _stored(state).get(owner, response_id)
+    return json_response(stored.body)
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, request: Request) -> Response:
+    """Forget a response; what continues it can no longer be continued."""
+    state, owner = state_of(request), caller_of(request)
+    live = state.live_responses.get(response_id)
+    if live is not None and live.owner == owner:
+        raise InvalidRequestError(
+            "The response is still being made; cancel it first.", param="response_id"
+        )
+    await _stored(state).delete(owner, response_id)
+    return json_response({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(response_id: str, request: Request) -> Response:
+    """End a response that is being made."""
+    state, owner = state_of(request), caller_of(request)
+    live = state.live_responses.get(response_id)
+    if live is not None and live.owner == owner:
+        live.cancel()
+        return json_response(live.snapshot())
+    stored = await _stored(state).get(owner, response_id)
+    if stored.body["status"] == "cancelled":
+        return json_response(stored.body)
+    raise InvalidRequestError(
+        f"The response has ended with the status {stored.body['status']!r}; only one that is in "
+        "progress can be cancelled.",
+        param="response_id",
+    )
+
+
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    openapi_extra=query_parameters("after", "include", "limit", "order"),
+)
+async def list_input_items(response_id: str, request: Request) -> Response:
+    """List the items of a response's own request, page by page."""
+    query = _query(request, "after", "include", "include[]", "limit", "order")
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequestError(f"order is {order!r}; allowed: asc, desc.", param="order")
+    limit = query.get("limit", str(DEFAULT_PAGE))
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 4) or not (
+        1 <= int(limit) <= MAX_PAGE
+    ):
+        raise InvalidRequestError(f"limit is {limit!r}; allowed: 1 to {MAX_PAGE}.", param="limit")
+    stored = await _stored(state_of(request)).get(caller_of(request), response_id)
+    items = stored.input_items if order == "asc" else stored.input_items[::-1]
+    start = 0
+    after = query.get("after")
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise InvalidRequestError(
+                f"after is {after!r}, which is no input item of this response.", param="after"
+            )
+        start = ids.index(after) + 1
+    page = items[start : start + int(limit)]
+    return json_response(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": start + len(page) < len(items),
+        }
+    )
+
+
+async def _earlier_items(
+    state: ServerState, owner: str, response_id: str | None
+) -> list[list[dict[str, Any]]]:
+    """Items of the responses that a request continues, oldest first."""
+    if response_id is None:
+        return []
+    live = state.live_responses.get(response_id)
+    if live is not None and live.owner == owner:
+        raise InvalidRequestError(
+            f"The response {response_id!r} is still being made; wait for its end.",
+            param="previous_response_id",
+        )
+    chain = await state.responses.chain(
+        owner, response_id, max_bytes=max(state.config.max_body_bytes, 2**20)
+    )
+    last = chain[-1].body["status"]
+    if last not in ("completed", "incomplete"):
+        raise InvalidRequestError(
+            f"The response {response_id!r} ended with the status {last!r}; continue another.",
+            param="previous_response_id",
+        )
+    return [items for one in chain for items in (one.input_items, one.body["output"])]
+
+
+def _input_items(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items of a request as they are stored: each with an id and a type."""
+    if isinstance(given, str):
+        content = [{"type": "input_text", "text": given}]
+        given = [{"type": "message", "role": "user", "content": content}]
+    items = []
+    for item in given:
+        kind = item.get("type", "message")
+        prefix = {"message": "msg_", "function_call": "fc_", "reasoning": "rs_"}.get(kind, "item_")
+        item_id = item.get("id")
+        stored = {"status": "completed", **item, "type": kind}
+        stored["id"] = item_id if isinstance(item_id, str) and item_id else new_id(prefix)
+        content = item.get("content")
+        if kind == "message" and isinstance(content, str):
+            part = "output_text" if item.get("role") == "assistant" else "input_text"
+            stored["content"] = [{"type": part, "text": content}]
+        items.append(stored)
+    return items
+
+
+def _stored(state: ServerState) -> Any:
+    """The store, if there is one.
+
+    Raises:
+        NotFoundError: nothing is stored on this server.
+    """
+    if not state.responses.is_enabled:
+        raise NotFoundError(
+            "There is no such response: nothing is stored on this server (--responses-max-mb 0).",
+            param="response_id",
+        )
+    return state.responses
+
+
+def _query(request: Request, *known: str) -> dict[str, str]:
+    """The query's parameters; an unknown one is refused, as an unknown field is."""
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequestError(
+                f"The query parameter {name!r} is not known; known: {', '.join(known)}.", param=name
+            )
+    for name in ("include", "include[]"):
+        try:
+            check_include(request.query_params.getlist(name))
+        except ValueError as error:
+            raise InvalidRequestError(f"include: {error}.", param="include") from None
+    return dict(request.query_params)

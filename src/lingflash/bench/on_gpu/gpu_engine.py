@@ -1,0 +1,143 @@
+"""The engine around the GPU's graphs: what a step costs with scheduler, sampling and events."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from lingflash.bench.in_engine.in_process import ask
+from lingflash.core.config import EngineConfig
+from lingflash.core.errors import EngineError
+from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.engine.loop import EngineLoop
+from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes
+from lingflash.engine.run.model_runner import ModelRunner
+from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.models.bailing_hybrid import BailingHybrid
+from lingflash.records.record import Record
+
+# Counted steps, steps before them, and tokens of an answer: the first sequence is still at work
+# when the last, whose prompt was computed some steps later, has been counted.
+_STEPS, _WARMUPS = 8 * ANCHOR, ANCHOR
+_ANSWER = 16 * ANCHOR
+_BLOCK = 64
+_CHECKPOINTS = 16
+
+
+def _new_loop(
+    model: BailingHybrid, num_seqs: int, length: int, *, block_size: int, caches: bool = False
+) -> EngineLoop:
+    """An engine for so many sequences of at most `length` tokens; graphs are captured.
+
+    Args:
+        model: on the GPU.
+        num_seqs: that run at once.
+        length: prompt and answer.
+        block_size: tokens in a block.
+        caches: keep prefixes, with room for a few checkpoints.
+    """
+    each = SequenceBytes.of(model.config, model.num_latent_layers, model.dtype.itemsize)
+    checkpoint_blocks, end_blocks = each.kept_blocks(block_size) if caches else (0, 0)
+    num_blocks = num_seqs * (-(-length // block_size) + _CHECKPOINTS * checkpoint_blocks)
+    plan = MemoryPlan(
+        device="cuda", dtype=model.dtype, available_bytes=0,
+        weights_bytes=model.num_weight_bytes, workspace_bytes=0, state_bytes_per_seq=each.state,
+        tail_bytes_per_seq=each.tail, latent_bytes_per_token=each.latent,
+        num_blocks=num_blocks, block_size=block_size, num_state_slots=num_seqs,
+        max_model_len=length, wanted_model_len=length, checkpoint_blocks=checkpoint_blocks,
+        end_blocks=end_blocks,
+    )  # fmt: skip
+    config = EngineConfig(
+        model="dummy", max_num_seqs=num_seqs, block_size=block_size, prefix_caching=caches, seed=0
+    )
+    runner = ModelRunner(model, plan, batch_invariant=False, stop_token_ids=[])
+    return EngineLoop(config, runner)
+
+
+def time_engine(
+    record: Record, model: BailingHybrid, num_seqs: int, context: int, repeats: int
+) -> None:
+    """Add the time of a decode step of the whole engine, with and without overlapping.
+
+    Args:
+        record: gets "engine bN cM overlapped" and "... plain".
+        model: on the GPU.
+        num_seqs: sequences that decode together, at temperature 1.
+        context: random tokens that each starts with.
+        repeats: rounds of each, alternating.
+    """
+    loop = _new_loop(model, num_seqs, context + _ANSWER, block_size=_BLOCK)
+    samples: dict[str, list[float]] = {"overlapped": [], "plain": []}
+    generator = torch.Generator().manual_seed(context)
+    for _ in range(repeats):
+        for name, times in samples.items():
+            loop.overlaps = name == "overlapped"
+            for i in range(num_seqs):
+                tokens = torch.randint(loop.info.vocab_size, (context,), generator=generator)
+                sampling = SamplingParams(
+                    temperature=1.0, max_tokens=_ANSWER, ignore_eos=True, seed=i
+                )
+                loop.add(
+                    EngineRequest(
+                        request_id=f"r{i}", prompt_token_ids=tokens.tolist(), sampling=sampling
+                    )
+                )
+            begun: set[str] = set()
+            while len(begun) < num_seqs:
+                begun |= {event.request_id for event in loop.step() if event.token_ids}
+            for _ in range(_WARMUPS):
+                loop.step()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(_STEPS):
+                loop.step()
+            times.append((time.perf_counter() - start) / _STEPS * 1e3)
+            while loop.has_work:
+                loop.step()
+    for name, times in samples.items():
+        case = f"engine b{num_seqs} c{context} {name}"
+        ms = record.add(case, "ms", times).median
+        record.derived[case] = {"tokens_per_s": round(num_seqs / ms * 1e3, 1)}
+        print(case, f"{ms:.3f} ms", record.derived[case], flush=True)
+
+
+def time_turns(
+    record: Record, model: BailingHybrid, context: int, num_new: int, repeats: int
+) -> None:
+    """Add the time to the first token of a turn in a conversation that the prefix cache holds.
+
+    Args:
+        record: gets "turn of N after C".
+        model: on the GPU.
+        context: random tokens that were said before, at least.
+        num_new: random tokens of a turn.
+        repeats: turns that count; one before them does not.
+    """
+    turns = repeats + 1
+    length = context + turns * (num_new + ANCHOR) + ANCHOR
+    config = EngineConfig(model="dummy")
+    loop = _new_loop(model, 4, length, block_size=config.block_size, caches=True)
+    generator = torch.Generator().manual_seed(context)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(loop.info.vocab_size, (count,), generator=generator).tolist()
+
+    def say(name: str) -> tuple[float, int, list[int]]:
+        sampling = SamplingParams(temperature=1.0, max_tokens=ANCHOR, ignore_eos=True, seed=0)
+        torch.cuda.synchronize()
+        return ask(loop, EngineRequest(request_id=name, prompt_token_ids=said, sampling=sampling))
+
+    said = draw(context)
+    said += say("context")[2]
+    samples = []
+    for turn in range(turns):
+        said += draw(num_new)
+        seconds, found, answer = say(f"turn {turn}")
+        if len(said) - found > num_new + 1:
+            raise EngineError(f"only {found} of {len(said)} tokens were found")
+        said += answer
+        if turn:
+            samples.append(seconds * 1e3)
+    case = f"turn of {num_new} after {context}"
+    print(case, f"{record.add(case, 'ms', samples).median:.1f} ms", flush=True)

@@ -1,0 +1,295 @@
+"""A model over several processes: rank 0 schedules and samples, the others do what it does.
+
+Rank 0 has the engine. Before it runs its own part of the model, or moves memory of sequences, it
+tells the others over a socket each: the name of the call and its arguments. What they compute
+together goes through collectives (parallel/mesh.py). A rank that fails takes the engine down: ranks
+that are out of step would wait for each other, or worse, not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lingflash.cache.memory_ops import MemoryOp
+from lingflash.core.config import EngineConfig
+from lingflash.core.errors import ConfigError, EngineDeadError, LingflashError
+from lingflash.engine.memory.cache_memory import CacheMemory
+from lingflash.engine.memory.plan import MemoryPlan
+from lingflash.models.bailing_hybrid import BailingHybrid
+from lingflash.models.forward_batch import CacheTensors, ForwardBatch, Trace
+from lingflash.parallel.mesh import Mesh
+from lingflash.parallel.shard import Shard
+
+START_TIMEOUT_S = 600.0
+"""For a rank to load its part of the weights."""
+STEP_TIMEOUT_S = 120.0
+"""For the ranks to meet and for each exchange."""
+
+
+def write_message(sock: socket.socket, message: object) -> None:
+    """Send one object; tensors travel as bytes."""
+    body = encode(message)
+    sock.sendall(struct.pack("<Q", len(body)) + body)
+
+
+def read_message(sock: socket.socket, device: torch.device) -> Any:
+    """Receive one object, its tensors on a device; None if the other side has hung up."""
+    head = _read(sock, 8)
+    if head is None:
+        return None
+    body = _read(sock, struct.unpack("<Q", head)[0])
+    return None if body is None else decode(body, device)
+
+
+def _read(sock: socket.socket, count: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < count:
+        part = sock.recv(min(count - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> object:
+        if not isinstance(obj, Tensor):
+            return None
+        host = obj.detach().cpu()
+        if host.dtype == torch.bfloat16:  # numpy has none
+            host = host.contiguous().view(torch.int16)
+        name = str(obj.dtype).removeprefix("torch.")
+        return name, tuple(obj.shape), host.numpy().tobytes()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, device: torch.device) -> None:
+        super().__init__(file)
+        self._device = device
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        name, shape, raw = pid
+        if not raw:
+            return torch.empty(shape, dtype=getattr(torch, name), device=self._device)
+        flat = torch.frombuffer(bytearray(raw), dtype=getattr(torch, name))
+        return flat.view(shape).to(self._device)
+
+
+def encode(message: object) -> bytes:
+    """Pickle plain data and tensors; for our own processes only."""
+    file = io.BytesIO()
+    _Pickler(file, protocol=5).dump(message)
+    return file.getvalue()
+
+
+def decode(body: bytes, device: torch.device) -> Any:
+    """Undo encode(), with tensors on a device."""
+    return _Unpickler(io.BytesIO(body), device).load()
+
+
+class Ranks:
+    """The processes of ranks 1 and up.
+
+    Args:
+        config: of the engine.
+        plan: memory of one rank.
+        folder: of the checkpoint.
+
+    Raises:
+        ConfigError: there are not enough GPUs, or this process has a split model already.
+    """
+
+    def __init__(self, config: EngineConfig, plan: MemoryPlan, folder: Path) -> None:
+        size = config.tensor_parallel_size
+        if plan.device == "cuda" and torch.cuda.device_count() < size:
+            raise ConfigError(
+                f"--tensor-parallel-size is {size}, but torch sees {torch.cuda.device_count()} "
+                "GPUs; allowed: at most as many.",
+                param="tensor_parallel_size",
+            )
+        if dist.is_initialized():
+            raise ConfigError(
+                "This process has a model with --tensor-parallel-size already; one is supported.",
+                param="tensor_parallel_size",
+            )
+        self._meeting = Path(tempfile.mkdtemp(prefix="lingflash-"))
+        self.init_method = f"file://{self._meeting}/meet"
+        self._sockets: list[socket.socket] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._failed = False
+        self.close = weakref.finalize(self, _close, self._sockets, self._processes, self._meeting)
+        for rank in range(1, size):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._sockets.append(ours)
+                self._processes.append(
+                    subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-m",
+                            "lingflash.engine.process.rank_process",
+                            str(theirs.fileno()),
+                        ],
+                        pass_fds=[theirs.fileno()],
+                        stdin=subprocess.DEVNULL,
+                    )
+                )
+            ours.settimeout(START_TIMEOUT_S)
+            with self._watching():
+                write_message(
+                    ours, (Shard(rank, size), config, plan, str(folder), self.init_method)
+                )
+
+    def wait_loaded(self) -> None:
+        """Return when all ranks have loaded their part.
+
+        Raises:
+            LingflashError: what the first of them said, or EngineDeadError if it said nothing.
+        """
+        for sock in self._sockets:
+            with self._watching():
+                answer = read_message(sock, torch.device("cpu"))
+            if isinstance(answer, LingflashError):
+                raise answer
+            if answer != "loaded":
+                raise self._dead("it ended while it loaded the model")
+            sock.settimeout(STEP_TIMEOUT_S)
+
+    def tell(self, call: str, *arguments: object) -> None:
+        """Have the others make a call.
+
+        Raises:
+            EngineDeadError: one of them is gone or has failed.
+        """
+        for process in self._processes:
+            if process.poll() is not None:
+                raise self._dead(f"its process ended with {process.returncode}")
+        if self._failed:
+            raise self._dead("an earlier step failed")
+        body = encode((call, arguments))
+        message = struct.pack("<Q", len(body)) + body
+        with self._watching():
+            for sock in self._sockets:
+                sock.sendall(message)
+
+    @contextlib.contextmanager
+    def stay_together(self) -> Any:
+        """Around rank 0's own part of a call: if it fails, the ranks are out of step for good."""
+        try:
+            yield
+        except Exception as error:
+            raise self._dead(f"{type(error).__name__}: {error}") from error
+
+    @contextlib.contextmanager
+    def _watching(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            raise self._dead(str(error)) from None
+
+    def _dead(self, reason: str) -> EngineDeadError:
+        self._failed = True
+        return EngineDeadError(f"A rank of the split model has failed ({reason}); see the log.")
+
+
+def _close(
+    sockets: list[socket.socket], processes: list[subprocess.Popen[bytes]], meeting: Path
+) -> None:
+    """Hang up, which ends the ranks; those that do not end are killed."""
+    for sock in sockets:
+        sock.close()
+    for process in processes:
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    shutil.rmtree(meeting, ignore_errors=True)
+    if processes and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def connect(mesh: Mesh, ranks: Ranks, device: torch.device) -> None:
+    """Rank 0's side of the meeting, once all have loaded.
+
+    Raises:
+        LingflashError: a rank could not load its part, or did not come.
+    """
+    ranks.wait_loaded()
+    ranks.tell("meet")
+    with ranks.stay_together():
+        mesh.connect(ranks.init_method, device, STEP_TIMEOUT_S)
+
+
+class LeadModel(BailingHybrid):
+    """Rank 0's model: the same calls, made by all ranks.
+
+    Args:
+        model: rank 0's part; shared, not copied.
+        ranks: the others.
+    """
+
+    def __init__(self, model: BailingHybrid, ranks: Ranks) -> None:
+        self.__dict__.update(model.__dict__)
+        self._ranks = ranks
+
+    def forward(
+        self, batch: ForwardBatch, cache: CacheTensors, trace: Trace | None = None
+    ) -> Tensor:
+        """See BailingHybrid.forward."""
+        self._ranks.tell("forward", batch)
+        with self._ranks.stay_together():
+            return super().forward(batch, cache, trace)
+
+    def logits(self, hidden_states: Tensor, row_multiple: int = 1) -> Tensor:
+        """See BailingHybrid.logits."""
+        self._ranks.tell("logits", hidden_states, row_multiple)
+        with self._ranks.stay_together():
+            return super().logits(hidden_states, row_multiple)
+
+    def mtp_forward(
+        self,
+        hidden_states: Tensor,
+        next_token_ids: Tensor,
+        batch: ForwardBatch,
+        cache: CacheTensors,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """See BailingHybrid.mtp_forward."""
+        self._ranks.tell("mtp_forward", hidden_states, next_token_ids, batch)
+        with self._ranks.stay_together():
+            return super().mtp_forward(hidden_states, next_token_ids, batch, cache, trace)
+
+
+class LeadMemory(CacheMemory):
+    """Rank 0's memory: what is done to it is done on all ranks. There is no host tier.
+
+    Args:
+        tensors: rank 0's part.
+        ranks: the others.
+    """
+
+    def __init__(self, tensors: CacheTensors, ranks: Ranks) -> None:
+        super().__init__(tensors)
+        self._ranks = ranks
+
+    def run(self, ops: list[MemoryOp]) -> None:
+        """See CacheMemory.run."""
+        if ops:
+            self._ranks.tell("run_memory", ops)
+        super().run(ops)

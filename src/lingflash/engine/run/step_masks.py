@@ -1,0 +1,251 @@
+"""Sequences that follow a grammar: their vocabulary, compiling beside the loop, masks of a step.
+
+A step's masks are computed in a thread while the model runs; both give up the interpreter lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lingflash.core.errors import InvalidRequestError, LingflashError, QueueFullError
+from lingflash.core.types import EngineRequest, TokenEvent
+from lingflash.engine.schedule.sequence import Sequence
+from lingflash.engine.schedule.step import StepResult
+from lingflash.structured.grammar import GrammarCompiler
+from lingflash.structured.masks import Mask, TokenMatcher, mask_words, unpack_mask
+from lingflash.structured.vocabulary import Vocabulary
+from lingflash.text.tokenizer import Piece, Tokenizer
+
+
+def load_vocabulary(folder: Path | None, vocab_size: int, stop_ids: Seq[int]) -> Vocabulary:
+    """Read a checkpoint's tokenizer for grammars.
+
+    Raises:
+        InvalidRequestError: there is none.
+    """
+    tokenizer = None if folder is None else Tokenizer.from_folder(folder)
+    if tokenizer is None or not stop_ids:
+        raise InvalidRequestError(
+            "This model has no tokenizer or no stop token, so its answers cannot follow a grammar.",
+            param="structured_outputs",
+        )
+    return vocabulary_of(tokenizer, vocab_size, stop_ids)
+
+
+def vocabulary_of(tokenizer: Tokenizer, vocab_size: int, stop_ids: Seq[int]) -> Vocabulary:
+    """What grammars need of a tokenizer."""
+    special = {tokenizer.token_id(content) for content in tokenizer.special_strings}
+    return Vocabulary(
+        token_bytes=tokenizer.vocabulary(),
+        special_ids=tokenizer.special_ids | {i for i in special if i is not None},
+        stop_ids=list(stop_ids),
+        size=vocab_size,
+        encode=lambda text: tokenizer.encode_guarded([Piece(text, is_literal=True)]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A request whose grammar has been dealt with.
+
+    Args:
+        request: the request.
+        outcome: the matcher, or why there is none.
+    """
+
+    request: EngineRequest
+    outcome: TokenMatcher | LingflashError
+
+    def result(self) -> TokenMatcher:
+        """The matcher.
+
+        Raises:
+            LingflashError: there is none.
+        """
+        if isinstance(self.outcome, LingflashError):
+            raise self.outcome
+        return self.outcome
+
+
+class GrammarThread:
+    """Compiles requests' grammars in a thread of its own; all methods belong to the engine's loop.
+
+    Args:
+        grammars: the compiler.
+        deliver: called in the thread with each result.
+        max_waiting: requests that may wait to be compiled.
+    """
+
+    def __init__(
+        self, grammars: GrammarCompiler, deliver: Callable[[Compiled], None], max_waiting: int
+    ) -> None:
+        self._grammars = grammars
+        self._deliver = deliver
+        self._max_waiting = max(max_waiting, 1)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._pending: dict[str, EngineRequest] = {}
+
+    def submit(self, request: EngineRequest) -> None:
+        """Compile this request's grammar; the result is delivered later.
+
+        Raises:
+            InvalidRequestError: its id is in use.
+            QueueFullError: too many wait already.
+        """
+        if request.request_id in self._pending:
+            raise InvalidRequestError(
+                f"Request id {request.request_id!r} is already running.", param="request_id"
+            )
+        if len(self._pending) >= self._max_waiting:
+            raise QueueFullError(
+                f"{len(self._pending)} requests wait for their grammars already; try again later."
+            )
+        self._pending[request.request_id] = request
+        self._pool.submit(self._work, request)
+
+    def _work(self, request: EngineRequest) -> None:
+        assert request.grammar is not None
+        outcome: TokenMatcher | LingflashError
+        try:
+            # Left by the client before its turn came: skip the work.
+            if self._pending.get(request.request_id) is not request:
+                return
+            outcome = self._grammars.compile(request.grammar)
+        except LingflashError as error:
+            outcome = error
+        except BaseException as error:  # a panic in the grammar library must not end the engine
+            outcome = InvalidRequestError(
+                f"The grammar could not be compiled ({type(error).__name__})."
+            )
+        self._deliver(Compiled(request, outcome))
+
+    def is_wanted(self, compiled: Compiled) -> bool:
+        """Whether the request still waits for this result; it does no longer then."""
+        request_id = compiled.request.request_id
+        if self._pending.get(request_id) is not compiled.request:
+            return False
+        del self._pending[request_id]
+        return True
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        """End a request that waits here; unknown ids give no events."""
+        request = self._pending.pop(request_id, None)
+        if request is None:
+            return []
+        return [
+            TokenEvent(request_id=request_id, choice=choice, finish_reason="aborted")
+            for choice in range(request.sampling.n)
+        ]
+
+
+_mask_pool: ThreadPoolExecutor | None = None
+
+
+def _pool() -> ThreadPoolExecutor:
+    global _mask_pool
+    if _mask_pool is None:
+        _mask_pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
+    return _mask_pool
+
+
+def fill_mask(mask: Mask, sequence: Sequence, matcher: TokenMatcher, num_more: int = 0) -> bool:
+    """Write the mask of a sequence's next token; whether it allows any.
+
+    Args:
+        mask: uint32 [mask_words(vocab_size)].
+        sequence: whose stop tokens may end it.
+        matcher: its own, or a copy.
+        num_more: tokens that the matcher has taken beyond the sequence's.
+    """
+    too_short = len(sequence.output_token_ids) + num_more < sequence.sampling.min_tokens
+    return matcher.fill(mask, () if too_short else sequence.stop_token_ids)
+
+
+class StepMasks:
+    """The masks of one step, under way.
+
+    Args:
+        groups: sequences that follow a grammar, each with its first row of logits and its drafts,
+            whose rows follow.
+        vocab_size: V.
+    """
+
+    def __init__(self, groups: list[tuple[int, Sequence, Seq[int]]], vocab_size: int) -> None:
+        self._groups = groups
+        self._vocab_size = vocab_size
+        self._rows = [first + i for first, _, drafts in groups for i in range(len(drafts) + 1)]
+        self._masks: Mask = np.zeros((len(self._rows), mask_words(vocab_size)), np.uint32)
+        self._allowed: dict[int, bool] = {}
+        self._future: Future[dict[int, bool]] = _pool().submit(self._fill)
+
+    @classmethod
+    def start(
+        cls, groups: Seq[tuple[int, Sequence, Seq[int]]], vocab_size: int
+    ) -> StepMasks | None:
+        """Begin to compute the masks; None if no sequence has a grammar."""
+        constrained = [group for group in groups if group[1].matcher is not None]
+        return cls(constrained, vocab_size) if constrained else None
+
+    def _fill(self) -> dict[int, bool]:
+        found: dict[int, bool] = {}
+        masks = iter(self._masks)
+        for first, sequence, drafts in self._groups:
+            matcher = sequence.matcher
+            assert matcher is not None
+            mask = next(masks)
+            found[first] = fill_mask(mask, sequence, matcher)
+            taken = 0
+            for i, token in enumerate(drafts, 1):
+                # After a draft that is not allowed nothing is accepted: the masks stay empty. The
+                # bit is asked first, since a matcher that refuses a token is of no more use.
+                allowed = bool(mask[token >> 5] >> np.uint32(token & 31) & 1)
+                allowed &= token not in sequence.stop_token_ids
+                mask = next(masks)
+                found[first + i] = False
+                if allowed and taken == i - 1 and matcher.consume(token):
+                    taken = i
+                    found[first + i] = fill_mask(mask, sequence, matcher, i)
+            matcher.rollback(taken)
+        return found
+
+    def forbidden(self, device: torch.device) -> dict[int, Tensor]:
+        """Wait for the masks.
+
+        Returns:
+            For each row that follows a grammar and is not complete: bool [V], True where no token
+            is allowed.
+        """
+        self._allowed = self._future.result()
+        refused = torch.from_numpy(~unpack_mask(self._masks, self._vocab_size)).to(device)
+        return {row: refused[i] for i, row in enumerate(self._rows) if self._allowed[row]}
+
+    def advance(self, row: int, sequence: Sequence, result: StepResult) -> StepResult:
+        """Move a sequence's matcher on by the token sampled in a row.
+
+        Returns:
+            The result, which says now whether the sequence is complete.
+        """
+        matcher = sequence.matcher
+        if result.error is not None or matcher is None:
+            return result
+        if not self._allowed[row]:
+            result = StepResult(is_complete=True)
+        elif result.token_id not in sequence.stop_token_ids:
+            assert result.token_id is not None
+            if matcher.consume(result.token_id):
+                result = replace(result, is_complete=matcher.is_complete)
+        if matcher.error is not None:
+            return StepResult(
+                error=InvalidRequestError(
+                    "The grammar became too complex while the answer was written; make it simpler."
+                )
+            )
+        return result

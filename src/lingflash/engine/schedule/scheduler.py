@@ -1,0 +1,500 @@
+"""What runs in the next step, decided in plain Python: no I/O, no clock of its own, no torch.
+
+A step computes some tokens of some sequences. Sequences that decode come first, one token each;
+what is left of the token budget goes to prompts, in the order of arrival, in chunks. A prompt is
+admitted only with blocks for all of its tokens and a state slot. When a decoding sequence needs a
+block and none is free, the youngest sequence gives up its memory and is computed again later (its
+samples do not change: noise is keyed by position).
+
+    add -> waiting -> [schedule -> model -> commit]* -> one event with a finish reason
+                ^---------- preempted ----------'
+
+Where the model can run behind the host, the step after a decode step is chosen before that one's
+tokens are known (schedule_ahead). Until a step is committed its tokens are in flight: they count
+nowhere, and the memory of a sequence that has ended meanwhile stays its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from lingflash.cache.manager import CacheManager
+from lingflash.core.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    LingflashError,
+    NonFiniteLogitsError,
+    QueueFullError,
+)
+from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent, TokenLogprob
+from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
+from lingflash.engine.schedule.sequence import Sequence, check_limits, last_anchor, sequences_of
+from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.structured.masks import TokenMatcher
+
+
+class Scheduler:
+    """All sequences of the engine and the memory they hold.
+
+    Args:
+        cache: the memory.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens in a step.
+        max_num_waiting: requests that wait at once; one more is refused.
+        max_model_len: prompt and answer together.
+        vocab_size: token ids are below it.
+        stop_token_ids: the model's own.
+    """
+
+    def __init__(
+        self,
+        cache: CacheManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_num_waiting: int,
+        max_model_len: int,
+        vocab_size: int,
+        stop_token_ids: Iterable[int],
+    ) -> None:
+        if cache.blocks_for(max_model_len) > cache.num_blocks or cache.num_slots < 1:
+            raise ValueError("the cache cannot hold one sequence of max_model_len tokens.")
+        self.cache = cache
+        self.max_num_seqs = min(max_num_seqs, cache.num_slots)
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_waiting = max_num_waiting
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self.stop_token_ids = frozenset(stop_token_ids)
+        self.prefixes = PrefixKeeper(cache)
+        self.num_draft_tokens = 0  # of each sequence and step; may change at any time
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in the order of admission, oldest first
+        self._by_request: dict[str, list[Sequence]] = {}
+        self._num_steps = self._num_preemptions = 0
+        self._prompt_tokens = self._generated_tokens = 0
+        self._num_drafted = self._num_accepted = 0
+        self._has_deadlines = False
+        self._lacks_memory = False  # the first that waits found too little, and none was freed
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold memory."""
+        return len(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self._waiting or self._running)
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters as of now."""
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            free_blocks=self.cache.num_free_blocks,
+            num_blocks=self.cache.num_blocks,
+            free_state_slots=self.cache.num_free_slots,
+            num_state_slots=self.cache.num_slots,
+            num_steps=self._num_steps,
+            num_preemptions=self._num_preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            cached_blocks=self.cache.num_cached_blocks,
+            state_checkpoints=self.cache.num_checkpoints,
+            prefix_queried_tokens=self.prefixes.queried_tokens,
+            prefix_hit_tokens=self.prefixes.hit_tokens,
+            prefix_resets=self.prefixes.num_resets,
+            prefix_results=dict(self.prefixes.results),
+            cache_bytes=self.cache.bytes_by_use(),
+            draft_tokens=self._num_drafted,
+            accepted_draft_tokens=self._num_accepted,
+        )
+
+    def validate(self, request: EngineRequest) -> None:
+        """Refuse what can never be served.
+
+        Raises:
+            InvalidRequestError: with the field at fault.
+        """
+        check_limits(request, self.vocab_size, self.max_model_len)
+        if request.request_id in self._by_request:
+            raise InvalidRequestError(
+                f"Request id {request.request_id!r} is already running.", param="request_id"
+            )
+
+    def add(
+        self, request: EngineRequest, now_s: float, matcher: TokenMatcher | None = None
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            request: what to serve.
+            now_s: the clock.
+            matcher: of the request's grammar, at its start.
+
+        Raises:
+            InvalidRequestError: it can never be served.
+            QueueFullError: too many wait already.
+        """
+        self.validate(request)
+        # What can start at once does not wait, so a queue limit of 0 still serves.
+        idle = max(self.max_num_seqs - len(self._running), 0)
+        if len(self._waiting) + request.sampling.n > self.max_num_waiting + idle:
+            raise QueueFullError(
+                f"{len(self._waiting)} sequences wait already (--max-num-waiting "
+                f"{self.max_num_waiting}); try again later."
+            )
+        sequences = sequences_of(request, self.stop_token_ids, self.max_model_len, now_s, matcher)
+        self._by_request[request.request_id] = list(sequences)
+        self._waiting.extend(sequences)
+        self._has_deadlines |= request.timeout_s is not None
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        """End a request's sequences and free what they hold; unknown ids give no events."""
+        return [
+            self._finish(sequence, "aborted")
+            for sequence in list(self._by_request.get(request_id, ()))
+        ]
+
+    def fail(self, sequences: Iterable[Sequence], error: LingflashError) -> list[TokenEvent]:
+        """End these sequences with an error."""
+        return [self._finish(sequence, "error", error=error) for sequence in sequences]
+
+    def expire(self, now_s: float) -> list[TokenEvent]:
+        """End sequences whose deadline has passed."""
+        if not self._has_deadlines:
+            return []
+        every = [*self._waiting, *self._running]
+        self._has_deadlines = any(s.deadline_s is not None for s in every)
+        late = [s for s in every if s.deadline_s is not None and now_s >= s.deadline_s]
+        error = DeadlineExceededError("The request did not finish before its deadline.")
+        return self.fail(late, error)
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose the next step's tokens and lease memory for them."""
+        output = SchedulerOutput(num_draft_tokens=self.num_draft_tokens)
+        chosen: dict[Sequence, int] = {}
+        budget = self.max_num_batched_tokens
+        preempted = False
+        block_size = self.cache.block_size
+        for sequence in list(self._running):
+            num_tokens = sequence.num_tokens
+            if sequence.lease is None or num_tokens - sequence.num_computed != 1:
+                continue
+            if num_tokens <= len(sequence.lease.blocks) * block_size:
+                chosen[sequence] = 1
+                budget -= 1
+                continue
+            while not self.cache.grow(sequence.lease, num_tokens):
+                victim = self._running[-1]
+                preempted = True
+                budget += chosen.pop(victim, 0)
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            if sequence.lease is None:
+                break
+            chosen[sequence] = 1
+            budget -= 1
+        if self.num_draft_tokens:
+            budget = self._add_drafts(chosen, budget)
+        for sequence in self._running:
+            if sequence in chosen or budget <= 0:
+                continue
+            chosen[sequence] = self._chunk(sequence, budget)
+            budget -= chosen[sequence]
+        # Right after a preemption the memory just freed belongs to those who needed it.
+        has_room = budget > 0 and len(self._running) < self.max_num_seqs and not preempted
+        for sequence in list(self._waiting) if has_room else ():
+            if budget <= 0 or len(self._running) >= self.max_num_seqs:
+                break
+            if self.prefixes.can_share_soon(sequence, self._running):
+                continue
+            if self.prefixes.admit(sequence) is None:
+                self._lacks_memory = True
+                break
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            chosen[sequence] = self._chunk(sequence, budget)
+            budget -= chosen[sequence]
+        for sequence, count in chosen.items():
+            start, num_tokens = sequence.num_computed, sequence.num_tokens
+            wants_token = start + count >= num_tokens < sequence.max_total_tokens
+            item = ScheduledSequence(sequence, start, count, wants_token)
+            if sequence.draft_tokens:
+                item.draft_tokens = sequence.draft_tokens[: max(start + count - num_tokens, 0)]
+                sequence.draft_tokens = []
+                output.has_drafts |= bool(item.draft_tokens)
+            if self.num_draft_tokens and wants_token and not item.draft_tokens:
+                self._look_ahead(sequence)
+            sequence.num_in_flight += count
+            output.scheduled.append(item)
+        if chosen:  # after the last block was leased
+            output.memory_ops = self.cache.take_ops()
+        return output
+
+    def schedule_ahead(self, previous: SchedulerOutput) -> SchedulerOutput | None:
+        """Choose the step after one that is under way, before that one's tokens are known.
+
+        Its sequences go on by a token each, but for those that have ended or will by their length.
+        One that turns out to have ended by its token is computed in vain.
+
+        Args:
+            previous: the last step, not committed: a token of each sequence, each to be followed
+                by one that the device draws.
+
+        Returns:
+            None if schedule() is to decide when `previous` is committed: nothing goes on, one that
+            waits may be admitted, or there are too few blocks.
+        """
+        alive = [item for item in previous.scheduled if not item.sequence.has_ended]
+        # The token in flight has the place after the item's own, and there must be one more.
+        going = [item for item in alive if item.start + 2 < item.sequence.max_total_tokens]
+        if not going or len(alive) < len(self._running):
+            return None
+        is_full = self._lacks_memory or len(self._running) >= self.max_num_seqs
+        if self._waiting and (not is_full or len(going) < len(previous.scheduled)):
+            return None
+        output = SchedulerOutput()
+        for item in going:
+            lease = item.sequence.lease
+            assert lease is not None
+            # Blocks that some got before another found none are of use to them all the same.
+            if not self.cache.grow(lease, item.start + 2):
+                return None
+            output.scheduled.append(ScheduledSequence(item.sequence, item.start + 1, 1, True))
+        for item in going:
+            item.sequence.num_in_flight += 1
+        output.memory_ops = self.cache.take_ops()
+        return output
+
+    def _add_drafts(self, chosen: dict[Sequence, int], budget: int) -> int:
+        """Let decoding sequences bring their drafts, as far as there is room; the budget left."""
+        for sequence in chosen:
+            drafts = len(sequence.draft_tokens)
+            if drafts:
+                # The step may give one token more than there are drafts.
+                limit = sequence.max_total_tokens - sequence.num_tokens - 1
+                room = self._look_ahead(sequence) - sequence.num_tokens
+                drafts = max(min(drafts, budget, limit, room), 0)
+                chosen[sequence] += drafts
+                budget -= drafts
+        return budget
+
+    def _look_ahead(self, sequence: Sequence) -> int:
+        """Lease blocks for drafts if any are free; how many tokens the lease holds.
+
+        A step verifies drafts and then makes new ones, each in a row of the MTP layer's cache.
+        """
+        lease = sequence.lease
+        assert lease is not None
+        wanted = sequence.num_tokens + 2 * self.num_draft_tokens
+        self.cache.grow(lease, min(wanted, sequence.max_total_tokens))
+        return len(lease.blocks) * self.cache.block_size
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens of a sequence to compute next; ends where a checkpoint will be wanted."""
+        start = sequence.num_computed
+        end = min(sequence.num_tokens, start + budget)
+        for place in self.prefixes.cuts(sequence):
+            # The states that a step leaves are those of its last anchor, wherever it ends.
+            if start < place < last_anchor(end):
+                end = place
+        return end - start
+
+    def step_failed(self, output: SchedulerOutput, error: LingflashError) -> list[TokenEvent]:
+        """The step was not (fully) made: end its sequences, trust nothing that is cached.
+
+        Of two steps under way the later one is to be told of first.
+        """
+        events = []
+        for item in output.scheduled:
+            if not self._land(item, StepResult(error=error)):
+                events += self.fail([item.sequence], error)
+        self.cache.step_failed(output.memory_ops)
+        return events
+
+    def commit(self, output: SchedulerOutput, results: Iterable[StepResult]) -> list[TokenEvent]:
+        """Take in what the model said; returns the events to send."""
+        self._num_steps += 1
+        events = []
+        for item, result in zip(output.scheduled, results, strict=True):
+            event = None if self._land(item, result) else self._commit_one(item, result)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def _land(self, item: ScheduledSequence, result: StepResult) -> bool:
+        """Count an item's tokens as in flight no more; True if its sequence had ended before.
+
+        Then what it gave is of no use, but the tokens that it computed are the sequence's own, and
+        the states in the slot are those after them: they are kept as at any end.
+        """
+        sequence = item.sequence
+        sequence.num_in_flight -= item.num_tokens
+        if not sequence.has_ended:
+            return False
+        if not sequence.num_in_flight:
+            if result.error is None:
+                self._advance(sequence, item.start + item.num_certain)
+            self._release(sequence, is_sound=sequence.ended_soundly and result.error is None)
+        return True
+
+    @staticmethod
+    def _advance(sequence: Sequence, end: int) -> None:
+        """The tokens up to `end` are computed, none of them a draft."""
+        sequence.num_computed = end
+        sequence.anchor = last_anchor(end)
+
+    def _commit_one(self, item: ScheduledSequence, result: StepResult) -> TokenEvent | None:
+        sequence = item.sequence
+        prompt_len = len(sequence.prompt_token_ids)
+        drafts = item.draft_tokens
+        num_certain = item.num_tokens - len(drafts)
+        end = item.start + num_certain
+        self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
+        if result.error is not None:
+            if drafts and isinstance(result.error, NonFiniteLogitsError):
+                # A draft's fault, perhaps: compute it again from the start, without any.
+                sequence.may_draft = False
+                self._preempt(sequence)
+                return None
+            return self._finish(sequence, "error", error=result.error)
+        self._advance(sequence, end)
+        sequence.prompt_logprobs.extend(result.prompt_logprobs)
+        # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
+        ends_prompt = num_certain > 1 and end == sequence.num_tokens
+        is_cut = sequence.anchor in self.prefixes.cuts(sequence)
+        self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut)
+        if end < sequence.num_tokens:
+            return None
+        if not item.wants_token:
+            return self._finish(sequence, "length")
+        tokens: list[int] = []
+        logprobs: list[TokenLogprob] | None = None if result.logprob is None else []
+        event = self._take_token(sequence, result, tokens, logprobs)
+        num_accepted = 0
+        for following in result.following:
+            if event is not None:
+                break
+            num_accepted += 1
+            sequence.num_computed += 1  # an accepted draft is a token that was computed
+            event = self._take_token(sequence, following, tokens, logprobs)
+        if event is None:
+            if num_accepted:
+                self.prefixes.keep(sequence, checkpoint=False)
+            event = TokenEvent(
+                request_id=sequence.request_id,
+                choice=sequence.choice,
+                token_ids=tokens,
+                logprobs=logprobs,
+                num_cached_tokens=sequence.num_cached_tokens,
+                cache_report=sequence.take_cache_report(),
+                prompt_logprobs=self._first_prompt_logprobs(sequence),
+            )
+        if drafts:
+            event.drafts = num_accepted, len(drafts) - num_accepted
+            self._num_drafted += len(drafts)
+            self._num_accepted += num_accepted
+        return event
+
+    def _take_token(
+        self,
+        sequence: Sequence,
+        result: StepResult,
+        tokens: list[int],
+        logprobs: list[TokenLogprob] | None,
+    ) -> TokenEvent | None:
+        """Append one sampled token; the last event if the sequence ends with it."""
+        token = result.token_id
+        if result.error is not None:  # after an accepted draft
+            return self._finish(
+                sequence, "error", token_ids=tokens, logprobs=logprobs, error=result.error
+            )
+        if token is None:
+            assert result.is_complete
+            return self._finish(sequence, "stop", token_ids=tokens, logprobs=logprobs)
+        self._generated_tokens += 1
+        sequence.output_token_ids.append(token)
+        if token in sequence.stop_token_ids:
+            return self._finish(
+                sequence, "stop", token_ids=tokens, logprobs=logprobs, stop_token_id=token
+            )
+        tokens.append(token)
+        if logprobs is not None and result.logprob is not None:
+            logprobs.append(result.logprob)
+        if result.is_complete:
+            return self._finish(sequence, "stop", token_ids=tokens, logprobs=logprobs)
+        if sequence.num_tokens >= sequence.max_total_tokens:
+            return self._finish(sequence, "length", token_ids=tokens, logprobs=logprobs)
+        return None
+
+    @staticmethod
+    def _first_prompt_logprobs(sequence: Sequence) -> list[TokenLogprob | None] | None:
+        wanted = sequence.sampling.prompt_logprobs is not None and sequence.choice == 0
+        if not wanted or len(sequence.output_token_ids) > 1:
+            return None
+        return [None, *sequence.prompt_logprobs]
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        token_ids: list[int] | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+        stop_token_id: int | None = None,
+        error: LingflashError | None = None,
+    ) -> TokenEvent:
+        """Make a sequence's last event and free its memory, now or when it is out of use."""
+        sequence.has_ended, sequence.ended_soundly = True, error is None
+        if sequence.lease is None:
+            self._waiting.remove(sequence)
+            self._lacks_memory = False  # the next in the queue may need less
+        else:
+            self._running.remove(sequence)
+            if not sequence.num_in_flight:
+                self._release(sequence, is_sound=error is None)
+        siblings = self._by_request[sequence.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._by_request[sequence.request_id]
+        return TokenEvent(
+            request_id=sequence.request_id,
+            choice=sequence.choice,
+            token_ids=token_ids or [],
+            logprobs=logprobs or None,
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            num_cached_tokens=sequence.num_cached_tokens,
+            cache_report=sequence.take_cache_report(),
+            error_code=None if error is None else error.code,
+            error_message=None if error is None else error.message,
+            prompt_logprobs=self._first_prompt_logprobs(sequence) if error is None else None,
+        )
+
+    def _release(self, sequence: Sequence, *, is_sound: bool) -> None:
+        """Free an ended sequence's memory; what it computed is kept unless it is in doubt."""
+        assert sequence.lease is not None
+        end_tokens: list[int] = []
+        if is_sound:
+            self.prefixes.keep(sequence, checkpoint=True)
+            end_tokens = self.prefixes.end_tokens(sequence)
+        self.cache.release(sequence.lease, keep_prefix=is_sound, end_tokens=end_tokens)
+        sequence.lease = None
+        self._lacks_memory = False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's memory away; it goes to the head of the queue."""
+        assert sequence.lease is not None
+        self.cache.release(sequence.lease)
+        sequence.lease = None
+        self._lacks_memory = False
+        sequence.num_computed = sequence.last_checkpoint = 0
+        sequence.prompt_logprobs = []
+        sequence.num_preemptions += 1
+        self._num_preemptions += 1
+        self._running.remove(sequence)
+        self._waiting.appendleft(sequence)
