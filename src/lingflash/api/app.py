@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from lingflash.api.chat import route as chat
-from lingflash.api.completions import route as completions
+from lingflash.api.answer import prepare as chat
+from lingflash.api.completions import writer as completions
 from lingflash.api.config import ServerConfig
-from lingflash.api.messages import route as messages
+from lingflash.api.messages import writer as messages
 from lingflash.api.plain import admin, health, models, tokenize
 from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState

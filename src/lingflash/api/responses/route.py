@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import Response as EmptyResponse
 
 from lingflash.api.answer.blocks import Turn
+from lingflash.api.answer.prepare import prepare_chat
 from lingflash.api.answer.stream import EventStreamResponse, collect_answer
-from lingflash.api.chat.route import prepare_chat
 from lingflash.api.chat.writer import chat_choices
 from lingflash.api.responses.input import to_chat
 from lingflash.api.responses.writer import ResponseAnswer, new_id

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from lingflash.api.answer.generation import Deltas, Generation
 from lingflash.api.answer.logprobs import CompletionLogprobs
+from lingflash.api.answer.prepare import INLINE_CHARS
 from lingflash.api.answer.sampling import (
     build_sampling,
     check_lengths,
@@ -18,7 +19,6 @@ from lingflash.api.answer.sampling import (
     check_token_ids,
 )
 from lingflash.api.answer.stream import AnswerWriter, send_answer
-from lingflash.api.chat.route import INLINE_CHARS
 from lingflash.api.state import ServerState, state_of
 from lingflash.core.errors import ContextLengthError, InvalidRequestError
 from lingflash.core.types import EngineInfo, SamplingParams, TokenLogprob

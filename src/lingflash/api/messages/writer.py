@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from lingflash.api.answer.blocks import Block, BlockStep, Turn
 from lingflash.api.answer.generation import Deltas, Generation
+from lingflash.api.answer.prepare import prepare_chat
 from lingflash.api.answer.stream import AnswerWriter, send_answer
-from lingflash.api.chat.route import prepare_chat
 from lingflash.api.chat.writer import chat_choices
 from lingflash.api.messages.input import to_chat
 from lingflash.api.state import state_of
