@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
+import importlib
 import io
 import json
 import os
@@ -56,7 +57,16 @@ class Server:
         from lingflash.core.types import EngineInfo
         from lingflash.text.tokenizer import Tokenizer
 
-        server, scripted, folder = _modules()
+        serve = _find(
+            "lingflash.api.server:serve_engine",
+            "lingflash.httpd.server:run_server",
+            "lingflash.api.server:run_server",
+        )
+        bind_socket = _find(
+            "lingflash.httpd.server:bind_socket", "lingflash.api.server:bind_socket"
+        )
+        scripted = _find("lingflash.link.scripted", "lingflash.engine.scripted")
+        folder = _find("lingflash.core.hub:bundled_folder", "lingflash.models.hub:bundled_folder")()
         tokenizer = Tokenizer.from_folder(folder)
         assert tokenizer is not None
 
@@ -86,14 +96,13 @@ class Server:
             admin_api_key="admin",
             max_body_bytes=200_000,
         )
-        sock = server.bind_socket("127.0.0.1", 0)
+        sock = bind_socket("127.0.0.1", 0)
         ready = threading.Event()
 
         async def main() -> None:
             self._loop = asyncio.get_running_loop()
             self._task = asyncio.current_task()
-            run = server.run_server(self.engine, config, sock, on_ready=lambda _: ready.set())
-            await run
+            await serve(self.engine, config, sock, on_ready=lambda _: ready.set())
 
         def run() -> None:
             try:
@@ -141,25 +150,16 @@ class Server:
             self._loop.call_soon_threadsafe(self.engine.abort, request_id)
 
 
-def _modules() -> tuple[Any, Any, Path]:
-    """The server's and the scripted engine's module, and the model's folder, by either name."""
-    import importlib
-
-    def first(*names: str) -> Any:
-        for name in names:
-            try:
-                return importlib.import_module(name)
-            except ModuleNotFoundError:
-                continue
-        raise SystemExit(f"none of these modules is there: {', '.join(names)}")
-
-    server = first("lingflash.api.server", "lingflash.httpd.server")
-    hub = first("lingflash.core.hub", "lingflash.models.hub")
-    return (
-        server,
-        first("lingflash.link.scripted", "lingflash.engine.scripted"),
-        hub.bundled_folder(),
-    )
+def _find(*places: str) -> Any:
+    """The first of these names, modules or `module:name`, that the checkout has."""
+    for place in places:
+        module, _, name = place.partition(":")
+        try:
+            found = importlib.import_module(module)
+            return getattr(found, name) if name else found
+        except (ModuleNotFoundError, AttributeError):
+            continue
+    raise SystemExit(f"none of these is there: {', '.join(places)}")
 
 
 class Recorder:

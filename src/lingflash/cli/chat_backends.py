@@ -11,7 +11,7 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 from urllib.parse import urlsplit
 
 from lingflash.cli.options import LoadingBar
@@ -19,7 +19,6 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineError, InvalidRequestError, LingflashError
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.httpd.error_map import error_from_event
 from lingflash.link.ipc import IpcEngineClient
 from lingflash.text.chat_prompt import ModelText
 from lingflash.text.output import SequenceOutput
@@ -128,9 +127,13 @@ class EngineBackend(ChatBackend):
                     )
                 )
                 async for event in events:
-                    if event.finish_reason == "error":
-                        raise error_from_event(event)
-                    pieces.put(output.push(event).text)
+                    match event.finish_reason:
+                        case "error":
+                            raise event.error()
+                        case None | "stop" | "length" | "aborted":
+                            pieces.put(output.push(event).text)
+                        case _:
+                            assert_never(event.finish_reason)
             except LingflashError as error:
                 pieces.put(error)
             finally:

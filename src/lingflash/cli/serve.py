@@ -173,9 +173,10 @@ def serve(
 
 def _serve(engine_config: EngineConfig, config: ServerConfig, engine_restarts: int) -> None:
     # Late: these take longer to import than `ling --help` may take in all.
+    from lingflash.api.server import serve_engine
     from lingflash.core.hub import resolve_model
     from lingflash.core.log import setup_logging
-    from lingflash.httpd.server import bind_socket, run_server
+    from lingflash.httpd.server import bind_socket
     from lingflash.link.ipc import IpcEngineClient
 
     setup_logging(config.log_level)
@@ -195,7 +196,7 @@ def _serve(engine_config: EngineConfig, config: ServerConfig, engine_restarts: i
         async def run() -> None:
             with LoadingBar(name) as bar:
                 engine = IpcEngineClient(engine_config, engine_restarts, bar.update)
-                await run_server(engine, config, sock, on_ready=announce)
+                await serve_engine(engine, config, sock, on_ready=announce)
 
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             runner.run(run())

@@ -1,43 +1,27 @@
-"""POST /v1/chat/completions."""
+"""From a checked body to a generation that is not started yet."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request
 
+from lingflash.api.answer.accept import check_stream_options
 from lingflash.api.answer.generation import Generation
-from lingflash.api.answer.sampling import build_sampling, check_lengths, check_text_size
-from lingflash.api.answer.stream import send_answer
-from lingflash.api.chat.writer import ChatAnswer
-from lingflash.api.state import ServerState, state_of
+from lingflash.api.answer.sampling import build_sampling, check_text_size
+from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError
+from lingflash.core.limits import check_lengths
 from lingflash.core.types import MAX_LOGPROBS, GrammarSpec, SamplingParams
-from lingflash.httpd.auth import cache_salt, caller_of
-from lingflash.httpd.body import read_request
-from lingflash.httpd.openapi import json_body
-from lingflash.protocol.chat import ChatCompletionRequest
+from lingflash.httpd.auth import caller_of
+from lingflash.protocol.chat import ChatCompletionRequest, SamplingFields
 from lingflash.structured.answer_form import answer_grammar, form_field
 from lingflash.text.chat_prompt import History
 from lingflash.text.messages import normalize_tools
 
-router = APIRouter()
-
 # Rendering and encoding longer conversations would hold up the other streams.
 INLINE_CHARS = 4000
-
-
-@router.post("/v1/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
-async def create_chat_completion(request: Request) -> Response:
-    """Answer a conversation, whole or as a stream of chunks."""
-    state = state_of(request)
-    body = await read_request(request, ChatCompletionRequest, state.config.max_body_bytes)
-    model = state.require_model(body.model)
-    state.require_ready()
-    generation = await prepare_chat(state, request, body)
-    answer = ChatAnswer(state, body, model, generation, caller_of(request))
-    await generation.start()
-    return await send_answer(generation, answer, request, stream=bool(body.stream))
 
 
 async def prepare_chat(
@@ -52,8 +36,6 @@ async def prepare_chat(
     Every endpoint that answers conversations goes through here.
 
     Args:
-        state: of the server.
-        request: for its id and its key.
         body: the conversation, perhaps translated from another endpoint's form.
         fit_max_tokens: more tokens than the context leaves are cut down to that, not refused.
 
@@ -61,40 +43,43 @@ async def prepare_chat(
         InvalidRequestError: something in it cannot be served; `param` is in chat's terms.
     """
     limit_name, max_tokens = _max_tokens(body)
+    caller = caller_of(request)
+    salt = cache_salt(caller, body.cache_salt)
     try:
         grammar = await _grammar(state, body)
-        token_ids = await _encode(
-            state,
-            body,
-            state.calls.history(caller_of(request)),
-            cache_salt(request, body.cache_salt),
-        )
+        token_ids = await _encode(state, body, state.calls.history(caller), salt)
     except RecursionError:
         raise InvalidRequestError(
             "messages holds something that is nested too deeply.", param="messages"
         ) from None
-    room = state.engine.info.max_model_len - len(token_ids)
-    if fit_max_tokens and max_tokens is not None and max_tokens > room:
+    max_model_len = state.engine.info.max_model_len
+    if fit_max_tokens and max_tokens is not None and max_tokens > max_model_len - len(token_ids):
         max_tokens = None
     check_lengths(
-        len(token_ids),
-        max_tokens,
-        state.engine.info,
-        param="messages",
-        max_tokens_param=limit_name,
+        len(token_ids), max_tokens, max_model_len, param="messages", max_tokens_param=limit_name
     )
     sampling = _sampling(state, body, max_tokens)
-    return Generation(
-        state,
-        request.state.request_id,
-        [token_ids],
-        sampling,
-        cache_salt=cache_salt(request, body.cache_salt),
-        return_cache_report=bool(body.return_cache_report),
-        timeout_s=body.timeout or state.config.request_timeout_s,
-        grammar=grammar,
-        skip_special_tokens=body.skip_special_tokens is not False,
-    )
+    request_id = request.state.request_id
+    return Generation(state, request_id, body, [token_ids], sampling, grammar, salt)
+
+
+def cache_salt(caller: str, wanted: str | None) -> str:
+    """Salt of a request's place in the prefix cache: its API key's own, and what the client adds.
+
+    Two keys never share computed prefixes, so that neither times nor counts tell what another sent.
+    """
+    return f"{caller}:{wanted or ''}"
+
+
+async def checked_grammar(
+    state: ServerState, body: SamplingFields, **tools: Any
+) -> GrammarSpec | None:
+    """What the answer must look like, known to compile; None leaves the model free."""
+    form, outputs = body.response_format, body.structured_outputs
+    grammar = answer_grammar(response_format=form, structured_outputs=outputs, **tools)
+    if grammar is not None:
+        await state.grammars.check(grammar, form_field(form, outputs))
+    return grammar
 
 
 def _max_tokens(body: ChatCompletionRequest) -> tuple[str, int | None]:
@@ -120,8 +105,7 @@ def _sampling(
         raise InvalidRequestError(
             f"top_logprobs is {top}; allowed: 0 to {MAX_LOGPROBS}.", param="top_logprobs"
         )
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
+    check_stream_options(body.stream_options, body.stream)
     return build_sampling(
         body,
         state.sampling_defaults,
@@ -134,24 +118,18 @@ def _sampling(
 
 
 async def _grammar(state: ServerState, body: ChatCompletionRequest) -> GrammarSpec | None:
-    """What the answer must look like, known to compile; None leaves the model free."""
     normalize_tools(body.tools)
     effort = body.reasoning_effort
     kwargs = body.chat_template_kwargs or {}
     thinks = effort != "none" if effort is not None else kwargs.get("thinking_option") == "on"
-    grammar = answer_grammar(
+    return await checked_grammar(
+        state,
+        body,
         tools=body.tools,
         tool_choice=body.tool_choice,
         parallel_tool_calls=body.parallel_tool_calls,
-        response_format=body.response_format,
-        structured_outputs=body.structured_outputs,
         reasoning=thinks,
     )
-    if grammar is not None:
-        await state.grammars.check(
-            grammar, form_field(body.response_format, body.structured_outputs)
-        )
-    return grammar
 
 
 async def _encode(

@@ -1,68 +1,29 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+"""The answer to a message: named events of a stream, or one body."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
-from fastapi import APIRouter, Request, Response
 
 from lingflash.api.answer.blocks import Block, BlockStep, Turn
-from lingflash.api.answer.generation import Deltas, Generation
-from lingflash.api.answer.prepare import prepare_chat
-from lingflash.api.answer.stream import AnswerWriter, send_answer
-from lingflash.api.chat.writer import chat_choices
-from lingflash.api.messages.input import to_chat
-from lingflash.api.state import state_of
+from lingflash.api.answer.generation import Deltas, Generation, never_written
+from lingflash.api.answer.stream import AnswerWriter
 from lingflash.core.errors import LingflashError
-from lingflash.httpd.auth import caller_of
-from lingflash.httpd.body import json_response, read_request
-from lingflash.httpd.error_map import envelope_for
-from lingflash.httpd.openapi import json_body
-from lingflash.protocol.messages import MESSAGES_TABLE, CountTokensRequest, MessagesRequest
+from lingflash.httpd.error_map import envelope
+from lingflash.protocol.messages import ANTHROPIC_ERRORS
 from lingflash.protocol.sse import named_event
-
-router = APIRouter()
-
-
-@router.post("/v1/messages", openapi_extra=json_body(MessagesRequest))
-async def create_message(request: Request) -> Response:
-    """Answer a conversation, whole or as a stream of events."""
-    state = state_of(request)
-    body = await read_request(request, MessagesRequest, state.config.max_body_bytes, MESSAGES_TABLE)
-    model = state.require_model(body.model)
-    state.require_ready()
-    chat, names = to_chat(body)
-    with names.errors_translated():
-        # Clients must give max_tokens and give what Anthropic's models can do.
-        generation = await prepare_chat(state, request, chat, fit_max_tokens=True)
-    await generation.start()
-    answer = _MessageAnswer(
-        model,
-        generation,
-        Turn(chat_choices(state, chat, 1, caller_of(request))[0]),
-        max_tokens=body.max_tokens,
-    )
-    return await send_answer(generation, answer, request, stream=bool(body.stream))
+from lingflash.protocol.usage import cache_report
 
 
-@router.post("/v1/messages/count_tokens", openapi_extra=json_body(CountTokensRequest))
-async def count_message_tokens(request: Request) -> Response:
-    """Count the prompt tokens that a message would have."""
-    state = state_of(request)
-    body = await read_request(
-        request, CountTokensRequest, state.config.max_body_bytes, MESSAGES_TABLE
-    )
-    state.require_model(body.model)
-    state.require_ready()
-    chat, names = to_chat(body)
-    with names.errors_translated():
-        generation = await prepare_chat(state, request, chat)
-    return json_response({"input_tokens": len(generation.prompts[0])})
+class MessageAnswer(AnswerWriter):
+    """Writes an answer while it is generated, or collects it.
 
+    Args:
+        max_tokens: what was asked for, which the context may not leave.
+    """
 
-class _MessageAnswer(AnswerWriter):
     def __init__(self, model: str, generation: Generation, turn: Turn, *, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._generation = generation
@@ -75,13 +36,10 @@ class _MessageAnswer(AnswerWriter):
         }
         self._has_begun = False
 
-    def begin(self) -> bytes:
-        return b""  # the first event tells what was cached, which the first token knows
-
     def write(self, deltas: Deltas) -> bytes:
         events: list[bytes] = []
         steps = [step for _, delta in deltas for step in self._turn.take(delta)]
-        if not self._has_begun:
+        if not self._has_begun:  # not before: it tells what was cached, which the first token knows
             events.append(self._start())
         for step in steps:
             events += _step_events(step)
@@ -93,7 +51,7 @@ class _MessageAnswer(AnswerWriter):
         return _event("message_delta", delta=delta, usage=self._usage()) + _event("message_stop")
 
     def fail(self, error: LingflashError) -> bytes:
-        return named_event("error", envelope_for("/v1/messages", error))
+        return named_event("error", envelope(error, ANTHROPIC_ERRORS))
 
     async def collect(self) -> None:
         """Read the whole answer."""
@@ -124,22 +82,27 @@ class _MessageAnswer(AnswerWriter):
 
     def _stop(self) -> tuple[str, str | None]:
         turn = self._turn
-        if turn.finish_reason == "length":
-            is_limit = self._usage()["output_tokens"] >= self._max_tokens
-            return ("max_tokens" if is_limit else "model_context_window_exceeded"), None
-        if isinstance(turn.stop_reason, str):
-            return "stop_sequence", turn.stop_reason
-        return ("tool_use" if turn.num_calls else "end_turn"), None
+        match turn.finish_reason:
+            case None | "stop":
+                if isinstance(turn.stop_reason, str):
+                    return "stop_sequence", turn.stop_reason
+                return ("tool_use" if turn.num_calls else "end_turn"), None
+            case "length":
+                is_limit = self._generation.usage().completion_tokens >= self._max_tokens
+                return ("max_tokens" if is_limit else "model_context_window_exceeded"), None
+            case "error" | "aborted":
+                raise never_written(turn.finish_reason)
+            case _:
+                assert_never(turn.finish_reason)
 
     def _usage(self) -> dict[str, Any]:
         usage = self._generation.usage()
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
         return {
-            "input_tokens": usage["prompt_tokens"] - cached,
+            "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": cached,
-            "output_tokens": usage["completion_tokens"],
-            **{key: usage[key] for key in ("cache_report",) if key in usage},
+            "cache_read_input_tokens": usage.cached_tokens,
+            "output_tokens": usage.completion_tokens,
+            **cache_report(usage),
         }
 
 
