@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lingflash.bench.over_http.server_process import ServerProcess, server_at
 from lingflash.bench.over_http.soak_clients import Limits, ask_whole, find_limits, pick_behaviour
-from lingflash.link.http_client import Address, BadAnswer, call, read_metrics
+from lingflash.link.http_client import Address, BadAnswer, call
 from lingflash.records.record import Record, model_label, require
 
 _IDLE_TIMEOUT_S = 30.0
@@ -57,6 +57,23 @@ class SoakSummary:
     def is_clean(self) -> bool:
         """Nothing leaked and nothing failed."""
         return not self.leaks and not self.failures
+
+
+async def read_metrics(address: Address) -> dict[str, float]:
+    """The series of /metrics that have no labels, without the lingflash_ prefix.
+
+    Raises:
+        BadAnswer: there are none.
+    """
+    status, body = await call(address, "GET", "/metrics")
+    if status != 200:
+        raise BadAnswer(f"/metrics answered {status}")
+    found: dict[str, float] = {}
+    for line in body.decode().splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("lingflash_") and "{" not in name:
+            found[name.removeprefix("lingflash_")] = float(value)
+    return found
 
 
 def find_leaks(metrics: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
