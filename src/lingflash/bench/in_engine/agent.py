@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.bench.in_engine.in_process import ask
 from lingflash.core.config import ANCHOR_TOKENS, EngineConfig
 from lingflash.core.errors import ConfigError
@@ -283,7 +284,7 @@ def run_agent(
         "starved": working_set // 10,
     }
     for _ in range(repeats):  # the three take turns, so that a noisy minute hits all of them
-        record.ceilings.sample()
+        sample_ceilings(record)
         for name, num_blocks in budgets.items():
             engine = _Engine(config, loaded, caching=name != "off", num_blocks=num_blocks)
             engine.ask([1] * 64, 4)

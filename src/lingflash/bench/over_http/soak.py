@@ -175,17 +175,6 @@ async def run_soak(
 ) -> bool:
     """Soak a server and print what happened; returns whether it was clean.
 
-    Args:
-        url: of a running server that nobody else uses; None starts `ling serve MODEL`.
-        model: to start.
-        api_key: of the running server.
-        minutes: of load.
-        num_clients: at once.
-        seed: of everything random.
-        serve_flags: further flags of the server that is started.
-        out: file to write.
-        allow_dirty: see Record.
-
     Raises:
         ConfigError: a value is out of range.
         EngineError: our server did not start.
