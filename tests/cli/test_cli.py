@@ -13,7 +13,7 @@ import pytest
 
 from lingflash import __version__
 from lingflash.cli import app, main
-from lingflash.core.env import SERVE_VARIABLES
+from lingflash.cli.options import SERVE_VARIABLES
 
 
 def run(*arguments, env=None, text=None):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lingflash.api.app import create_app
-from lingflash.core.env import SERVE_VARIABLES
+from lingflash.cli.options import SERVE_VARIABLES
 from lingflash.core.metrics import ServerMetrics
 from lingflash.core.types import EngineStats
 from lingflash.httpd.error_map import ERROR_MAP

@@ -15,8 +15,8 @@ from lingflash.cli.bench_speculation import speculation
 from lingflash.cli.chat import chat
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
+from lingflash.cli.options import check_environment
 from lingflash.cli.serve import serve
-from lingflash.core.env import check_environment
 from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.train.command import train_command
 
