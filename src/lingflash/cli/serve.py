@@ -12,6 +12,7 @@ import typer
 from lingflash.api.config import ServerConfig
 from lingflash.cli.options import LoadingBar, new_event_loop, served_name, takes_options
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
+from lingflash.core.extras import require_engine
 
 if TYPE_CHECKING:
     from lingflash.api.state import ServerState
@@ -23,6 +24,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
 
     Each option can also be set by the environment variable shown beside it.
     """
+    require_engine()
     if not context.params["served_model_names"]:
         name = served_name(engine_config.model)
         config = dataclasses.replace(config, served_model_names=(name,))
