@@ -20,13 +20,8 @@ from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import PREFIX, Setting, nearest, settings_of
 
-SETTINGS = (ServerConfig, EngineConfig)
-"""The settings classes whose fields are flags of a command and variables of the environment."""
-
-SERVE_VARIABLES = {
-    each.flag: each.variable for cls in SETTINGS for each in settings_of(cls).values()
-}
-"""Flag to variable. Several API keys or model names in one variable are separated by spaces."""
+SETTINGS = (EngineConfig, ServerConfig)
+"""The classes whose settings are options of some command and variables of the environment."""
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
@@ -40,7 +35,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
     Raises:
         ConfigError: one is unknown; the message names it and the closest known one.
     """
-    known = SERVE_VARIABLES.values()
+    known = {each.variable for cls in SETTINGS for each in settings_of(cls).values()}
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
             raise ConfigError(
@@ -53,7 +48,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
 def takes_options(**only: Collection[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of its settings.
 
-    A parameter of the command that is annotated with a settings class becomes the options of that
+    A parameter of the command that is annotated with one of SETTINGS becomes the options of that
     class's fields; the command gets the value made from them. Its other parameters are typer's.
 
     Args:
@@ -96,21 +91,22 @@ def takes_options(**only: Collection[str]) -> Callable[[Callable[..., None]], Ca
 
 def _parameter(setting: Setting) -> inspect.Parameter:
     """A setting as a parameter that typer makes an option of."""
-    kind, default = setting.type, setting.default
+    kind, default = setting.type, setting.as_typed(setting.default)
     if get_origin(kind) is tuple:
-        kind, default = list[get_args(kind)[0]] | None, None
-    elif setting.parse is not None:
-        kind = str | None if default is None else str
-    elif get_origin(kind) is Literal:
+        kind, default = list[get_args(kind)[0]], None
+    elif setting.parse is not None or get_origin(kind) is Literal:
         kind = str
     elif setting.unit != 1:
-        kind, default = float, setting.as_typed(default)
-    shown = {"envvar": setting.variable, "help": setting.help, "metavar": setting.metavar}
+        kind = float
+    if default is None:
+        kind = kind | None
+    shown: dict[str, Any] = {"envvar": setting.variable, "help": setting.help}
     if setting.flag.startswith("--"):
         off = f"/--no{setting.flag[1:]}" if kind is bool and default else ""
-        info = typer.Option(setting.flag + off, **shown)
+        info = typer.Option(setting.flag + off, metavar=setting.metavar, **shown)
     else:
-        info = typer.Argument(show_envvar=True, **shown)
+        metavar = setting.metavar or setting.flag
+        info = typer.Argument(metavar=metavar, show_envvar=True, **shown)
     default = inspect.Parameter.empty if default is dataclasses.MISSING else default
     return inspect.Parameter(
         setting.name,

@@ -88,10 +88,8 @@ class Setting:
     is_secret: bool
 
     def as_typed(self, value: Any) -> Any:
-        """What one would type to get this value; a secret is not shown."""
-        if self.is_secret:
-            return "..."
-        return value if self.unit == 1 or value is None else value / self.unit
+        """What one would type on the flag to get this value."""
+        return value if self.unit == 1 or value in (None, MISSING) else value / self.unit
 
 
 def setting(
@@ -175,8 +173,9 @@ def require(config: Any, ok: bool, name: str, allowed: str) -> None:
 
 
 def _refused(setting: Setting, value: Any, allowed: str) -> ConfigError:
+    given = "..." if setting.is_secret else setting.as_typed(value)
     return ConfigError(
-        f"{setting.flag} is {setting.as_typed(value)!r}; allowed: {allowed}.",
+        f"{setting.flag} is {given!r}; allowed: {allowed}.",
         param=setting.flag.lstrip("-").replace("-", "_"),
     )
 
@@ -234,6 +233,6 @@ def settings_table(*classes: Any) -> str:
         elif default is None or default is MISSING or isinstance(default, tuple):
             shown = ""
         else:
-            shown = f"`{each.as_typed(default):,}`" if each.unit != 1 else f"`{default}`"
+            shown = f"`{each.as_typed(default)}`"
         rows.append(f"| {flag} | `{each.variable}` | {shown} | {each.help} |")
     return "\n".join(rows)
