@@ -18,9 +18,9 @@ from lingflash.core.settings import (
     require,
     setting,
     settings_of,
-    settings_table,
     takes_settings,
 )
+from settings_table import settings_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,12 @@ import pytest
 from lingflash.api.app import create_app
 from lingflash.cli.options import SETTINGS
 from lingflash.core.metrics import ServerMetrics
-from lingflash.core.settings import settings_of, settings_table
+from lingflash.core.settings import settings_of
 from lingflash.core.types import EngineStats
 from lingflash.httpd.error_map import ERROR_MAP
 from lingflash.link.scripted import ScriptedEngine
 from lingflash.protocol.endpoint_fields import ENDPOINT_FIELDS
+from settings_table import settings_table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
 SETTINGS_OF_SERVE = [each for cls in SETTINGS for each in settings_of(cls).values()]

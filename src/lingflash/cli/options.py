@@ -105,7 +105,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         off = f"/--no{setting.flag[1:]}" if kind is bool and default else ""
         info = typer.Option(setting.flag + off, metavar=setting.metavar, **shown)
     else:
-        metavar = setting.metavar or setting.flag
+        metavar = setting.flag if default is dataclasses.MISSING else f"[{setting.flag}]"
         info = typer.Argument(metavar=metavar, show_envvar=True, **shown)
     default = inspect.Parameter.empty if default is dataclasses.MISSING else default
     return inspect.Parameter(

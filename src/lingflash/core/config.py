@@ -87,7 +87,6 @@ class EngineConfig:
         BUNDLED_MODEL,
         "Folder in Hugging Face layout, a hub id, or the bundled model.",
         flag="MODEL",
-        metavar="[MODEL]",
     )
     _: KW_ONLY
     device: Device = setting("auto", "auto, cuda or cpu.", bound=one_of(get_args(Device)))

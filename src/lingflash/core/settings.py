@@ -18,7 +18,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 from lingflash.core.errors import ConfigError
@@ -68,35 +68,36 @@ def one_of(values: Collection[Any]) -> Bound:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A field as `settings_of` reads it; see `setting` for what is not plain.
+    """What a field tells of itself (see `setting`), and from `settings_of` the rest of it.
 
     Args:
         type: the field's annotation.
-        default: dataclasses.MISSING where one must be given.
+        default: dataclasses.MISSING where a value must be given.
     """
 
-    name: str
-    type: Any
-    default: Any
     help: str
     flag: str
-    variable: str
     bound: Bound | None
     parse: Callable[[str], Any] | None
     unit: int
     metavar: str | None
     is_secret: bool
+    name: str = ""
+    variable: str = ""
+    type: Any = None
+    default: Any = None
 
     def as_typed(self, value: Any) -> Any:
         """What one would type on the flag to get this value."""
-        return value if self.unit == 1 or value in (None, MISSING) else value / self.unit
+        is_counted = self.unit != 1 and isinstance(value, int | float)
+        return value / self.unit if is_counted else value
 
 
 def setting(
     default: Any,
     help: str,
     *,
-    flag: str | None = None,
+    flag: str = "",
     bound: Bound | None = None,
     parse: Callable[[str], Any] | None = None,
     unit: int = 1,
@@ -106,24 +107,16 @@ def setting(
     """A dataclass field that is a setting.
 
     Args:
-        default: None is a value of its own, which no bound forbids. dataclasses.MISSING for none.
+        default: None is a value that no bound forbids; dataclasses.MISSING for no default.
         help: one line.
-        flag: the field's name with dashes if None; a word without dashes is an argument instead.
+        flag: the field's name with dashes if empty; a word without dashes is an argument instead.
         bound: of the value; of a tuple, which is a flag that can be repeated, of each item.
         parse: text to value, where the field's type is none that a command line knows.
         unit: the flag counts these, the field ones: 2**20 for a flag in MiB of a field in bytes.
         metavar: what `--help` writes for the value.
         is_secret: no message may hold it.
     """
-    told = {
-        "help": help,
-        "flag": flag,
-        "bound": bound,
-        "parse": parse,
-        "unit": unit,
-        "metavar": metavar,
-        "is_secret": is_secret,
-    }
+    told = Setting(help, flag, bound, parse, unit, metavar, is_secret)
     return field(default=default, metadata={"setting": told})
 
 
@@ -134,16 +127,16 @@ def settings_of(cls: Any) -> dict[str, Setting]:
     prefix = getattr(cls, "VARIABLE_PREFIX", PREFIX)
     found = {}
     for each in fields(cls):
-        if (told := each.metadata.get("setting")) is None:
-            continue
-        flag = told["flag"] or "--" + each.name.replace("_", "-")
-        variable = prefix + flag.lstrip("-").replace("-", "_").upper()
-        found[each.name] = Setting(
-            name=each.name,
-            type=hints[each.name],
-            default=each.default,
-            **told | {"flag": flag, "variable": variable},
-        )
+        if told := each.metadata.get("setting"):
+            flag = told.flag or "--" + each.name.replace("_", "-")
+            found[each.name] = replace(
+                told,
+                name=each.name,
+                flag=flag,
+                variable=prefix + flag.lstrip("-").replace("-", "_").upper(),
+                type=hints[each.name],
+                default=each.default,
+            )
     return found
 
 
@@ -220,19 +213,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that refuses a name: the nearest known one, if any is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else "."
-
-
-def settings_table(*classes: Any) -> str:
-    """The table of settings for the docs, in Markdown."""
-    rows = ["| flag | variable | default | what it is |", "|---|---|---|---|"]
-    for each in (each for cls in classes for each in settings_of(cls).values()):
-        flag, default = f"`{each.flag}`", each.default
-        if each.type is bool:
-            flag += f", `--no{each.flag[1:]}`" if default else ""
-            shown = "on" if default else "off"
-        elif default is None or default is MISSING or isinstance(default, tuple):
-            shown = ""
-        else:
-            shown = f"`{each.as_typed(default)}`"
-        rows.append(f"| {flag} | `{each.variable}` | {shown} | {each.help} |")
-    return "\n".join(rows)
