@@ -28,10 +28,11 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+# What each room needs.
 _ROOMS = {
-    "on_gpu": "On one NVIDIA GPU",
-    "in_engine": "In this process",
-    "over_http": "Over HTTP",
+    "on_gpu": "On one NVIDIA GPU, with lingflash[cuda]",
+    "in_engine": "In this process, with lingflash[engine]",
+    "over_http": "Over HTTP; lingflash[engine] only to start a server of its own",
 }
 
 
@@ -40,8 +41,7 @@ class Benchmark:
     """A row of the table.
 
     Args:
-        titles: by the case that a record names, which is also how its file's name begins, the
-            heading in RESULTS.md.
+        titles: heading in RESULTS.md of each case that its records name.
     """
 
     name: str

@@ -82,9 +82,6 @@ class Target:
     """A promise and whether it was kept.
 
     Args:
-        name: what is promised.
-        value: what was measured.
-        limit: what was promised.
         kind: whether the limit is the most or the least that is allowed.
     """
 

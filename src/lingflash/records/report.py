@@ -29,7 +29,6 @@ def load_records(folder: Path, titles: Mapping[str, str]) -> list[dict[str, Any]
     """Read every JSON of a folder, in the order of the report.
 
     Args:
-        folder: of the files.
         titles: heading of each case's sections, in the order of the report.
 
     Raises:
@@ -241,11 +240,6 @@ def _plot_name(record: Mapping[str, Any]) -> str:
 
 def write_report(folder: Path, titles: Mapping[str, str], *, check: bool = False) -> bool:
     """Write RESULTS.md, or only compare it; returns whether it is now up to date.
-
-    Args:
-        folder: of the JSON files.
-        titles: see load_records.
-        check: do not write.
 
     Raises:
         ConfigError: the folder does not exist or holds something else.

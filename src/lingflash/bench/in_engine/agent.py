@@ -56,7 +56,6 @@ class Outcome:
         results: turns by why no more of their prompt was found.
         num_blocks: size of the cache.
         cache_bytes: what it served at the end, by use.
-        seconds: of the whole run.
     """
 
     ttft_s: dict[int, list[float]] = field(default_factory=dict)
@@ -98,7 +97,6 @@ def read_trace(path: Path, vocab_size: int, seed: int) -> list[list[Turn]]:
         path: one JSON object a line, in the order in which they were sent: "conversation" (any
             name), "new_tokens" and "answer_tokens".
         vocab_size: token ids are below it.
-        seed: of the tokens.
 
     Raises:
         ConfigError: the file cannot be read; the message names the line.

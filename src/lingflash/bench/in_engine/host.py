@@ -54,7 +54,6 @@ class IdleModel(BailingHybrid):
 
     Args:
         folder: whose config.json gives the shape.
-        max_rows: most rows of logits.
     """
 
     def __init__(self, folder: Path, max_rows: int) -> None:

@@ -39,12 +39,7 @@ SHAPES = (HeadShape("ling-nano", 8, 32), HeadShape("flash-like", 32, 128))
 
 
 class Case:
-    """One sequence's prompt in one call, from an empty state.
-
-    Args:
-        shape: heads.
-        num_tokens: length.
-    """
+    """One sequence's prompt in one call, from an empty state."""
 
     def __init__(self, shape: HeadShape, num_tokens: int) -> None:
         generator = torch.Generator().manual_seed(num_tokens)

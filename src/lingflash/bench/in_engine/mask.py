@@ -79,11 +79,7 @@ def _cases() -> dict[str, tuple[GrammarSpec, str]]:
 
 
 def synthetic_vocabulary(size: int) -> Vocabulary:
-    """A made vocabulary of the usual mixture: bytes, words with and without a space, JSON, CJK.
-
-    Args:
-        size: number of tokens.
-    """
+    """A made vocabulary of the usual mixture: bytes, words with and without a space, JSON, CJK."""
     rng = random.Random(0)
     tokens: dict[bytes, None] = dict.fromkeys(_TAGS)
     tokens |= dict.fromkeys(bytes([i]) for i in range(256))

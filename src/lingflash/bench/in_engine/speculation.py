@@ -37,7 +37,6 @@ class Outcome:
     Args:
         seconds: of the steps in which all sequences decoded.
         tokens: that they gave.
-        steps: how many they were.
         reached: times that a first, second, ... draft was verified with all before it accepted.
         accepted: times that it was accepted then.
         answers: token ids, to compare.

@@ -29,10 +29,6 @@ _TARGET_DECODE, _TARGET_PREFILL, _TARGET_PREFILL_TOKENS = 5.0, 40.0, 2048
 class PeerProcess:
     """mlx-lm in its own environment.
 
-    Args:
-        python: its interpreter.
-        folder: model to load.
-
     Raises:
         ConfigError: it does not start.
     """

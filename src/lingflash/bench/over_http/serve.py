@@ -39,7 +39,6 @@ class Timing:
         itl_s: between the arrivals of chunks with tokens, per token.
         e2e_s: until the end.
         num_prompt_tokens, num_tokens: read and generated.
-        error: what went wrong.
     """
 
     num_prompt_tokens: int

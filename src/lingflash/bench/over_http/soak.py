@@ -43,8 +43,6 @@ class SoakSummary:
         outcomes: behaviour and how it ended, to how often.
         failures: what should not have happened, with the first few words of why.
         leaks: gauges that were not back where they belong.
-        metrics: the last ones read.
-        seconds: of load.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -104,11 +102,7 @@ async def soak(
     """Load a server that nobody else uses, then look at what is left.
 
     Args:
-        address: of the server.
         seconds: of load; requests under way then are let finish.
-        num_clients: at once.
-        seed: of everything random.
-        limits: of the served model.
     """
     summary = SoakSummary()
     before = await read_metrics(address)

@@ -21,7 +21,6 @@ class Stream:
     Args:
         started_s: when the connection was opened, on the clock of perf_counter.
         first_s: when the first event with text was complete; 0 before.
-        ended_s: when the server closed.
         num_reads: how many times bytes came.
     """
 

@@ -38,11 +38,8 @@ class Param:
     """One parameter of a function.
 
     Args:
-        name: as in the schema.
         kind: "str:<kind>", "int", "num", "bool", "enum", "list:<kind>", "list:int", "object" or
             "rows".
-        schema: its JSON schema.
-        required: whether the schema requires it.
         labels: what a request may call it.
         preps: prepositions that can stand before the value instead of a label.
         choices: values of an enum.
@@ -64,7 +61,6 @@ class Tool:
     """A function that can be offered.
 
     Args:
-        name: as in the schema.
         description: may be empty.
         params: in schema order.
         verb: index of the group of verbs it belongs to, -1 for none.
@@ -151,10 +147,7 @@ def make_param(
     """Draw a parameter whose name is not among `taken`, and add it there.
 
     Args:
-        rng: source of randomness.
-        words: pools to draw from.
         taken: names in use; changed.
-        style: naming style.
         random_names: probability of a name made of random words.
         depth: 1 inside an object, where only scalars are drawn.
     """
@@ -326,8 +319,6 @@ def make_tool(
     """Draw a function signature.
 
     Args:
-        rng: source of randomness.
-        words: pools to draw from.
         random_names: probability of a random name, per parameter.
         verb: verb group to use, -1 draws one.
         noun: what it is about, "" draws it.
