@@ -136,6 +136,37 @@ def _describe(rng: random.Random, words: Words, labels: list[str], bases: tuple[
     return text[0].upper() + text[1:] + ("." if rng.random() < 0.25 else "")
 
 
+def _draw_structure(
+    rng: random.Random, words: Words, kind: str, style: str, random_names: float
+) -> tuple[str, list[Param], dict[str, Any]]:
+    """Draw an "object" or a list of such, "rows": name, fields and schema."""
+    base = rng.choice(
+        (
+            "options",
+            "filter",
+            "address",
+            "settings",
+            "config",
+            "customer",
+            "profile",
+            "details",
+            "metadata",
+        )
+        if kind == "object"
+        else ("items", "entries", "rows", "lines", "orders")
+    )
+    inner: set[str] = set()
+    fields = [
+        make_param(rng, words, inner, style, random_names, 1) for _ in range(rng.randint(2, 3))
+    ]
+    for f in fields:
+        f.required = kind == "rows" or f.required
+    shape = {"type": "object", "properties": {f.name: f.schema for f in fields}}
+    if rng.random() < 0.5 or kind == "rows":
+        shape["required"] = [f.name for f in fields if f.required]
+    return base, fields, shape if kind == "object" else {"type": "array", "items": shape}
+
+
 def make_param(
     rng: random.Random,
     words: Words,
@@ -201,31 +232,7 @@ def make_param(
         bases = ("List of values", "The list", "All of them")
     else:
         kind = "object" if x < 0.985 else "rows"
-        base = rng.choice(
-            (
-                "options",
-                "filter",
-                "address",
-                "settings",
-                "config",
-                "customer",
-                "profile",
-                "details",
-                "metadata",
-            )
-            if kind == "object"
-            else ("items", "entries", "rows", "lines", "orders")
-        )
-        inner: set[str] = set()
-        fields = [
-            make_param(rng, words, inner, style, random_names, 1) for _ in range(rng.randint(2, 3))
-        ]
-        for f in fields:
-            f.required = kind == "rows" or f.required
-        shape = {"type": "object", "properties": {f.name: f.schema for f in fields}}
-        if rng.random() < 0.5 or kind == "rows":
-            shape["required"] = [f.name for f in fields if f.required]
-        schema.update(shape if kind == "object" else {"type": "array", "items": shape})
+        base, fields, schema = _draw_structure(rng, words, kind, style, random_names)
         bases = ("Details", "A structured value", "Settings")
     if random_name:
         base = words.word(rng) + (" " + words.word(rng) if rng.random() < 0.35 else "")
