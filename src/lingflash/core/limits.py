@@ -46,13 +46,15 @@ def check_lengths(
     room = max_model_len - num_prompt_tokens
     if room < (0 if max_tokens == 0 else 1):
         raise ContextLengthError(
-            f"The prompt has {num_prompt_tokens} tokens and the context is {max_model_len}; "
-            "shorten it.",
+            f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
+            f"{num_prompt_tokens}; shorten it.",
             param=param,
+            num_tokens=num_prompt_tokens,
+            limit=max_model_len,
         )
     if max_tokens is not None and max_tokens > room:
         raise ContextLengthError(
-            f"The prompt has {num_prompt_tokens} tokens and {max_tokens_param} is {max_tokens}, "
-            f"together over the context of {max_model_len}; it can be at most {room}.",
+            f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
+            f"{num_prompt_tokens} and {max_tokens_param} is {max_tokens}; at most {room} are left.",
             param=max_tokens_param,
         )

@@ -71,6 +71,9 @@ class ServerMetrics(HttpMetrics):
         self.request_success = self._counter(
             "request_success", "Finished sequences by finish reason", "finished_reason"
         )
+        self.dropped_fields = self._counter(
+            "dropped_fields", "What was accepted without being used, by what it was", "field"
+        )
         self.requests_aborted = self._counter(
             "requests_aborted", "Requests ended because the client went away"
         )

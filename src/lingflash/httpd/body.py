@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from lingflash.core.errors import InvalidRequestError, RequestTooLargeError
 from lingflash.httpd.context import context_of
-from lingflash.protocol.fields import FieldTable, parse_request
+from lingflash.protocol.fields import Dropped, FieldTable, parse_request
 
 # Deeper bodies would exhaust the stack of whatever walks them: templates, guards, encoders.
 MAX_DEPTH = 128
@@ -19,13 +19,19 @@ MAX_DEPTH = 128
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
 
 
-_NO_OTHERS = FieldTable(inert={}, refused={})
+_NO_OTHERS = FieldTable()
 
 
 async def read_request(
-    request: Request, model: type[ModelT], table: FieldTable = _NO_OTHERS
+    request: Request,
+    model: type[ModelT],
+    table: FieldTable = _NO_OTHERS,
+    dropped: Dropped | None = None,
 ) -> ModelT:
     """Read and check the body of a request; its size is checked while it arrives.
+
+    Args:
+        dropped: takes fields that say nothing.
 
     Raises:
         InvalidRequestError: it is no JSON, or not what the model says.
@@ -43,7 +49,7 @@ async def read_request(
                 raise _too_large(max_bytes)
     except ClientDisconnect:
         raise InvalidRequestError("The request body did not arrive.") from None
-    return parse_request(model, decode_json(bytes(body)), table)
+    return parse_request(model, decode_json(bytes(body)), table, dropped)
 
 
 def decode_json(body: bytes) -> Any:

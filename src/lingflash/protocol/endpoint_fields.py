@@ -9,9 +9,13 @@ from pydantic import BaseModel
 
 from lingflash.protocol.chat import ChatCompletionRequest
 from lingflash.protocol.completions import CompletionRequest
-from lingflash.protocol.fields import COMPLETIONS_TABLE, FieldTable
+from lingflash.protocol.fields import CHAT_TABLE, COMPLETIONS_TABLE, FieldTable
 from lingflash.protocol.messages import MESSAGES_TABLE, CountTokensRequest, MessagesRequest
-from lingflash.protocol.responses import RESPONSES_TABLE, ResponsesRequest
+from lingflash.protocol.responses import (
+    RESPONSES_TABLE,
+    InputTokensRequest,
+    ResponsesRequest,
+)
 from lingflash.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -26,9 +30,10 @@ class EndpointFields(Generic[ModelT]):
     table: FieldTable = COMPLETIONS_TABLE
 
 
-CHAT = EndpointFields("/v1/chat/completions", ChatCompletionRequest)
+CHAT = EndpointFields("/v1/chat/completions", ChatCompletionRequest, CHAT_TABLE)
 COMPLETIONS = EndpointFields("/v1/completions", CompletionRequest)
 RESPONSES = EndpointFields("/v1/responses", ResponsesRequest, RESPONSES_TABLE)
+INPUT_TOKENS = EndpointFields("/v1/responses/input_tokens", InputTokensRequest, RESPONSES_TABLE)
 MESSAGES = EndpointFields("/v1/messages", MessagesRequest, MESSAGES_TABLE)
 COUNT_TOKENS = EndpointFields("/v1/messages/count_tokens", CountTokensRequest, MESSAGES_TABLE)
 TOKENIZE = EndpointFields("/tokenize", TokenizeRequest)
@@ -36,5 +41,6 @@ DETOKENIZE = EndpointFields("/detokenize", DetokenizeRequest)
 
 # Those that generate, or count what they would read.
 ENDPOINT_FIELDS = {
-    endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS)
+    endpoint.path: endpoint
+    for endpoint in (CHAT, COMPLETIONS, RESPONSES, INPUT_TOKENS, MESSAGES, COUNT_TOKENS)
 }

@@ -21,7 +21,7 @@ from lingflash.core.types import GrammarSpec
 from lingflash.structured.json_schema import MAX_SCHEMA_CHARS, prepare_schema, refuse, to_json
 from lingflash.structured.masks import TokenMatcher
 from lingflash.structured.regex_size import check_regex
-from lingflash.structured.tool_grammar import answer_rules, call_schema
+from lingflash.structured.tool_grammar import answer_rules, call_rules
 from lingflash.structured.vocabulary import Vocabulary
 
 MAX_CHOICES = 10_000
@@ -114,7 +114,7 @@ def check_grammar(spec: GrammarSpec, param: str | None = None) -> None:
             kind, text, where = body["form"]
             check_grammar(GrammarSpec(kind, text), where)
         for tool in body["tools"]:
-            error_here = _error_of(f"start: %json {to_json(call_schema(tool))}")
+            error_here = _error_of(call_rules(tool))
             if error_here is not None:
                 message = _explain(error_here, spec, tool["where"])
                 raise InvalidRequestError(message, param=tool["where"])

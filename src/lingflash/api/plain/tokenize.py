@@ -23,7 +23,7 @@ router = APIRouter()
 @router.post(TOKENIZE.path, openapi_extra=json_body(TOKENIZE.model))
 async def tokenize(request: Request) -> Response:
     """Give the token ids of a text or of chat messages."""
-    state, body, _ = await accept(request, TOKENIZE, needs_engine=False)
+    state, body, _, _ = await accept(request, TOKENIZE, needs_engine=False)
     text = _require_text(state)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give either prompt or messages.", param="prompt")
@@ -54,7 +54,7 @@ async def tokenize(request: Request) -> Response:
 @router.post(DETOKENIZE.path, openapi_extra=json_body(DETOKENIZE.model))
 async def detokenize(request: Request) -> Response:
     """Give the text of token ids, special tokens included."""
-    state, body, _ = await accept(request, DETOKENIZE, needs_engine=False)
+    state, body, _, _ = await accept(request, DETOKENIZE, needs_engine=False)
     text = _require_text(state)
     check_token_ids(body.tokens, text.tokenizer.vocab_size, "tokens")
     decoded = await asyncio.to_thread(text.tokenizer.decode, body.tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,21 @@ CREATE TABLE IF NOT EXISTS responses (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS by_use ON responses (used_s);
 CREATE INDEX IF NOT EXISTS by_age ON responses (created_s);
+CREATE TABLE IF NOT EXISTS items (
+    id TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    response_id TEXT NOT NULL,
+    PRIMARY KEY (id, owner)
+) STRICT;
+CREATE INDEX IF NOT EXISTS by_response ON items (response_id);
+CREATE TRIGGER IF NOT EXISTS items_go AFTER DELETE ON responses
+BEGIN DELETE FROM items WHERE response_id = OLD.id; END;
 """
 _VERSION = 1
 # The row's other columns and its place in the indexes.
 _ROW_BYTES = 256
+# An item's row, with its place in the indexes.
+_ITEM_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +177,26 @@ class ResponseStore:
 
         return [_decoded(row) for row in await self._call(work)]
 
+    async def find_items(self, owner: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Items of stored outputs by id; those that are not there are left out."""
+
+        def work(db: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+            found: dict[str, dict[str, Any]] = {}
+            for item_id in ids:
+                if item_id in found:
+                    continue
+                row = db.execute(
+                    "SELECT responses.* FROM items JOIN responses ON responses.id = response_id "
+                    "WHERE items.id = ? AND items.owner = ? AND created_s >= ?",
+                    (item_id, owner, time.time() - self._max_age_s),
+                ).fetchone()
+                if row is not None:
+                    output = _decoded(row).body["output"]
+                    found |= {item["id"]: item for item in output}
+            return {item_id: found[item_id] for item_id in ids if item_id in found}
+
+        return await self._call(work)
+
     def close(self) -> None:
         """Close the database; what was being stored is finished first."""
         if self._executor is not None:
@@ -213,7 +244,8 @@ class ResponseStore:
     ) -> bool:
         encoded = msgspec.json.encode(body)
         items = msgspec.json.encode(input_items)
-        num_bytes = len(encoded) + len(items) + _ROW_BYTES
+        ids = [item["id"] for item in body["output"]]
+        num_bytes = len(encoded) + len(items) + _ROW_BYTES + _ITEM_BYTES * len(ids)
         if num_bytes > self._max_bytes:
             return False
         now = time.time()
@@ -221,6 +253,10 @@ class ResponseStore:
         db.execute(
             "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (body["id"], owner, now, now, previous, num_bytes, encoded, items),
+        )
+        db.executemany(
+            "INSERT OR REPLACE INTO items VALUES (?, ?, ?)",
+            [(item_id, owner, body["id"]) for item_id in ids],
         )
         self._num_bytes += num_bytes
         self._evict(db)
