@@ -21,6 +21,7 @@ _INERT = {
     "workspace_id": "whose workspace to bill",
     "diagnostics": "asks why a prompt cache missed",
     "billing_policy": "how to bill",
+    "betas": "which drafts of the API the client knows",
     "mcp_servers": "tools of servers that are not asked here",
     "client_metadata": "labels and trace data",
 }

@@ -146,6 +146,9 @@ class _Reader:
         if role not in _ROLES:
             refuse(f"{where}.role", f"is {role!r}; allowed: {', '.join(_ROLES)}")
         content = said.get("content")
+        if content is None and role == "system":
+            self._dropped.add(where)  # it only sets options, which say nothing here
+            return
         if isinstance(content, str):
             self.messages.add(role, [content], where)
             return

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from lingflash.api.answer.accept import accept
 from lingflash.api.answer.logprobs import token_text
-from lingflash.api.state import ServerState
+from lingflash.api.state import ServerState, state_of
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.limits import check_token_ids
 from lingflash.httpd.body import json_response
@@ -59,6 +59,22 @@ async def detokenize(request: Request) -> Response:
     check_token_ids(body.tokens, text.tokenizer.vocab_size, "tokens")
     decoded = await asyncio.to_thread(text.tokenizer.decode, body.tokens)
     return json_response({"prompt": decoded})
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> Response:
+    """What a program must know to use the two above as its tokenizer."""
+    state = state_of(request)
+    text = _require_text(state)
+    template = text.template
+    answer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if template is not None:
+        answer |= {**template.special_tokens, "chat_template": template.source}
+    if "eos_token" not in answer and state.engine.is_ready:
+        answer["eos_token"] = text.tokenizer.decode(state.engine.info.stop_token_ids[:1])
+    if state.engine.is_ready:
+        answer["model_max_length"] = state.engine.info.max_model_len
+    return json_response(answer)
 
 
 def _require_text(state: ServerState) -> ModelText:

@@ -56,6 +56,7 @@ class ItemReader:
         self._tools = tools
         self._turn: dict[str, Any] | None = None  # an assistant message that may still grow
         self._has_text = False
+        self._has_calls = False
 
     def read(self, items: Sequence[Any], source: str) -> None:
         """Add items.
@@ -138,16 +139,19 @@ class ItemReader:
         name = self._tools.prompt_name(call["name"], namespace or None)
         arguments = {CUSTOM_ARGUMENT: call[key]} if is_custom else call[key]
         turn = self._assistant(where)
+        self._has_calls = True
         turn.setdefault("tool_calls", []).append(call_of(call["call_id"], name, arguments))
 
     def _call_output(self, item: Mapping[str, Any], where: str) -> None:
         given = self._take(item, ITEM_CALL_OUTPUT, where)
-        call_id = given.get("call_id")
-        if not isinstance(call_id, str):
+        call_id = given.get("call_id") or None
+        # Without one it answers the call before it, if there is one.
+        if not isinstance(call_id, str) and not (call_id is None and self._has_calls):
             refuse(f"{where}.call_id", f"is {call_id!r}; a string is needed")
         output = read_parts(given.get("output"), f"{where}.output", self.messages.dropped)
         self._turn = None
-        self.messages.add("tool", output, where, joint="\n", tool_call_id=call_id)
+        fields = {} if call_id is None else {"tool_call_id": call_id}
+        self.messages.add("tool", output, where, joint="\n", **fields)
 
     def _reasoning(self, item: Mapping[str, Any], where: str) -> None:
         given = self._take(item, ITEM_REASONING, where)

@@ -244,7 +244,7 @@ class ResponseStore:
     ) -> bool:
         encoded = msgspec.json.encode(body)
         items = msgspec.json.encode(input_items)
-        ids = [item["id"] for item in body["output"]]
+        ids = [item["id"] for item in body.get("output", ())]
         num_bytes = len(encoded) + len(items) + _ROW_BYTES + _ITEM_BYTES * len(ids)
         if num_bytes > self._max_bytes:
             return False
