@@ -122,21 +122,13 @@ def make_loop(
     runner_type: type[ModelRunner] = ModelRunner,
 ) -> EngineLoop:
     """An engine with an idle model and memory for num_seqs sequences of max_model_len tokens."""
-    blocks = num_seqs * -(-max_model_len // _BLOCK_SIZE)
-    plan = MemoryPlan(
-        device="cpu",
-        dtype=torch.float32,
-        available_bytes=0,
-        weights_bytes=0,
-        workspace_bytes=0,
-        state_bytes_per_seq=0,
-        tail_bytes_per_seq=0,
-        latent_bytes_per_token=0,
-        num_blocks=blocks,
+    model = IdleModel(folder, num_seqs)
+    plan = MemoryPlan.for_sizes(
+        model,
+        num_blocks=num_seqs * -(-max_model_len // _BLOCK_SIZE),
         block_size=_BLOCK_SIZE,
-        num_state_slots=num_seqs,
+        num_seqs=num_seqs,
         max_model_len=max_model_len,
-        wanted_model_len=max_model_len,
     )
     config = EngineConfig(
         device="cpu",
@@ -146,9 +138,7 @@ def make_loop(
         max_model_len=max_model_len,
         block_size=_BLOCK_SIZE,
     )
-    runner = runner_type(
-        IdleModel(folder, num_seqs), plan, batch_invariant=False, stop_token_ids=[]
-    )
+    runner = runner_type(model, plan, batch_invariant=False, stop_token_ids=[])
     return EngineLoop(config, runner)
 
 
