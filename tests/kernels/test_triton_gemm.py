@@ -29,7 +29,8 @@ from lingflash.kernels.quant_gemm.triton_fp8 import (
 )
 from lingflash.quant import matrix
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, gated_linear, linear
-from lingflash.quant.pack import quantize_fp8, quantize_int4, relative_error
+from lingflash.quant.pack import quantize_fp8, quantize_int4
+from quant_support import relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"

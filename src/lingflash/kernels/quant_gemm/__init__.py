@@ -34,9 +34,6 @@ __all__ = [
 # Up to here a product reads its weights once at most and is bound by that: other kernels.
 FEW_ROWS = 64
 
-# Products with blocks of 128 x 128: "triton", or "cublas" for torch's own; the faster one.
-BLOCK_GEMM = "cublas"
-
 
 @dataclass(frozen=True, slots=True)
 class Fp8Rows:
@@ -166,7 +163,7 @@ def fp8_gemm(x: Fp8Rows, w8: Tensor, w_scale: Tensor) -> Tensor:
         return fp8_gemm_reference(x.values, x.scale, w8, w_scale).to(torch.bfloat16)
     if not num_rows:
         return torch.empty(0, w8.shape[0], dtype=torch.bfloat16, device=w8.device)
-    if BLOCK_GEMM == "cublas" and _cublas_takes(w8, w_scale):
+    if _cublas_takes(w8, w_scale):  # the faster one
         return fp8_block_gemm_cublas(x, w8, w_scale)
     from lingflash.kernels.quant_gemm.triton_fp8 import fp8_gemm_triton
 
