@@ -10,7 +10,7 @@ from lingflash.kernels.moe_gemm.formats import expert_format
 from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile, expert_mlp_grouped
 from lingflash.kernels.moe_gemm.triton_sort import sort_rows
 from lingflash.kernels.moe_route import RoutingRule, route_tokens
-from lingflash.kernels.moe_route.triton_scores import gate_logits, split_bfloat16
+from lingflash.kernels.moe_route.triton_logits import gate_logits, split_bfloat16
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
     Rows,

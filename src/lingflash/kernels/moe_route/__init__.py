@@ -56,7 +56,7 @@ def route_tokens(
     """
     if x.is_cuda:
         from lingflash.kernels.moe_route.triton_choose import choose_experts_triton
-        from lingflash.kernels.moe_route.triton_scores import gate_logits
+        from lingflash.kernels.moe_route.triton_logits import gate_logits
 
         exact = x.dtype == torch.bfloat16
         logits = gate_logits(x, w_gate) if exact else F.linear(x.float(), w_gate)
