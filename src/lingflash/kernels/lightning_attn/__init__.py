@@ -1,4 +1,14 @@
-"""Lightning linear attention with an anchored state: prefill, decode, verification in one."""
+"""Lightning linear attention with an anchored state: prefill, decode, verification in one.
+
+    tokens                               on a CPU, float32    on a GPU, BF16
+    one of each sequence                 __init__.py          triton_decode.py
+    ... of one sequence, fast mode       ../cpu/decode.c      triton_decode.py
+    up to 8 of each of 1 or 2 (drafts)   chunks.py            triton_verify.py
+    more                                 chunks.py            triton_prepare.py, triton_prefill.py
+                                                              over segments.py
+
+plan.py chooses for a step; its definition is reference.py.
+"""
 
 from __future__ import annotations
 

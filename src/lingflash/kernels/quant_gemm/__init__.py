@@ -3,6 +3,12 @@
 The published FP8 checkpoints ask for dynamic activation scales, so a product of many rows is one of
 FP8 by FP8: one float32 scale per row and 128 columns, and one per 128 x 128 weights or per weight
 row. Nothing here waits for the device.
+
+    scales of the weight          kernel, on a GPU (on a CPU reference.py)
+    a block of 128 x 128          cuBLAS through torch, if it takes the shape; else triton_fp8.py
+    one per row                   triton_fp8.py
+
+Few rows and other formats: skinny_gemm, and quant/matrix.py for what it turns into BF16 first.
 """
 
 from __future__ import annotations
