@@ -66,19 +66,15 @@ class MemoryPlan:
         device: where the model runs, "cpu" or "cuda".
         dtype: of weights and latents.
         available_bytes: memory that may be used in all, after --memory-fraction.
-        weights_bytes: the model.
         workspace_bytes: activations of one step.
         state_bytes_per_seq: one sequence's recurrent states and tails.
         tail_bytes_per_seq: of which tails.
         latent_bytes_per_token: one token's place in the paged cache.
-        num_blocks: blocks of the paged cache.
-        block_size: tokens in a block.
         num_state_slots: sequences that run at once.
         num_ranks: processes that share the model, each with this plan.
         checkpoint_blocks: blocks that one state checkpoint takes; 0 without a prefix cache.
         end_blocks: blocks that the states of a sequence's end take, tails included; 0 without a
             prefix cache, or with speculation, whose layer goes on only from an anchor.
-        num_host_blocks: blocks of the host tier.
         num_speculative_tokens: most drafts of a sequence and step, 0 for no speculation.
         max_model_len: context limit that was asked for or that fits.
         wanted_model_len: context limit before it was cut to what fits.

@@ -123,13 +123,6 @@ def plan_checkpoint(
 ) -> MemoryPlan:
     """Count the bytes of a checkpoint that is known by its headers; the plan of one rank.
 
-    Args:
-        config: settings.
-        whole: the model's shape.
-        entries: its tensors.
-        device: where it would run.
-        available: bytes that may be used there.
-
     Raises:
         ModelLoadError, ConfigError, NotEnoughMemoryError: see plan_memory.
     """

@@ -16,14 +16,11 @@ class Sequence:
     """One sampled continuation of a request.
 
     Args:
-        request_id: whose it is.
         choice: its index among the request's n.
         prompt_token_ids: shared by the choices; not changed.
-        sampling: the request's.
         stop_token_ids: tokens that end it, the model's own included unless they are ignored.
         max_total_tokens: prompt and answer together end here.
         deadline_s: clock time at which it ends with an error, or None.
-        output_token_ids: what was generated.
         num_computed: tokens whose keys, values and states are in the cache.
         num_in_flight: tokens in steps that were scheduled and are not committed.
         has_ended: its last event was made.
@@ -103,7 +100,6 @@ class DraftedSequence:
     """A sequence as it will be if its first drafts are accepted: what choosing a token reads.
 
     Args:
-        sequence: the sequence.
         more: tokens that follow what it has.
     """
 

@@ -114,9 +114,7 @@ class SpeculationGain:
         """Take in a step in which all sequences decoded.
 
         Args:
-            num_seqs: in the step.
             num_tokens: that they got.
-            seconds: that it took.
         """
         if self.is_adaptive:
             self._of(num_seqs).observe(num_tokens, seconds)

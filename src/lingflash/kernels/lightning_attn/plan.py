@@ -64,9 +64,7 @@ def plan_lightning(
         starts: position of each sequence's first query token.
         anchors: position that each state is folded to, at most `starts`.
         query_lens: query tokens of each, at least 1.
-        state_slots: slot of each.
         chunk: tokens per chunk, a multiple of ANCHOR.
-        device: where the index tensors go.
         allow_decode: plan the cheaper single-token form when every sequence has one query token.
         num_certain: query tokens of each that may be folded, the rest being drafts; all by default.
         for_gpu: lay out for Triton's kernels; by default if `device` is a GPU.

@@ -49,8 +49,6 @@ class GeneralForward:
 
     Args:
         model: all ranks of it.
-        cache: the memory it runs on.
-        block_size: tokens in a block.
         batch_invariant: run so that a sequence's logits are bitwise independent of its company.
         speculator: makes the drafts, if there are any.
     """
