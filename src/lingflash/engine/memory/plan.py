@@ -68,7 +68,6 @@ class MemoryPlan:
         available_bytes: memory that may be used in all, after --memory-fraction.
         workspace_bytes: activations of one step.
         state_bytes_per_seq: one sequence's recurrent states and tails.
-        tail_bytes_per_seq: of which tails.
         latent_bytes_per_token: one token's place in the paged cache.
         num_state_slots: sequences that run at once.
         num_ranks: processes that share the model, each with this plan.
@@ -82,11 +81,10 @@ class MemoryPlan:
 
     device: str
     dtype: torch.dtype
-    available_bytes: int
-    weights_bytes: int
-    workspace_bytes: int
+    available_bytes: int = 0
+    weights_bytes: int = 0
+    workspace_bytes: int = 0
     state_bytes_per_seq: int
-    tail_bytes_per_seq: int
     latent_bytes_per_token: int
     num_blocks: int
     block_size: int
@@ -120,11 +118,7 @@ class MemoryPlan:
         return cls(
             device=model.device.type,
             dtype=model.dtype,
-            available_bytes=0,
-            weights_bytes=0,
-            workspace_bytes=0,
             state_bytes_per_seq=each.state,
-            tail_bytes_per_seq=each.tail,
             latent_bytes_per_token=each.latent,
             num_blocks=num_blocks,
             block_size=block_size,

@@ -160,7 +160,6 @@ def plan_checkpoint(
         weights_bytes=weights,
         workspace_bytes=workspace,
         state_bytes_per_seq=each.state,
-        tail_bytes_per_seq=each.tail,
         latent_bytes_per_token=each.latent,
         num_blocks=num_blocks,
         block_size=config.block_size,
