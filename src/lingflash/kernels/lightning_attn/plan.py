@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lingflash.core.anchors import ANCHOR, last_anchor
-from lingflash.kernels.lightning_attn.chunks import ChunkTables, cut_chunks
+from lingflash.kernels.lightning_attn.chunks import ChunkTables, cut_chunks, put_index
 from lingflash.kernels.lightning_attn.segments import SegmentTables, cut_segments
 
 
@@ -87,18 +87,14 @@ def plan_lightning(
         and all(length == 1 for length in query_lens)
         and max(tails, default=0) < ANCHOR
     ):
-
-        def put(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
-
         folds = [i for i, tail in enumerate(tails) if tail == ANCHOR - 1]
         return LightningPlan(
             chunk,
             num_tokens,
             for_gpu,
-            decode_slots=put(state_slots),
-            decode_offsets=put(tails),
-            decode_folds=put(folds) if folds else None,
+            decode_slots=put_index(state_slots, device),
+            decode_offsets=put_index(tails, device),
+            decode_folds=put_index(folds, device) if folds else None,
             decode_one=(state_slots[0], tails[0]) if len(starts) == 1 else None,
         )
     certain = query_lens if num_certain is None else num_certain
