@@ -1,6 +1,6 @@
 """Plain data that crosses rooms and processes: what is asked of the engine and what it answers.
 
-Standard-library dataclasses, so that they load anywhere; `engine/ipc.py` encodes them for the wire.
+Standard-library dataclasses, so that they load anywhere; `link/ipc.py` encodes them for the wire.
 """
 
 from __future__ import annotations
