@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.core.anchors import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.loader import load_model

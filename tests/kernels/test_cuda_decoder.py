@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.core.anchors import ANCHOR
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from models_support import BLOCK, load, new_cache

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.core.config import ROW_MULTIPLE
-from lingflash.kernels.lightning_attn import ANCHOR, LightningPlan, plan_lightning
+from lingflash.kernels.lightning_attn import LightningPlan, plan_lightning
 from lingflash.kernels.mla import MlaPlan, plan_mla
 
 # Tokens to a chunk of lightning attention where only the anchors' places matter.
@@ -158,7 +159,7 @@ def make_forward_batch(
     if num_certain is not None and max(lens) <= ANCHOR:
         chunk = ANCHOR  # a few drafts each: the smallest chunks leave the least empty
     if anchors is None:
-        anchors = [start // ANCHOR * ANCHOR for start in starts]
+        anchors = [last_anchor(start) for start in starts]
 
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)

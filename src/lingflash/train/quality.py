@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.core.anchors import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.loader import load_model

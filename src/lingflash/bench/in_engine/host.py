@@ -28,6 +28,7 @@ from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.engine.run.sampler import sample
 from lingflash.engine.schedule.step import PendingStep, SchedulerOutput, StepResult
 from lingflash.link import ipc
+from lingflash.link.frames import HEADER_BYTES
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import load_model_config
 from lingflash.models.cuda_decoder import CudaDecoder
@@ -177,7 +178,7 @@ def time_parts(loop: EngineLoop) -> tuple[dict[str, float], list[TokenEvent]]:
     message = ipc.frame(ipc.Events(events))
     marks.append(time.perf_counter())
     # What the server does with it, in its own process.
-    ipc.from_engine_decoder.decode(message[4:])
+    ipc.from_engine_decoder.decode(message[HEADER_BYTES:])
     marks.append(time.perf_counter())
     parts = [1e3 * (b - a) for a, b in itertools.pairwise(marks)]
     names = ("schedule", "build batch", "results", "commit", "encode", "decode in the server")

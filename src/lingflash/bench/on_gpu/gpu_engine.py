@@ -7,13 +7,13 @@ import time
 import torch
 
 from lingflash.bench.in_engine.in_process import ask
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineError
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes
 from lingflash.engine.run.model_runner import ModelRunner
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.records.record import Record
 

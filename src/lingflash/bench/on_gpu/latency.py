@@ -13,8 +13,8 @@ from torch import Tensor
 from lingflash.bench.on_gpu.dummy_model import make_dummy_model
 from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
 from lingflash.bench.on_gpu.shapes import shape_config
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.errors import ConfigError
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs

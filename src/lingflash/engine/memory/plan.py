@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
 from lingflash.core.hub import resolve_model
 from lingflash.engine.memory.weight_bytes import count_weights, fitting_format
 from lingflash.engine.run.cuda_graphs import graph_sizes
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.kernels.mla.gpu_plan import MOST_EXPANDED_KEYS
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import ModelConfig, load_model_config

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lingflash.cache.lease import Lease
+from lingflash.core.anchors import ANCHOR
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.kernels.sampling import noise_key
 from lingflash.models.cuda_decoder import MAX_DECODE_SEQS, CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, upload

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import TokenLogprob
@@ -39,7 +40,6 @@ from lingflash.engine.schedule.step import (
 )
 from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.cpu_decoder import CpuDecoder
 from lingflash.models.cuda_decoder import CudaDecoder
