@@ -20,7 +20,7 @@ from lingflash.cache.memory_ops import (
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
 from lingflash.engine.memory.cache_memory import CacheMemory
-from lingflash.engine.memory.plan import plan_memory
+from lingflash.engine.memory.planning import plan_memory
 from lingflash.models.forward_batch import CacheTensors
 
 PROMPT = [(7 * t) % 500 for t in range(100)]

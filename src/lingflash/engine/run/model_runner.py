@@ -17,7 +17,8 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import TokenLogprob
 from lingflash.engine.memory.cache_memory import CacheMemory, blocks_written
-from lingflash.engine.memory.plan import MemoryPlan, plan_memory
+from lingflash.engine.memory.plan import MemoryPlan
+from lingflash.engine.memory.planning import plan_memory
 from lingflash.engine.run.batch_invariance import check_batch_invariance
 from lingflash.engine.run.cuda_graphs import NOT_FINITE, DecodeGraphs
 from lingflash.engine.run.ranks import LeadMemory, LeadModel, Ranks, connect
