@@ -43,11 +43,10 @@ def test_sums_when_calls_of_many_sizes_follow_each_other_then_each_rank_has_the_
     generator = torch.Generator().manual_seed(size)
     peers = new_peers(size, 3 * 700)
     for rows, num_parts, width, add in [
-        (1, 1, 700, True), (3, 2, 700, True), (1, 3, 40, False), (2, 1, 700, False), (3, 1, 700, True),
+        (1, 1, 700, True), (3, 2, 700, True), (1, 3, 40, False), (2, 1, 700, False),
+        (3, 1, 700, True),
     ]:  # fmt: skip
-        parts = [
-            torch.randn(rows, num_parts, width, generator=generator).to(DEVICE) for _ in peers
-        ]
+        parts = [torch.randn(rows, num_parts, width, generator=generator).to(DEVICE) for _ in peers]
         before = torch.randn(rows, width, generator=generator).bfloat16().to(DEVICE)
         outs = [before.clone() for _ in peers]
         call(peers, parts, outs, add=add)

@@ -12,7 +12,7 @@ One row takes seven: every product norms what it reads, and adds what it gives t
     qkvg -> lightning, gate -> dense
     router -> choice -> gate, up -> down
 
-Of a split model, what dense and down give is a part: the ranks' sum goes to the stream (Mesh.add_sum).
+Of a split model, what dense and down give is a part; the ranks' sum of it goes to the stream.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from lingflash.models.layers.mla import MlaLayer
 from lingflash.quant.matrix import Matrix, QuantizedExperts, QuantizedMatrix, StackedMatrix
 
 if TYPE_CHECKING:
+    from lingflash.kernels.moe_gemm.decode import DecodeExperts
     from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm
 
 # Most sequences of a step: the plan of rows by expert is made by one program.
@@ -210,15 +211,18 @@ class CudaDecoder:
         else:
             flow.parts = parts
 
-    def _down_one_token(self, flow: _Flow, *given: Any, **options: Any) -> None:
+    def _down_one_token(
+        self, flow: _Flow, act: Tensor, w: DecodeExperts, ids: Tensor, weights: Tensor,
+        shared: DecodeExperts | None = None,
+    ) -> None:  # fmt: skip
         """As down_one_token, to the stream."""
         from lingflash.kernels.moe_gemm.decode import down_one_token
 
         if not self._is_split:
-            down_one_token(*given, flow.residual, **options)
+            down_one_token(act, w, ids, weights, flow.residual, shared=shared)
             return
         out = self._empty(*flow.residual.shape)
-        down_one_token(*given, out, add=False, **options)
+        down_one_token(act, w, ids, weights, out, add=False, shared=shared)
         self._pend(flow, out[:, None])
 
     def _norm(

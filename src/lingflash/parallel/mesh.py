@@ -66,7 +66,7 @@ class Mesh:
             return x
         rows, width = x.shape
         parts = x.new_empty(size, rows, width)
-        dist.all_gather_into_tensor(parts.view(size * rows, width), x.contiguous())
+        dist.all_gather(list(parts), x.contiguous())
         return parts.transpose(0, 1).reshape(rows, size * width)
 
     def connect(
@@ -76,7 +76,7 @@ class Mesh:
 
         Args:
             init_method: where they meet, such as "file:///tmp/x" (a file that does not exist yet).
-            device: CPU ranks talk through gloo; GPU ranks, each with a GPU of its own, through NCCL.
+            device: CPU ranks talk through gloo; GPU ranks, each on its current GPU, through NCCL.
             timeout_s: for the meeting and for each exchange.
             peer_values: values of the sums that GPUs make in each other's memory, at most; 0 leaves
                 all to NCCL.

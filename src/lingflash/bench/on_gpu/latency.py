@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from lingflash.bench.on_gpu.dummy_model import make_dummy_model
 from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
 from lingflash.bench.on_gpu.shapes import shape_config
+from lingflash.bench.on_gpu.split import on_ranks, time_exchanges, time_prompt_sums
 from lingflash.core.anchors import ANCHOR
 from lingflash.core.errors import ConfigError
 from lingflash.models.bailing_hybrid import BailingHybrid
@@ -20,6 +23,7 @@ from lingflash.models.config import ModelConfig
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.layers.feed_forward import MoeMlp
+from lingflash.parallel.mesh import Mesh
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
 from lingflash.quant.recipe import FORMATS, FormatName
 from lingflash.records.machine import SourceState
@@ -262,6 +266,8 @@ def run_latency(
     out: Path | None,
     allow_dirty: bool,
     commit: str | None = None,
+    tensor_parallel_size: int = 1,
+    mesh: Mesh | None = None,
 ) -> Record:
     """Time decode steps as graphs, and prefill.
 
@@ -279,10 +285,13 @@ def run_latency(
         out: file to write.
         allow_dirty: see Record.
         commit: of the sources, where they were copied without their history.
+        tensor_parallel_size: GPUs that share the model, each a process.
+        mesh: the ranks, in one of those processes.
 
     Raises:
         ConfigError: a value is out of range, or there is no GPU.
     """
+    given = dict(locals())
     formats = ("bf16", *FORMATS)
     require(format_name in formats, "--format", format_name, ", ".join(formats))
     require(all(1 <= n <= 256 for n in batches), "--batch", list(batches), "1 to 256")
@@ -300,6 +309,14 @@ def run_latency(
             "ling bench throughput.",
             param="device",
         )
+    alone = tensor_parallel_size == 1
+    require(
+        alone or not (engine or turns), "--engine or --turn", [*engine, *turns],
+        "with --tensor-parallel-size 1",
+    )  # fmt: skip
+    if mesh is None and not alone:
+        return on_ranks(tensor_parallel_size, config.hidden_size, partial(_on_rank, given))
+    mesh = mesh or Mesh()
     record = Record("latency", out, allow_dirty or commit is not None)
     if commit is not None:
         record.source = SourceState(commit, False)
@@ -312,13 +329,14 @@ def run_latency(
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     torch.cuda.empty_cache()
-    model = make_dummy_model(config, quant, torch.device("cuda"), longest)
+    model = make_dummy_model(config, quant, torch.device("cuda"), longest, mesh)
     counted = count_bytes(model)
     record.settings = {
         "shape": shape, "format": format_name, "layers": config.num_hidden_layers,
         "weights": "dummy", "weight_bytes": model.num_weight_bytes, "temperature": 1.0,
         "graph": True, "speculation": 0, "repeats": repeats, "steps_per_round": _STEPS,
         "prefill_chunk": _PREFILL_CHUNK, "gpu": describe_gpu(),
+        "tensor_parallel_size": tensor_parallel_size,
     }  # fmt: skip
     for context in contexts:
         for num_seqs in batches:
@@ -326,6 +344,8 @@ def run_latency(
             kernels = False
             record.save()
             torch.cuda.empty_cache()
+    if not alone:
+        _time_exchanges(record, model, batches, prefills, repeats)
     first = True
     for num_tokens in prefills:
         _time_prefill(record, model, ceilings, num_tokens, repeats, first)
@@ -346,10 +366,32 @@ def run_latency(
                 torch.cuda.empty_cache()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
-    if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
+    if alone and config.num_hidden_layers == shape_config(shape).num_hidden_layers:
         _add_targets(record, torch.cuda.get_device_name(0), format_name)
     record.finish()
     return record
+
+
+def _on_rank(given: dict[str, Any], mesh: Mesh) -> Record:
+    """One rank's part of the same measurement; what it records is that of one GPU."""
+    return run_latency(
+        **given | {"mesh": mesh, "out": given["out"] if mesh.shard.rank == 0 else None}
+    )
+
+
+def _time_exchanges(
+    record: Record, model: BailingHybrid, batches: Sequence[int], prefills: Sequence[int],
+    repeats: int,
+) -> None:  # fmt: skip
+    """Add what the ranks' exchanges take by themselves."""
+    mesh, config = model.mesh, model.config
+    record.notes.append("bytes, operations and fractions of ceilings are those of one GPU of all")
+    record.settings["sums_in_peers_memory"] = mesh.peers is not None
+    for num_seqs in batches:
+        time_exchanges(record, mesh, config, num_seqs, repeats)
+    if prefills:
+        time_prompt_sums(record, mesh, config, min(_PREFILL_CHUNK, *prefills), repeats)
+    record.save()
 
 
 def _add_targets(record: Record, gpu: str, format_name: str) -> None:
@@ -464,6 +506,7 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int)
     for flag in ("--batch", "--context", "--prefill", "--engine", "--turn"):
         parser.add_argument(flag, type=int, nargs="*", default=[])
+    parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -484,4 +527,5 @@ if __name__ == "__main__":
         out=given.out,
         allow_dirty=given.allow_dirty,
         commit=given.commit,
+        tensor_parallel_size=given.tensor_parallel_size,
     )

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import torch
 
 from lingflash.core.errors import LingflashError
 from lingflash.engine.memory.cache_memory import CacheMemory
+from lingflash.engine.memory.plan import MemoryPlan
 from lingflash.engine.run.model_runner import allocate_cache
-from lingflash.engine.run.ranks import STEP_TIMEOUT_S, read_message, write_message
+from lingflash.engine.run.ranks import STEP_TIMEOUT_S, decode, read_message, write_message
+from lingflash.engine.run.split_graphs import FollowingGraphs
+from lingflash.link.frames import read_frame
+from lingflash.models.bailing_hybrid import BailingHybrid
+from lingflash.models.cuda_decoder import CudaDecoder
+from lingflash.models.forward_batch import CacheTensors
 from lingflash.models.loader import load_model
 from lingflash.parallel.mesh import Mesh
 
 log = logging.getLogger(__name__)
+
+# For a rank to end by itself once rank 0 has hung up.
+_FAREWELL_S = 5.0
 
 
 def main(fd: int) -> int:
@@ -57,10 +70,19 @@ def main(fd: int) -> int:
         write_message(sock, "loaded")
     except OSError:
         return 0  # rank 0 has given up
-    while (message := read_message(sock, device)) is not None:
-        call, arguments = message
+    inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(sock, inbox), daemon=True).start()
+    graphs = None
+    while (body := inbox.get()) is not None:
+        call, arguments = decode(body, device)
         if call == "meet":
-            mesh.connect(init_method, device, STEP_TIMEOUT_S)
+            (peer_values,) = arguments
+            mesh.connect(init_method, device, STEP_TIMEOUT_S, peer_values)
+        elif call == "make_graphs":
+            graphs = _graphs(model, cache, plan)
+        elif call == "decode":
+            assert graphs is not None, "told before make_graphs"
+            graphs.follow(*arguments)
         elif call == "forward":
             (batch,) = arguments
             model.forward(batch, cache)
@@ -76,6 +98,34 @@ def main(fd: int) -> int:
             log.critical("rank %d was told to %r, which it cannot", shard.rank, call)
             return 1
     return 0
+
+
+def _receive(sock: socket.socket, inbox: queue.SimpleQueue[bytes | None]) -> None:
+    """Thread: what rank 0 says into the inbox, None at the end.
+
+    Rank 0 may have ended in the middle of an exchange, for which this process would wait for long;
+    a device that waits is freed with it.
+    """
+    with contextlib.suppress(OSError):
+        while (body := read_frame(sock)) is not None:
+            inbox.put(body)
+    inbox.put(None)
+    time.sleep(_FAREWELL_S)
+    os._exit(0)
+
+
+def _graphs(model: BailingHybrid, cache: CacheTensors, plan: MemoryPlan) -> FollowingGraphs:
+    decoder = CudaDecoder.create(model, cache)
+    assert decoder is not None, "rank 0 has one for the same shapes and formats"
+    graphs = FollowingGraphs(
+        decoder,
+        cache,
+        max_num_seqs=plan.num_state_slots,
+        max_model_len=plan.max_model_len,
+        block_size=plan.block_size,
+    )
+    graphs.capture_all()
+    return graphs
 
 
 if __name__ == "__main__":

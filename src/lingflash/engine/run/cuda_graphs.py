@@ -206,6 +206,11 @@ class DecodeGraphs:
         self._bring(staged, places, blocks)
         return rows
 
+    @staticmethod
+    def rows_of(staged: Tensor) -> int:
+        """Rows of the graph that takes these numbers."""
+        return len(staged) // _FIELDS
+
     def _bring(self, staged: Tensor, places: list[int], blocks: list[int]) -> None:
         """Copy a step's numbers to the device, and new blocks to their places in the tables."""
         self._packed[: len(staged)].copy_(staged, non_blocking=True)

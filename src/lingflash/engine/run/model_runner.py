@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from lingflash.engine.memory.cache_memory import CacheMemory, blocks_written
 from lingflash.engine.memory.plan import MemoryPlan
 from lingflash.engine.memory.planning import plan_memory
 from lingflash.engine.run.batch_invariance import check_batch_invariance
-from lingflash.engine.run.cuda_graphs import NOT_FINITE, DecodeGraphs
+from lingflash.engine.run.cuda_graphs import NOT_FINITE, DecodeGraphs, graph_sizes
 from lingflash.engine.run.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.run.sampler import (
     PROMPT_LOGPROB_ROWS,
@@ -31,6 +32,7 @@ from lingflash.engine.run.sampler import (
     token_logprobs,
 )
 from lingflash.engine.run.speculation import Speculator, accept_drafts
+from lingflash.engine.run.split_graphs import LeadGraphs
 from lingflash.engine.run.step_masks import StepMasks
 from lingflash.engine.schedule.sequence import DraftedSequence, Sequence
 from lingflash.engine.schedule.step import (
@@ -96,7 +98,8 @@ class ModelRunner:
         if plan.num_speculative_tokens:
             self.speculator = Speculator(model, self.cache, plan.num_blocks)
         self.cpu_decoder = CpuDecoder.create(model, self.cache) if not batch_invariant else None
-        self.graphs = self._decode_graphs(model) if ranks is None else None
+        self.graphs = self._decode_graphs(model, ranks)
+        self._ranks = ranks
         if batch_invariant:
             check_batch_invariance(
                 model,
@@ -109,13 +112,14 @@ class ModelRunner:
                 plan.block_size,
             )
 
-    def _decode_graphs(self, model: BailingHybrid) -> DecodeGraphs | None:
+    def _decode_graphs(self, model: BailingHybrid, ranks: Ranks | None) -> DecodeGraphs | None:
         """The GPU's way to decode, if there is a GPU and it has kernels for this model."""
         # Drafts are verified, and tails run longer, by the general path.
         decoder = None if self.speculator is not None else CudaDecoder.create(model, self.cache)
         if decoder is None:
             return None
-        graphs = DecodeGraphs(
+        make = DecodeGraphs if ranks is None else partial(LeadGraphs, ranks)
+        graphs = make(
             decoder,
             self.cache,
             max_num_seqs=self.plan.num_state_slots,
@@ -150,7 +154,8 @@ class ModelRunner:
             mesh=mesh,
         )
         if ranks is not None:
-            connect(mesh, ranks, device)
+            rows = graph_sizes(plan.num_state_slots)[-1]
+            connect(mesh, ranks, device, rows * model.config.hidden_size)
         return cls(
             model,
             plan,
@@ -159,6 +164,11 @@ class ModelRunner:
             folder=folder,
             ranks=ranks,
         )
+
+    def close(self) -> None:
+        """Hang up to the other ranks; the model is of no more use."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     @property
     def can_overlap(self) -> bool:
@@ -175,6 +185,11 @@ class ModelRunner:
         Two may be under way. Both, and all that is done to the memory for them, run in the order
         of their launches: on the GPU in that of one stream.
         """
+        if self._ranks is None:
+            return self._launch(output)
+        return self._ranks.guard(partial(self._launch, output))
+
+    def _launch(self, output: SchedulerOutput) -> PendingStep:
         self.memory.run(output.memory_ops)
         graphs = self.graphs
         if graphs is not None and graphs.can_run(output) and _is_plain_decode(output):
