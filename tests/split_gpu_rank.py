@@ -23,9 +23,8 @@ def check(mesh: Mesh, by_nccl: Mesh, generator: torch.Generator) -> None:
     rows = 1 if rows % 3 == 0 else rows
     parts = 1 + rows % 9
     seed = int(torch.randint(2**31, (), generator=generator)) + mesh.shard.rank
-    mine = torch.randn(
-        rows, parts, WIDTH, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)
-    )
+    torch.cuda.manual_seed(seed)
+    mine = torch.randn(rows, parts, WIDTH, device="cuda")
     everyone = torch.empty(mesh.shard.size, *mine.shape, device="cuda")
     dist.all_gather(list(everyone), mine)
     stream = torch.arange(rows * WIDTH, device="cuda").remainder(97).bfloat16().view(rows, WIDTH)
@@ -42,6 +41,8 @@ def check(mesh: Mesh, by_nccl: Mesh, generator: torch.Generator) -> None:
         expected = everyone[:, :, 0].bfloat16().double().sum(0)
         found = m.sum(alone.clone())
         assert (found.double() - expected).abs().max() <= 2**-7 * expected.abs().max()
+    wide = torch.randn(1 + rows // 4, 40_000, device="cuda")  # takes several rounds
+    assert torch.equal(mesh.gather(wide), by_nccl.gather(wide))
     whole = mesh.gather(mine[:, 0].contiguous())
     assert torch.equal(whole, torch.cat(list(everyone[:, :, 0]), -1))
 
@@ -73,6 +74,8 @@ def main(rank: int, size: int, work: Path) -> None:
     torch.cuda.set_device(rank)
     mesh, by_nccl = Mesh(Shard(rank, size)), Mesh(Shard(rank, size))
     device = torch.device("cuda", rank)
+    torch.zeros(1, device=device)
+    free = torch.cuda.mem_get_info(device)[0]
     mesh.connect(f"file://{work}/meet", device, 100, MOST_ROWS * WIDTH)
     generator = torch.Generator().manual_seed(7)
     for _ in range(100):
@@ -81,6 +84,8 @@ def main(rank: int, size: int, work: Path) -> None:
         check_graph(mesh, rows)
         check_graph(by_nccl, rows)
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    print(f"exchanges take {(free - torch.cuda.mem_get_info(device)[0]) >> 20} MiB", end=", ")
     print("in the peers' memory" if mesh.peers is not None else "by NCCL alone", flush=True)
     mesh.close()
 

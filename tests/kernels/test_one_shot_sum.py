@@ -9,6 +9,7 @@ from lingflash.kernels.all_reduce.triton_one_shot import (
     BLOCK,
     PeerBuffers,
     buffer_words,
+    one_shot_gather,
     one_shot_sum,
 )
 
@@ -62,6 +63,17 @@ def test_sum_when_it_is_written_over_what_was_read_then_is_the_same():
     call(peers, [v[:, None] for v in values], values, add=False)
     # The halves of a call meet the first rank's sum again: 1 + 2 on it, then 3 is not read anew.
     assert torch.equal(values[1], torch.full((1, 64), 3.0, device=DEVICE))
+
+
+def test_columns_when_gathered_between_sums_then_stand_side_by_side():
+    peers = new_peers(3, 700)
+    for rows, width in [(1, 700), (2, 30), (7, 100)]:
+        parts = [torch.randn(rows, width, device=DEVICE) for _ in peers]
+        call(peers, [p[:, None] for p in parts], [p.clone() for p in parts], add=True)
+        for mine, x in zip(peers, parts, strict=True):
+            one_shot_gather(x, mine, receives=False)
+        for mine, x in zip(peers, parts, strict=True):
+            assert torch.equal(one_shot_gather(x, mine, sends=False), torch.cat(parts, -1))
 
 
 def test_sum_when_a_rank_is_gone_then_nobody_waits_and_it_is_not_a_number():

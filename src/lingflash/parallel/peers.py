@@ -13,6 +13,7 @@ from lingflash.kernels.all_reduce.triton_one_shot import (
     BLOCK,
     PeerBuffers,
     buffer_words,
+    one_shot_gather,
     one_shot_sum,
 )
 from lingflash.parallel.shard import Shard
@@ -73,6 +74,10 @@ class Peers:
     def sum(self, parts: Tensor, out: Tensor, *, add: bool) -> None:
         """See one_shot_sum."""
         one_shot_sum(parts, out, self._buffers, add=add)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """See one_shot_gather."""
+        return one_shot_gather(x, self._buffers)
 
     def stop(self) -> None:
         """End all waiting, now and later; for another thread than the one that waits."""

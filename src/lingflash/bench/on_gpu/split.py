@@ -97,7 +97,7 @@ def time_exchanges(
 
     Args:
         record: gets "sums bN", in the GPUs' memory or by NCCL as the step makes them, "NCCL sums
-            bN" and "gather bN" for the logits, each milliseconds of a step.
+            bN", "gather bN" and "NCCL gather bN" for the logits, each milliseconds of a step.
         mesh: connected.
         config: the model's, or a rank's share.
         num_seqs: rows.
@@ -122,6 +122,7 @@ def time_exchanges(
         f"sums b{num_seqs}": lambda: sums(mesh),
         f"NCCL sums b{num_seqs}": lambda: sums(by_nccl),
         f"gather b{num_seqs}": lambda: mesh.gather(words),
+        f"NCCL gather b{num_seqs}": lambda: by_nccl.gather(words),
     }
     for name, run in cases.items():
         replay = _captured(run)

@@ -28,6 +28,8 @@ _AUTO_DRAFTS = {"cpu": 0, "cuda": 0}
 # widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
 # float32.
 _ACTIVATION_COPIES = 16
+# What NCCL takes of each GPU of several for its buffers, about.
+_NCCL_BYTES = 2**29
 # State checkpoints beyond this many for each sequence that can run are of little use.
 _CHECKPOINTS_PER_SEQ = 8
 # The most of the host's memory that the host tier takes unasked.
@@ -170,6 +172,9 @@ def plan_checkpoint(
     if device.type == "cuda":
         workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
         workspace += state + block_bytes  # the graphs' padding
+        if shard.size > 1:
+            rows = graph_sizes(config.max_num_seqs)[-1]
+            workspace += _NCCL_BYTES + 16 * shard.size * rows * model.hidden_size
         workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
     left = available - weights - workspace - config.max_num_seqs * state
     checkpoint_blocks = end_blocks = 0

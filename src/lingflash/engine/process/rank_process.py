@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 
-from lingflash.core.errors import LingflashError
+from lingflash.core.config import EngineConfig
+from lingflash.core.errors import LingflashError, NotEnoughMemoryError
 from lingflash.engine.memory.cache_memory import CacheMemory
-from lingflash.engine.memory.plan import MemoryPlan
+from lingflash.engine.memory.plan import MemoryPlan, format_size
+from lingflash.engine.memory.planning import available_memory_bytes
 from lingflash.engine.run.model_runner import allocate_cache
 from lingflash.engine.run.ranks import STEP_TIMEOUT_S, decode, read_message, write_message
 from lingflash.engine.run.split_graphs import FollowingGraphs
@@ -31,7 +33,7 @@ from lingflash.parallel.mesh import Mesh
 log = logging.getLogger(__name__)
 
 # For a rank to end by itself once rank 0 has hung up.
-_FAREWELL_S = 5.0
+_FAREWELL_S = 2.0
 
 
 def main(fd: int) -> int:
@@ -54,6 +56,8 @@ def main(fd: int) -> int:
     mesh = Mesh(shard)
     try:
         try:
+            if device.type == "cuda":
+                _check_memory(plan, config, device)
             model = load_model(
                 Path(folder),
                 dtype=plan.dtype,
@@ -98,6 +102,22 @@ def main(fd: int) -> int:
             log.critical("rank %d was told to %r, which it cannot", shard.rank, call)
             return 1
     return 0
+
+
+def _check_memory(plan: MemoryPlan, config: EngineConfig, device: torch.device) -> None:
+    """Rank 0 made the plan for what its own GPU has free.
+
+    Raises:
+        NotEnoughMemoryError: this one has less.
+    """
+    allowed = int(available_memory_bytes(device) * config.memory_fraction)
+    if allowed < plan.total_bytes:
+        raise NotEnoughMemoryError(
+            f"GPU {device.index} has {format_size(allowed).strip()} that may be used "
+            f"(--memory-fraction {config.memory_fraction}), and each rank takes "
+            f"{format_size(plan.total_bytes).strip()}, planned for what GPU 0 has free. End what "
+            "else runs on it, or lower --memory-fraction."
+        )
 
 
 def _receive(sock: socket.socket, inbox: queue.SimpleQueue[bytes | None]) -> None:

@@ -60,7 +60,7 @@ def main(fd: int) -> int:
         _serve(sock, inbox, loop)
     except EngineError as error:
         log.critical("engine gives up: %s", error)
-        loop.runner.close()
+        loop.runner.hang_up()
         logging.shutdown()
         # A device that still waits for a rank that is gone would hold up a tidy end.
         os._exit(1)

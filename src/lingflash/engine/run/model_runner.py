@@ -165,10 +165,10 @@ class ModelRunner:
             ranks=ranks,
         )
 
-    def close(self) -> None:
-        """Hang up to the other ranks; the model is of no more use."""
+    def hang_up(self) -> None:
+        """End the other ranks, if there are any; this process has to end, too."""
         if self._ranks is not None:
-            self._ranks.close()
+            self._ranks.hang_up()
 
     @property
     def can_overlap(self) -> bool:

@@ -21,6 +21,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,10 @@ class Ranks:
         # Why the others are of no use any more; the first reason is the one that counts.
         self._failures: list[str] = []
         self._closing = threading.Event()
-        self.close = weakref.finalize(
-            self, _close, self._sockets, self._processes, self._meeting, self._closing
-        )
+        given = self._sockets, self._processes, self._meeting, self._closing
+        self.close = weakref.finalize(self, _close, *given)
+        # For a process that ends at once; it need not leave the group.
+        self.hang_up = partial(_hang_up, *given)
         for rank in range(1, size):
             ours, theirs = socket.socketpair()
             with theirs:
@@ -266,7 +268,13 @@ def _watch(
                 return
 
 
-def _close(
+def _close(*given: Any) -> None:
+    """End the ranks and leave their group."""
+    _hang_up(*given)
+    leave()
+
+
+def _hang_up(
     sockets: list[socket.socket],
     processes: list[subprocess.Popen[bytes]],
     meeting: Path,
@@ -282,8 +290,6 @@ def _close(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    if processes:
-        leave()
     shutil.rmtree(meeting, ignore_errors=True)
 
 
