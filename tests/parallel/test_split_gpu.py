@@ -52,9 +52,7 @@ BLOCK = 64
 PROMPT = [(37 * i + 11) % 8000 for i in range(300)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("real") / "bf16"
+def write_real_shapes(root):
     root.mkdir()
     (root / "config.json").write_text(json.dumps(SHAPE))
     config = parse_model_config(SHAPE)
@@ -75,11 +73,17 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_real_shapes(tmp_path_factory.mktemp("real") / "bf16")
+
+
 def new_loop(folder, size, **changes):
     options = {"max_num_seqs": 4, "max_model_len": 1024, "block_size": BLOCK, "seed": 1}
+    options["dtype"] = "bfloat16"
     config = EngineConfig(
-        model=str(folder), device="cuda", dtype="bfloat16", memory_fraction=0.12,
-        tensor_parallel_size=size, **(options | changes),
+        model=str(folder), device="cuda", memory_fraction=0.12, tensor_parallel_size=size,
+        **(options | changes),
     )  # fmt: skip
     return EngineLoop(config, ModelRunner.from_config(config))
 
@@ -121,6 +125,9 @@ def logits_of(loop):
         for s in sequences:
             s.token_ids.append((101 * step + 5) % 8000)
         for rows in (sequences[:1], sequences[1:]) if step % 2 else (sequences,):
+            if runner.graphs is None:
+                found.append(forward(rows, [1] * len(rows)))
+                continue
             items = [ScheduledSequence(s, len(s.token_ids) - 1, 1, True) for s in rows]
             found.append(runner.graphs.run(items).cpu())
     return found
@@ -147,25 +154,33 @@ def test_sums_when_made_by_gpus_then_are_right_and_the_same_on_all(tmp_path, siz
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fmt", ["bf16", "fp8", "int4", "int4-fp8"])
-def test_logits_when_split_over_gpus_then_are_those_of_one(folder, tmp_path, fmt, size):
+def test_logits_when_split_over_gpus_then_are_as_right_as_those_of_one(folder, tmp_path, fmt, size):
+    """Beside the same weights in float32: a part for each GPU adds nothing to the format's error."""
     if fmt != "bf16":
         folder = quantize(folder, tmp_path / fmt, fmt, 128)
+    exact = new_loop(folder, 1, prefix_caching=False, dtype="float32")
+    expected = logits_of(exact)
+    del exact
+    gc.collect()
     one = new_loop(folder, 1, prefix_caching=False)
-    expected = logits_of(one)
     assert one.runner.graphs is not None
+    errors_of_one = errors(logits_of(one), expected)
     del one
     gc.collect()
     loop = new_loop(folder, size, prefix_caching=False)
-    found = logits_of(loop)
     assert loop.runner.graphs is not None
+    errors_when_split = errors(logits_of(loop), expected)
     close(loop)
-    errors = torch.cat(
+    for share in (0.5, 0.9):
+        limit, found = (e.quantile(share).item() for e in (errors_of_one, errors_when_split))
+        print(f"{fmt}: {share:.0%} of {len(expected)} within {found:.5f}, of one GPU {limit:.5f}")
+        assert found < 1.1 * limit
+
+
+def errors(found, expected):
+    return torch.cat(
         [(a - b).norm(dim=-1) / b.norm(dim=-1) for a, b in zip(found, expected, strict=True)]
     )
-    print(fmt, "median", errors.median().item(), "largest", errors.max().item(), len(errors))
-    assert errors.median() < 0.02
-    # A near-tie between experts falls either way.
-    assert (errors > 0.05).float().mean() < 0.1
 
 
 @pytest.mark.parametrize("size", SIZES)
