@@ -155,7 +155,7 @@ def test_sums_when_made_by_gpus_then_are_right_and_the_same_on_all(tmp_path, siz
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fmt", ["bf16", "fp8", "int4", "int4-fp8"])
 def test_logits_when_split_over_gpus_then_are_as_right_as_those_of_one(folder, tmp_path, fmt, size):
-    """Beside the same weights in float32: a part for each GPU adds nothing to the format's error."""
+    """Beside the same weights in float32: parts add nothing to the error of the format."""
     if fmt != "bf16":
         folder = quantize(folder, tmp_path / fmt, fmt, 128)
     exact = new_loop(folder, 1, prefix_caching=False, dtype="float32")
