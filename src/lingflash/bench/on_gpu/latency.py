@@ -16,8 +16,8 @@ from lingflash.bench.on_gpu.dummy_model import make_dummy_model
 from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
 from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.bench.on_gpu.split import on_ranks, time_exchanges, time_prompt_sums
-from lingflash.core.anchors import ANCHOR
 from lingflash.core.errors import ConfigError
+from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
@@ -26,7 +26,6 @@ from lingflash.models.layers.feed_forward import MoeMlp
 from lingflash.parallel.mesh import Mesh
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
 from lingflash.quant.recipe import FORMATS, FormatName
-from lingflash.records.machine import SourceState
 from lingflash.records.record import Record, Target, require
 
 _BLOCK = 64
@@ -254,9 +253,10 @@ class Prefill:
 def run_latency(
     *,
     shape: str,
+    weights: str,
     format_name: str,
     layers: int | None,
-    batches: Sequence[int],
+    batches: Sequence[int] | None,
     contexts: Sequence[int],
     prefills: Sequence[int],
     repeats: int,
@@ -265,43 +265,31 @@ def run_latency(
     turns: Sequence[int],
     out: Path | None,
     allow_dirty: bool,
-    commit: str | None = None,
-    tensor_parallel_size: int = 1,
+    commit: str | None,
+    tensor_parallel_size: int,
     mesh: Mesh | None = None,
 ) -> Record:
-    """Time decode steps as graphs, and prefill.
+    """Time decode steps as graphs, prefill, and the engine around them.
 
     Args:
-        shape: name of a published shape.
-        format_name: bf16 or what `ling convert` writes.
-        layers: fewer than the shape has; all if None.
-        batches: sequences that decode at once.
-        contexts: tokens that each has.
-        prefills: prompts to time.
-        repeats: counted rounds of _STEPS steps.
-        kernels: list the kernels of the first decode case and of the first prompt.
-        engine: sequences for which the whole engine's steps are timed too, at the first context.
-        turns: new tokens of a turn whose first token is timed, after each context.
-        out: file to write.
-        allow_dirty: see Record.
-        commit: of the sources, where they were copied without their history.
-        tensor_parallel_size: GPUs that share the model, each a process.
-        mesh: the ranks, in one of those processes.
+        mesh: the ranks that share the model, in a process of one of them.
 
     Raises:
         ConfigError: a value is out of range, or there is no GPU.
     """
     given = dict(locals())
+    if batches is None:
+        batches = () if prefills or engine or turns else (1, 32)
     formats = ("bf16", *FORMATS)
+    require(weights == "dummy", "--weights", weights, "dummy")
     require(format_name in formats, "--format", format_name, ", ".join(formats))
-    require(all(1 <= n <= 256 for n in batches), "--batch", list(batches), "1 to 256")
-    require(all(n >= 1 for n in contexts), "--context", list(contexts), "1 or more")
-    require(all(n >= 1 for n in prefills), "--prefill", list(prefills), "1 or more")
     require(repeats >= 1, "--repeats", repeats, "1 or more")
-    ok = all(1 <= n <= 256 for n in engine) and (contexts or not engine)
-    require(bool(ok), "--engine", list(engine), "1 to 256, and a --context to decode at")
-    ok = all(n >= 1 for n in turns) and (contexts or not turns)
-    require(bool(ok), "--turn", list(turns), "1 or more, and a --context that they follow")
+    for flag, values, most in (
+        ("--batch", batches, 256), ("--context", contexts, None), ("--prefill", prefills, None),
+        ("--engine", engine, 256), ("--turn", turns, None),
+    ):  # fmt: skip
+        ok = all(1 <= n <= (most or n) for n in values)
+        require(ok, flag, list(values), f"1 to {most}" if most else "1 or more")
     config = shape_config(shape, layers)
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -310,16 +298,12 @@ def run_latency(
             param="device",
         )
     alone = tensor_parallel_size == 1
-    require(
-        alone or not (engine or turns), "--engine or --turn", [*engine, *turns],
-        "with --tensor-parallel-size 1",
-    )  # fmt: skip
+    ok = alone or not (engine or turns)
+    require(ok, "--engine or --turn", [*engine, *turns], "with --tensor-parallel-size 1")
     if mesh is None and not alone:
         return on_ranks(tensor_parallel_size, config.hidden_size, partial(_on_rank, given))
     mesh = mesh or Mesh()
-    record = Record("latency", out, allow_dirty or commit is not None)
-    if commit is not None:
-        record.source = SourceState(commit, False)
+    record = Record("latency", out, allow_dirty, commit=commit)
     torch.manual_seed(0)
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
@@ -353,17 +337,7 @@ def run_latency(
         record.save()
         torch.cuda.empty_cache()
     if engine or turns:
-        # Not at the top: the engine needs packages that the rest of this file does without.
-        from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
-
-        for num_seqs in engine:
-            time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
-            torch.cuda.empty_cache()
-        for context in contexts if turns else ():
-            for num_new in turns:
-                time_turns(record, model, context, num_new, repeats)
-                record.save()
-                torch.cuda.empty_cache()
+        _time_engine(record, model, engine, contexts, turns, repeats)
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     if alone and config.num_hidden_layers == shape_config(shape).num_hidden_layers:
@@ -374,9 +348,8 @@ def run_latency(
 
 def _on_rank(given: dict[str, Any], mesh: Mesh) -> Record:
     """One rank's part of the same measurement; what it records is that of one GPU."""
-    return run_latency(
-        **given | {"mesh": mesh, "out": given["out"] if mesh.shard.rank == 0 else None}
-    )
+    out = given["out"] if mesh.shard.rank == 0 else None
+    return run_latency(**given | {"mesh": mesh, "out": out})
 
 
 def _time_exchanges(
@@ -386,12 +359,31 @@ def _time_exchanges(
     """Add what the ranks' exchanges take by themselves."""
     mesh, config = model.mesh, model.config
     record.notes.append("bytes, operations and fractions of ceilings are those of one GPU of all")
+    record.notes.append("others_busy_cores counts the other ranks' processes")
     record.settings["sums_in_peers_memory"] = mesh.peers is not None
     for num_seqs in batches:
         time_exchanges(record, mesh, config, num_seqs, repeats)
     if prefills:
         time_prompt_sums(record, mesh, config, min(_PREFILL_CHUNK, *prefills), repeats)
     record.save()
+
+
+def _time_engine(
+    record: Record, model: BailingHybrid, engine: Sequence[int], contexts: Sequence[int],
+    turns: Sequence[int], repeats: int,
+) -> None:  # fmt: skip
+    """Add the whole engine's steps at the first context, and turns after each."""
+    # Not at the top: the engine needs packages that the rest of this file does without.
+    from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
+
+    for num_seqs in engine:
+        time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
+        torch.cuda.empty_cache()
+    for context in contexts if turns else ():
+        for num_new in turns:
+            time_turns(record, model, context, num_new, repeats)
+            record.save()
+            torch.cuda.empty_cache()
 
 
 def _add_targets(record: Record, gpu: str, format_name: str) -> None:
@@ -495,37 +487,3 @@ def _time_prefill(
         ]
         for key, n, us in rows[:24]:
             print(f"    {us:9.2f} us {n:6.1f} x  {key[:80]}", flush=True)
-
-
-if __name__ == "__main__":
-    # A machine with a GPU need not have what the `ling` command's server side imports.
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--format", default="fp8")
-    parser.add_argument("--layers", type=int)
-    for flag in ("--batch", "--context", "--prefill", "--engine", "--turn"):
-        parser.add_argument(flag, type=int, nargs="*", default=[])
-    parser.add_argument("--tensor-parallel-size", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--kernels", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--allow-dirty", action="store_true")
-    parser.add_argument("--commit")
-    given = parser.parse_args()
-    run_latency(
-        shape="ling-2.6-flash",
-        format_name=given.format,
-        layers=given.layers,
-        batches=given.batch,
-        contexts=given.context,
-        prefills=given.prefill,
-        repeats=given.repeats,
-        kernels=given.kernels,
-        engine=given.engine,
-        turns=given.turn,
-        out=given.out,
-        allow_dirty=given.allow_dirty,
-        commit=given.commit,
-        tensor_parallel_size=given.tensor_parallel_size,
-    )
