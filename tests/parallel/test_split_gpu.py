@@ -27,6 +27,7 @@ from lingflash.core.errors import EngineError
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.run.model_runner import ModelRunner
+from lingflash.engine.run.ways.drawn_graph import DrawnGraph
 from lingflash.engine.schedule.step import ScheduledSequence
 from lingflash.link.ipc import IpcEngineClient
 from lingflash.models.config import parse_model_config
@@ -103,9 +104,14 @@ class Sequence:
         return self.token_ids[start : start + count]
 
 
+def graphs_of(loop):
+    way = loop.runner.ways[0]
+    return way._graphs if isinstance(way, DrawnGraph) else None
+
+
 def logits_of(loop):
     """Of prompts, and of decode steps of one and of more sequences by graphs."""
-    runner = loop.runner
+    runner, graphs = loop.runner, graphs_of(loop)
 
     def forward(sequences, counts):
         batch = make_forward_batch(
@@ -125,11 +131,11 @@ def logits_of(loop):
         for s in sequences:
             s.token_ids.append((101 * step + 5) % 8000)
         for rows in (sequences[:1], sequences[1:]) if step % 2 else (sequences,):
-            if runner.graphs is None:
+            if graphs is None:
                 found.append(forward(rows, [1] * len(rows)))
                 continue
             items = [ScheduledSequence(s, len(s.token_ids) - 1, 1, True) for s in rows]
-            found.append(runner.graphs.run(items).cpu())
+            found.append(graphs.run(items).cpu())
     return found
 
 
@@ -163,12 +169,12 @@ def test_logits_when_split_over_gpus_then_are_as_right_as_those_of_one(folder, t
     del exact
     gc.collect()
     one = new_loop(folder, 1, prefix_caching=False)
-    assert one.runner.graphs is not None
+    assert graphs_of(one) is not None
     errors_of_one = errors(logits_of(one), expected)
     del one
     gc.collect()
     loop = new_loop(folder, size, prefix_caching=False)
-    assert loop.runner.graphs is not None
+    assert graphs_of(loop) is not None
     errors_when_split = errors(logits_of(loop), expected)
     close(loop)
     for share in (0.5, 0.9):

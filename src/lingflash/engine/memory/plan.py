@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lingflash.core.anchors import ANCHOR
+from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
+from lingflash.models.forward_batch import CacheTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,24 @@ class SequenceBytes:
 
     @classmethod
     def of(
-        cls, model: ModelConfig, num_latent_layers: int, item: int, num_drafts: int = 0
+        cls, model: ModelConfig, num_latent_layers: int, dtype: torch.dtype, num_drafts: int = 0
     ) -> SequenceBytes:
-        """Count them from the shapes; `item` is the size of a latent's number."""
-        heads, d = model.num_attention_heads, model.head_dim
-        tail = len(model.lightning_layers) * heads * 2 * (ANCHOR + num_drafts) * d * 4
-        state = len(model.lightning_layers) * heads * d * d * 4 + tail
-        if num_drafts:
-            state += 2 * model.hidden_size * 4  # CacheTensors.anchor_hidden, also in a checkpoint
-        return cls(state, tail, num_latent_layers * model.latent_dim * item, num_drafts)
+        """Count what CacheTensors.zeros would allocate for one slot and one token."""
+        one = CacheTensors.zeros(
+            model,
+            num_latent_layers=num_latent_layers,
+            num_blocks=1,
+            block_size=1,
+            num_slots=1,
+            dtype=dtype,
+            device=torch.device("meta"),
+            num_drafts=num_drafts,
+        )
+        tail = one.tail_k.nbytes + one.tail_v.nbytes
+        state = one.states.nbytes + tail
+        if one.anchor_hidden is not None:
+            state += one.anchor_hidden.nbytes  # also in a checkpoint
+        return cls(state, tail, one.latents.nbytes, num_drafts)
 
     def kept_blocks(self, block_size: int) -> tuple[int, int]:
         """Blocks that a state checkpoint takes, and the states of a sequence's end.
@@ -93,6 +103,44 @@ class MemoryPlan:
     num_host_blocks: int = 0
     num_speculative_tokens: int = 0
 
+    @classmethod
+    def for_sizes(
+        cls,
+        model: BailingHybrid,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_seqs: int,
+        max_model_len: int,
+        prefix_caching: bool = False,
+        num_host_blocks: int = 0,
+        num_speculative_tokens: int = 0,
+    ) -> MemoryPlan:
+        """The plan of a loaded model whose memory has these sizes, whatever fits the machine."""
+        each = SequenceBytes.of(
+            model.config, model.num_latent_layers, model.dtype, num_speculative_tokens
+        )
+        checkpoint_blocks, end_blocks = each.kept_blocks(block_size) if prefix_caching else (0, 0)
+        return cls(
+            device=model.device.type,
+            dtype=model.dtype,
+            available_bytes=0,
+            weights_bytes=0,
+            workspace_bytes=0,
+            state_bytes_per_seq=each.state,
+            tail_bytes_per_seq=each.tail,
+            latent_bytes_per_token=each.latent,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_state_slots=num_seqs,
+            max_model_len=max_model_len,
+            wanted_model_len=max_model_len,
+            checkpoint_blocks=checkpoint_blocks,
+            end_blocks=end_blocks,
+            num_host_blocks=num_host_blocks,
+            num_speculative_tokens=num_speculative_tokens,
+        )
+
     @property
     def block_bytes(self) -> int:
         """One block of the paged cache, on the device or on the host."""
@@ -135,11 +183,12 @@ class MemoryPlan:
         lines = [
             f"memory plan ({self.device}, {str(self.dtype).removeprefix('torch.')}"
             f"{f', each of {self.num_ranks} ranks' if self.num_ranks > 1 else ''}): "
-            f"{format_size(self.total_bytes):>12} of {format_size(self.available_bytes):>12} allowed",
+            f"{format_size(self.total_bytes):>12} of "
+            f"{format_size(self.available_bytes):>12} allowed",
             f"  weights    {format_size(self.weights_bytes):>12}",
             f"  workspace  {format_size(self.workspace_bytes):>12}",
-            f"  states     {format_size(self.states_bytes):>12}   {self.num_state_slots} sequences x "
-            f"{format_size(self.state_bytes_per_seq)}",
+            f"  states     {format_size(self.states_bytes):>12}   "
+            f"{self.num_state_slots} sequences x {format_size(self.state_bytes_per_seq)}",
             f"  cache      {format_size(self.cache_bytes):>12}   {tokens:,} tokens x "
             f"{self.latent_bytes_per_token:,} bytes; a state checkpoint takes "
             f"{self.checkpoint_blocks * self.block_size:,} tokens' place",

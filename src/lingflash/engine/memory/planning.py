@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,8 +12,8 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
 from lingflash.core.hub import resolve_model
 from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes, format_size
+from lingflash.engine.memory.tensors import graph_sizes
 from lingflash.engine.memory.weight_bytes import count_weights, fitting_format
-from lingflash.engine.run.cuda_graphs import graph_sizes
 from lingflash.kernels.mla.gpu_plan import MOST_EXPANDED_KEYS
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import ModelConfig, load_model_config
@@ -28,7 +28,7 @@ _AUTO_DRAFTS = {"cpu": 0, "cuda": 0}
 # widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
 # float32.
 _ACTIVATION_COPIES = 16
-# What NCCL takes of each GPU of several for its buffers, about.
+# What NCCL takes of each of several GPUs for its buffers; a guess, not measured.
 _NCCL_BYTES = 2**29
 # State checkpoints beyond this many for each sequence that can run are of little use.
 _CHECKPOINTS_PER_SEQ = 8
@@ -139,6 +139,104 @@ def plan_checkpoint(
     shard = Shard(0, config.tensor_parallel_size)
     weights, scratch = count_weights(whole, entries, dtype, shard)
     model = whole.share(shard)
+    wanted = _wanted_context(config, model)
+    mtp_prefix = f"model.layers.{model.num_hidden_layers}."
+    has_mtp = any(name.startswith(mtp_prefix) for name in entries)
+    num_drafts = 0
+    if config.tensor_parallel_size == 1:
+        num_drafts = resolve_num_speculative_tokens(config, device, has_mtp, mtp_prefix)
+    each = SequenceBytes.of(model, len(model.mla_layers) + has_mtp, dtype, num_drafts)
+    workspace = scratch + _workspace_bytes(config, model, wanted)
+    block_bytes = config.block_size * each.latent
+    if device.type == "cuda":
+        workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
+        workspace += each.state + block_bytes  # the graphs' padding
+        if shard.size > 1:
+            workspace += _exchange_bytes(model, config.max_num_seqs)
+        workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
+    left = available - weights - workspace - config.max_num_seqs * each.state
+    checkpoint_blocks = end_blocks = 0
+    if config.prefix_caching:
+        checkpoint_blocks, end_blocks = each.kept_blocks(config.block_size)
+    useful = -(-wanted // config.block_size) + _CHECKPOINTS_PER_SEQ * checkpoint_blocks
+    useful *= config.max_num_seqs
+    host_bytes = _host_cache_bytes(config, device, min(left, useful * block_bytes))
+    if device.type == "cpu":
+        left -= host_bytes
+    num_blocks = min(left // block_bytes, useful)
+    plan = MemoryPlan(
+        device=device.type,
+        dtype=dtype,
+        available_bytes=available,
+        weights_bytes=weights,
+        workspace_bytes=workspace,
+        state_bytes_per_seq=each.state,
+        tail_bytes_per_seq=each.tail,
+        latent_bytes_per_token=each.latent,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        num_state_slots=config.max_num_seqs,
+        num_ranks=shard.size,
+        checkpoint_blocks=checkpoint_blocks,
+        end_blocks=end_blocks,
+        num_host_blocks=host_bytes // block_bytes,
+        num_speculative_tokens=num_drafts,
+        max_model_len=min(wanted, max(num_blocks, 0) * config.block_size),
+        wanted_model_len=wanted,
+    )
+    needed = wanted if config.max_model_len else min(wanted, config.block_size)
+    if plan.max_model_len < needed:
+        # What quantized weights take while they are used is part of the workspace and of a format.
+        raise _does_not_fit(
+            config,
+            plan,
+            needed,
+            lambda left: fitting_format(whole, entries, dtype, shard, left + scratch),
+        )
+    return plan
+
+
+def _does_not_fit(
+    config: EngineConfig, plan: MemoryPlan, needed: int, format_for: Callable[[int], str | None]
+) -> NotEnoughMemoryError:
+    """What is too large for a context of `needed` tokens, and what would fit.
+
+    Args:
+        format_for: options of `ling convert` for weights of at most so many bytes.
+    """
+    state = plan.state_bytes_per_seq
+    context = -(-needed // config.block_size) * plan.block_bytes
+    room = plan.available_bytes - plan.workspace_bytes - context
+    most_seqs = (room - plan.weights_bytes) // state
+    if plan.max_model_len > 0:
+        advice = f"; a context of {plan.max_model_len:,} tokens (--max-model-len) fits as it is"
+    elif most_seqs > 0:
+        advice = f"; --max-num-seqs {most_seqs} fits"
+    else:
+        fits = format_for(room - state)
+        advice = "; lower --max-num-batched-tokens or --max-model-len"
+        if fits is not None:
+            advice = f"; converted with ling convert {fits} one sequence fits"
+    if most_seqs <= 0 and plan.device == "cuda":
+        advice += ", or split the model with --tensor-parallel-size"
+    one = plan.weights_bytes + plan.workspace_bytes + state + context
+    return NotEnoughMemoryError(
+        f"{config.model} does not fit: weights {format_size(plan.weights_bytes)}, workspace "
+        f"{format_size(plan.workspace_bytes)}, {config.max_num_seqs} states "
+        f"{format_size(plan.states_bytes)} and a context of {needed:,} tokens "
+        f"{format_size(needed * plan.latent_bytes_per_token)}, but "
+        f"{format_size(plan.available_bytes)} may be used "
+        f"(--memory-fraction {config.memory_fraction}). With --max-num-seqs 1 it takes "
+        f"{format_size(one)}{advice}."
+    )
+
+
+def _wanted_context(config: EngineConfig, model: ModelConfig) -> int:
+    """The context to plan for, before it is cut to what fits.
+
+    Raises:
+        ConfigError: it is over the model's own.
+    """
     own_len = model_context(model)
     wanted = config.max_model_len or own_len
     if wanted > own_len:
@@ -148,92 +246,21 @@ def plan_checkpoint(
             f'"original_max_position_embeddings": {model.max_position_embeddings}}}\'.',
             param="max_model_len",
         )
-    item = dtype.itemsize
-    mtp_prefix = f"model.layers.{model.num_hidden_layers}."
-    has_mtp = any(name.startswith(mtp_prefix) for name in entries)
-    num_latent_layers = len(model.mla_layers) + has_mtp
-    num_drafts = 0
-    if config.tensor_parallel_size == 1:
-        num_drafts = resolve_num_speculative_tokens(config, device, has_mtp, mtp_prefix)
-    heads, d = model.num_attention_heads, model.head_dim
-    each = SequenceBytes.of(model, num_latent_layers, item, num_drafts)
-    state, latent = each.state, each.latent
+    return wanted
+
+
+def _workspace_bytes(config: EngineConfig, model: ModelConfig, max_model_len: int) -> int:
+    """Activations of one step, logits and rotary tables."""
     widest = max(
         model.hidden_size,
         model.num_experts_per_tok * 3 * model.moe_intermediate_size // 4,
-        heads * d,
+        model.num_attention_heads * model.head_dim,
     )
-    workspace = config.max_num_batched_tokens * widest * 4 * _ACTIVATION_COPIES
-    workspace += 128 * model.vocab_size * 4 * 3 + scratch
-    # Rotary tables: cosines and sines per position, two tables if the two kinds differ.
+    activations = config.max_num_batched_tokens * widest * 4 * _ACTIVATION_COPIES
+    logits = 128 * model.vocab_size * 4 * 3
+    # Cosines and sines per position, two tables if the two kinds differ.
     widths = {model.linear_rotary_dim, model.qk_rope_head_dim}
-    workspace += wanted * sum(widths) * 4
-    block_bytes = config.block_size * latent
-    if device.type == "cuda":
-        workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
-        workspace += state + block_bytes  # the graphs' padding
-        if shard.size > 1:
-            rows = graph_sizes(config.max_num_seqs)[-1]
-            workspace += _NCCL_BYTES + 16 * shard.size * rows * model.hidden_size
-        workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
-    left = available - weights - workspace - config.max_num_seqs * state
-    checkpoint_blocks = end_blocks = 0
-    if config.prefix_caching:
-        checkpoint_blocks, end_blocks = each.kept_blocks(config.block_size)
-    useful = -(-wanted // config.block_size) + _CHECKPOINTS_PER_SEQ * checkpoint_blocks
-    host_bytes = _host_cache_bytes(
-        config, device, min(left, config.max_num_seqs * useful * block_bytes)
-    )
-    if device.type == "cpu":
-        left -= host_bytes
-    num_blocks = min(left // block_bytes, config.max_num_seqs * useful)
-    fitting = min(wanted, max(num_blocks, 0) * config.block_size)
-    needed = wanted if config.max_model_len else min(wanted, config.block_size)
-    if fitting < needed:
-        blocks = -(-needed // config.block_size) * block_bytes
-        one = weights + workspace + state + blocks
-        most_seqs = (available - weights - workspace - blocks) // state
-        if fitting > 0:
-            advice = f"; a context of {fitting:,} tokens (--max-model-len) fits as it is"
-        elif most_seqs > 0:
-            advice = f"; --max-num-seqs {most_seqs} fits"
-        else:
-            # The workspace counts what quantized weights take while they are used; so does this.
-            budget = available - (workspace - scratch) - state - blocks
-            fits = fitting_format(whole, entries, dtype, shard, budget)
-            advice = "; lower --max-num-batched-tokens or --max-model-len"
-            if fits is not None:
-                advice = f"; converted with ling convert {fits} one sequence fits"
-        if most_seqs <= 0 and device.type == "cuda":
-            advice += ", or split the model with --tensor-parallel-size"
-        raise NotEnoughMemoryError(
-            f"{config.model} does not fit: weights {format_size(weights)}, workspace "
-            f"{format_size(workspace)}, {config.max_num_seqs} states "
-            f"{format_size(config.max_num_seqs * state)} and a context of {needed:,} tokens "
-            f"{format_size(needed * latent)}, but {format_size(available)} may be used "
-            f"(--memory-fraction {config.memory_fraction}). With --max-num-seqs 1 it takes "
-            f"{format_size(one)}{advice}."
-        )
-    return MemoryPlan(
-        device=device.type,
-        dtype=dtype,
-        available_bytes=available,
-        weights_bytes=weights,
-        workspace_bytes=workspace,
-        state_bytes_per_seq=state,
-        tail_bytes_per_seq=each.tail,
-        latent_bytes_per_token=latent,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        num_state_slots=config.max_num_seqs,
-        num_ranks=shard.size,
-        checkpoint_blocks=checkpoint_blocks,
-        end_blocks=end_blocks,
-        num_host_blocks=host_bytes // block_bytes,
-        num_speculative_tokens=num_drafts,
-        max_model_len=fitting,
-        wanted_model_len=wanted,
-    )
+    return activations + logits + max_model_len * sum(widths) * 4
 
 
 def _prefill_bytes(model: ModelConfig, max_model_len: int, max_num_seqs: int) -> int:
@@ -254,6 +281,12 @@ def _decode_graph_bytes(model: ModelConfig, max_num_seqs: int, blocks_per_seq: i
     row += 2 * 8 * model.num_attention_heads * model.head_dim + 16 * model.hidden_size
     row += 5 * model.vocab_size + 4 * model.num_attention_heads * model.kv_lora_rank * 64
     return 2 * rows * row + 2 * 8 * (max_num_seqs + 1) * (blocks_per_seq + 1)
+
+
+def _exchange_bytes(model: ModelConfig, max_num_seqs: int) -> int:
+    """What exchanges take of a rank: words of two calls from each, and NCCL's buffers."""
+    words = 2 * model.shard.size * graph_sizes(max_num_seqs)[-1] * model.hidden_size
+    return 8 * words + _NCCL_BYTES
 
 
 def resolve_num_speculative_tokens(

@@ -20,7 +20,7 @@ from lingflash.core.errors import LingflashError, NotEnoughMemoryError
 from lingflash.engine.memory.cache_memory import CacheMemory
 from lingflash.engine.memory.plan import MemoryPlan, format_size
 from lingflash.engine.memory.planning import available_memory_bytes
-from lingflash.engine.run.model_runner import allocate_cache
+from lingflash.engine.memory.tensors import allocate_cache
 from lingflash.engine.run.ranks import STEP_TIMEOUT_S, decode, read_message, write_message
 from lingflash.engine.run.split_graphs import FollowingGraphs
 from lingflash.link.frames import read_frame

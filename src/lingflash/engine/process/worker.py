@@ -13,9 +13,10 @@ import time
 
 from lingflash.core.errors import EngineError, LingflashError
 from lingflash.core.types import TokenEvent
+from lingflash.engine.grammar_thread import Compiled, GrammarThread
 from lingflash.engine.loop import EngineLoop
+from lingflash.engine.process.self_test import run_self_test
 from lingflash.engine.run.model_runner import ModelRunner
-from lingflash.engine.run.step_masks import Compiled, GrammarThread
 from lingflash.link import ipc
 from lingflash.link.frames import read_frame
 
@@ -51,7 +52,7 @@ def main(fd: int) -> int:
                 sock.sendall(ipc.frame(ipc.Loading(done, total)))
 
         loop = EngineLoop(start.config, ModelRunner.from_config(start.config, tell))
-        loop.self_test()
+        run_self_test(loop)
     except LingflashError as error:
         sock.sendall(ipc.frame(ipc.Failed(error.code, error.message, error.param)))
         return 1
