@@ -106,7 +106,7 @@ CommitOption = Annotated[
 ]
 
 
-@_benchmark("on_gpu", latency="A model of the true shapes on one GPU")
+@_benchmark("on_gpu", latency="A model of the true shapes on GPUs")
 def latency(
     shape: Annotated[str, typer.Option("--shape", help="Published shape.")] = "ling-2.6-flash",
     weights: Annotated[str, typer.Option("--weights", help="dummy: random, never zero.")] = "dummy",
