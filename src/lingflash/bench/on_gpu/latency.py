@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -266,17 +265,12 @@ def run_latency(
     allow_dirty: bool,
     commit: str | None,
     tensor_parallel_size: int,
-    mesh: Mesh | None = None,
 ) -> Record:
     """Time decode steps as graphs, prefill, and the engine around them.
-
-    Args:
-        mesh: the ranks that share the model, in a process of one of them.
 
     Raises:
         ConfigError: a value is out of range, or there is no GPU.
     """
-    given = dict(locals())
     if batches is None:
         batches = () if prefills or engine or turns else (1, 32)
     formats = ("bf16", *FORMATS)
@@ -296,13 +290,31 @@ def run_latency(
             "ling bench throughput.",
             param="device",
         )
-    alone = tensor_parallel_size == 1
-    ok = alone or not (engine or turns)
+    ok = tensor_parallel_size == 1 or not (engine or turns)
     require(ok, "--engine or --turn", [*engine, *turns], "with --tensor-parallel-size 1")
-    if mesh is None and not alone:
-        return on_ranks(tensor_parallel_size, config.hidden_size, partial(_on_rank, given))
-    mesh = mesh or Mesh()
     record = Record("latency", out, allow_dirty, commit=commit)
+    record.settings = {"shape": shape, "format": format_name, "layers": config.num_hidden_layers}
+    measure = partial(
+        _measure, record, config, format_name, batches, contexts, prefills, repeats, kernels,
+        engine, turns,
+    )  # fmt: skip
+    if tensor_parallel_size > 1:
+        return on_ranks(tensor_parallel_size, config.hidden_size, measure)
+    measure(Mesh())
+    if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
+        _add_targets(record, torch.cuda.get_device_name(0), format_name)
+    record.finish()
+    return record
+
+
+def _measure(
+    record: Record, config: ModelConfig, format_name: str, batches: Sequence[int],
+    contexts: Sequence[int], prefills: Sequence[int], repeats: int, kernels: bool,
+    engine: Sequence[int], turns: Sequence[int], mesh: Mesh,
+) -> Record:  # fmt: skip
+    """Fill a record on one of the ranks that share the model; the first one's is kept."""
+    if mesh.shard.rank:
+        record.out = None
     torch.manual_seed(0)
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
@@ -314,12 +326,11 @@ def run_latency(
     torch.cuda.empty_cache()
     model = make_dummy_model(config, quant, torch.device("cuda"), longest, mesh)
     counted = count_bytes(model)
-    record.settings = {
-        "shape": shape, "format": format_name, "layers": config.num_hidden_layers,
+    record.settings |= {
         "weights": "dummy", "weight_bytes": model.num_weight_bytes, "temperature": 1.0,
         "graph": True, "speculation": 0, "repeats": repeats, "steps_per_round": _STEPS,
         "prefill_chunk": _PREFILL_CHUNK, "gpu": describe_gpu(),
-        "tensor_parallel_size": tensor_parallel_size,
+        "tensor_parallel_size": mesh.shard.size,
     }  # fmt: skip
     for context in contexts:
         for num_seqs in batches:
@@ -327,7 +338,7 @@ def run_latency(
             kernels = False
             record.save()
             torch.cuda.empty_cache()
-    if not alone:
+    if mesh.shard.size > 1:
         _time_exchanges(record, model, batches, prefills, repeats)
     first = True
     for num_tokens in prefills:
@@ -339,16 +350,7 @@ def run_latency(
         _time_engine(record, model, engine, contexts, turns, repeats)
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
-    if alone and config.num_hidden_layers == shape_config(shape).num_hidden_layers:
-        _add_targets(record, torch.cuda.get_device_name(0), format_name)
-    record.finish()
     return record
-
-
-def _on_rank(given: dict[str, Any], mesh: Mesh) -> Record:
-    """One rank's part of the same measurement; what it records is that of one GPU."""
-    out = given["out"] if mesh.shard.rank == 0 else None
-    return run_latency(**given | {"mesh": mesh, "out": out})
 
 
 def _time_exchanges(

@@ -25,7 +25,7 @@ _TIMEOUT_S = 120.0
 
 
 def on_ranks(size: int, hidden_size: int, measure: Callable[[Mesh], Record]) -> Record:
-    """Run a measurement on so many GPUs at once; what it gave on the first.
+    """Run a measurement on so many GPUs at once; the record of the first, finished.
 
     Args:
         size: ranks, a GPU for each.
@@ -62,6 +62,7 @@ def on_ranks(size: int, hidden_size: int, measure: Callable[[Mesh], Record]) -> 
                 process.kill()
         if any(process.exitcode for process in others):
             raise EngineError("A rank has failed; its error is above.")
+    record.finish()
     return record
 
 
