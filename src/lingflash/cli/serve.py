@@ -32,9 +32,10 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
         config = dataclasses.replace(config, served_model_names=(name,))
     config = with_keys_of_file(config)
     # Late: these take longer to import than `ling --help` may take in all.
+    from lingflash.api.server import serve_engine
     from lingflash.core.hub import resolve_model
     from lingflash.core.log import log_event, setup_logging, tell
-    from lingflash.httpd.server import bind_socket, run_server
+    from lingflash.httpd.server import bind_socket
     from lingflash.link.ipc import IpcEngineClient
 
     setup_logging(config.log_level)
@@ -58,7 +59,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
         async def run() -> None:
             with LoadingBar(name) as bar:
                 engine = IpcEngineClient(engine_config, config.engine_restarts, bar.update)
-                await run_server(engine, config, sock, on_ready=announce)
+                await serve_engine(engine, config, sock, on_ready=announce)
 
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             runner.run(run())
