@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lingflash.core.errors import ConfigError
 from lingflash.core.log import LEVELS
@@ -23,6 +24,15 @@ _MIB = 2**20
 _KEY = Bound(
     lambda key: key != "" and key.isascii() and key.isprintable(), "non-empty printable ASCII"
 )
+
+
+def _is_origin(text: str) -> bool:
+    parts = urlsplit(text)
+    return text == "*" or (
+        parts.scheme in ("http", "https")
+        and bool(parts.netloc)
+        and f"{parts.scheme}://{parts.netloc}" == text
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +68,20 @@ class ServerConfig:
     )
     engine_restarts: int = setting(
         0, "How often a dead engine is started again.", bound=at_least(0)
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        "Origin whose pages may use the server from a browser, or *; repeat it for several.",
+        flag="--cors-origin",
+        bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
+    )
+    max_connections: int = setting(
+        10_000,
+        "Open connections; beyond, or at the limit on open files, idle ones are closed.",
+        bound=at_least(1),
+    )
+    keep_alive_s: float = setting(
+        75.0, "How long a connection is kept between two requests.", bound=between(1, 86400)
     )
     drain_timeout_s: float = setting(
         30.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)

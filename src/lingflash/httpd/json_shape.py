@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_TOKEN = re.compile(_STRING.pattern + rb"|[][{}]", re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DELTA = tuple({ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}.get(i, 0) for i in range(256))
 
@@ -50,4 +51,20 @@ def exceeded(body: bytes, limits: Shape) -> str | None:
         return f"more than {limits.containers} objects and arrays"
     if max(accumulate(map(_DELTA.__getitem__, brackets)), default=0) > limits.depth:
         return f"more than {limits.depth} levels within each other"
+    return None
+
+
+def deep_field(body: bytes, depth: int) -> str | None:
+    """The field of the outermost object that is deeper than this, if one is."""
+    level = 0
+    name = None
+    for token in _TOKEN.finditer(body):
+        text = token.group()
+        if text.startswith(b'"'):
+            if level == 1:
+                name = text[1:-1].decode("utf-8", "replace")
+        else:
+            level += _DELTA[text[0]]
+            if level > depth + 1:
+                return name
     return None
