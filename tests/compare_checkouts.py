@@ -235,19 +235,23 @@ def record_answers(logged: io.StringIO) -> dict[str, str]:
 
 
 def record_help() -> dict[str, str]:
-    """`--help` of every command, by its words."""
+    """What `--help` says of every command: its text and its flags, in any order and panel."""
     found: dict[str, str] = {}
-    environment = {**os.environ, "COLUMNS": "160", "TERM": "dumb", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": "400", "TERM": "dumb", "NO_COLOR": "1"}
 
     def ask(words: list[str]) -> None:
         program = [sys.executable, "-c", "from lingflash.cli import main; main()"]
         text = subprocess.run(
             [*program, *words, "--help"], capture_output=True, text=True, env=environment
         ).stdout
-        found[" ".join(["ling", *words, "--help"])] = text
-        commands = re.search(r"^╭─ Commands ─.*?^╰", text, re.MULTILINE | re.DOTALL)
-        for name in re.findall(r"^│ ([a-z][\w-]*) ", commands[0] if commands else "", re.MULTILINE):
-            ask([*words, name])
+        lines = [
+            " ".join(line.strip("│ ").split()) for line in text.splitlines() if line[:1] not in "╭╰"
+        ]
+        found[" ".join(["ling", *words, "--help"])] = "\n".join(sorted(filter(None, lines)))
+        for panel in re.findall(r"^╭─ (.*?)^╰", text, re.MULTILINE | re.DOTALL):
+            if not panel.startswith(("Options", "Arguments")):
+                for name in re.findall(r"^│ ([a-z][\w-]*) ", panel, re.MULTILINE):
+                    ask([*words, name])
 
     ask([])
     return found
