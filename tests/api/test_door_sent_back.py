@@ -25,12 +25,14 @@ TEXTS = {
     "call": CALL,
     "call and text": "Let me see.\n" + CALL,
     "thinking and call": "<think>\nRome?\n</think>\n\n" + CALL,
-    "custom": '<tool_call>\n{"name": "get_weather", "arguments": {"input": "in \\"Rome\\"\\n\\u00e9"}}'
-    "\n</tool_call>",
+    "custom": '<tool_call>\n{"name": "get_weather", "arguments": '
+    '{"input": "in \\"Rome\\"\\n\\u00e9"}}\n</tool_call>',
     "namespace": '<tool_call>\n{"name": "mcp__weather.get_weather", "arguments": {"city": "Rome"}}'
     "\n</tool_call>",
     "namespace, short": CALL,
 }
+
+
 def says_more(messages, text):
     """Whether there is a third turn to look at: after it the template leaves thinking out."""
     messages.append({"role": "user", "content": "Thanks."})

@@ -127,9 +127,8 @@ async def read_beside(request: Request, work: Callable[[], T]) -> T:
     Raises:
         InvalidRequestError: it is nested too deeply, or what `work` says.
     """
-    length = request.headers.get("content-length", "")
     try:
-        if length.isdigit() and int(length) <= INLINE_BYTES:
+        if request.state.num_body_bytes <= INLINE_BYTES:
             return work()
         return await asyncio.to_thread(work)
     except RecursionError:

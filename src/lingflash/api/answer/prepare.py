@@ -11,7 +11,7 @@ from lingflash.api.answer.generation import Generation
 from lingflash.api.answer.sampling import build_sampling, check_text_size
 from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError
-from lingflash.core.limits import check_lengths
+from lingflash.core.limits import check_countable, check_lengths
 from lingflash.core.types import MAX_LOGPROBS, SamplingParams
 from lingflash.httpd.auth import caller_of
 from lingflash.protocol.chat import ChatOptions
@@ -93,7 +93,9 @@ async def encode_conversation(
         )
 
     size = sum(len(message["content"]) for message in messages)
-    if not only_counts:
+    if only_counts:
+        check_countable(size, state.engine.info.max_model_len, param="messages")
+    else:
         longest = text.tokenizer.longest_token_bytes
         for message in messages:
             # Not of assistant messages, whose reasoning a template may drop.
