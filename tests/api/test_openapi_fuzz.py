@@ -75,6 +75,7 @@ def test_document_then_it_names_every_endpoint_with_its_body():
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/responses",
+        "/v1/responses/input_tokens",
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/tokenize",
