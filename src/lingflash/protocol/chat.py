@@ -54,7 +54,7 @@ class SamplingFields(BaseModel):
     seed: int | None = None
     n: int | None = Field(None, description="number of answers")
     min_tokens: int | None = None
-    stop: StopString | list[StopString] | None = None
+    stop: Annotated[str, Field(max_length=MAX_STOP_CHARS)] | list[StopString] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None

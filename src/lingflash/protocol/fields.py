@@ -17,11 +17,12 @@ models. `endpoint_fields.py` has all of them.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import pydantic
 
@@ -266,7 +267,11 @@ def parse_request(
         info = model.model_fields.get(name)
         if info is not None:
             # An empty text, list or object is what a client writes for nothing.
-            if not info.is_required() and name != "prompt" and value in ("", [], {}):
+            if (
+                type(value) in (str, list, dict)
+                and not value
+                and name in _may_be_empty(model).get(type(value), ())
+            ):
                 dropped.add(name, name)
             else:
                 fields[name] = _take_option(value, table, name, name, dropped)
@@ -276,6 +281,34 @@ def parse_request(
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
         raise _to_request_error(error) from None
+
+
+@functools.cache
+def _may_be_empty(model: type[pydantic.BaseModel]) -> dict[type, frozenset[str]]:
+    """Optional fields that a text, a list, an object may be given for, and so an empty one."""
+    found: dict[type, set[str]] = {str: set(), list: set(), dict: set()}
+    for name, info in model.model_fields.items():
+        if not info.is_required() and name not in _MEANT_EMPTY:
+            for kind in _containers(info.annotation):
+                found[kind].add(name)
+    return {kind: frozenset(names) for kind, names in found.items()}
+
+
+# An empty text that has tokens to be counted: none.
+_MEANT_EMPTY = ("prompt",)
+
+
+def _containers(annotation: Any) -> set[type]:
+    origin = get_origin(annotation) or annotation
+    if annotation is Any:
+        return {str, list, dict}
+    if origin in (str, list, dict):
+        return {origin}
+    if isinstance(origin, type) and issubclass(origin, pydantic.BaseModel):
+        return {dict}
+    if origin is Literal:
+        return set()
+    return {kind for part in get_args(annotation) for kind in _containers(part)}
 
 
 def _refuse_field(name: str, problem: str) -> NoReturn:
