@@ -94,14 +94,14 @@ class CudaDecoder:
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors) -> None:
         # Triton is there where a GPU is, and only there.
-        from lingflash.kernels.moe_gemm.decode import nibble_order, pair_order
+        from lingflash.kernels.moe_gemm.decode import lane_order, pair_order
 
         self._model, self._cache = model, cache
         self._device = model.device
         # Products with quantized weights take float16, which holds those weights exactly.
         self._narrow = torch.float16 if model.is_quantized else torch.bfloat16
         hidden = model.config.hidden_size
-        self._order = nibble_order(hidden).to(model.device, torch.int32)
+        self._order = lane_order(hidden).to(model.device, torch.int32)
         self._pair_order = pair_order(hidden).to(model.device, torch.int32)
         self._layers = [
             (self._attention(layer), self._feed_forward(layer)) for layer in model.layers
@@ -210,7 +210,7 @@ class CudaDecoder:
         def run(flow: _Flow) -> tuple[Tensor, Tensor]:
             shape = flow.residual.shape
             x = self._empty(*shape, dtype=self._narrow)
-            other = torch.empty_like(x) if ordered else x
+            other = self._empty(*shape, dtype=torch.bfloat16) if ordered else x
             add_parts_rms_norm(
                 flow.parts, flow.residual, weight, eps, x,
                 (other, self._order) if ordered else None,

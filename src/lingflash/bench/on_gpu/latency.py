@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lingflash.bench.on_gpu.dummy_model import make_dummy_model
+from lingflash.bench.on_gpu.dummy_model import LAYOUTS, make_dummy_model
 from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
 from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.core.errors import ConfigError
@@ -21,7 +21,6 @@ from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.layers.feed_forward import MoeMlp
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
-from lingflash.quant.recipe import FORMATS, FormatName
 from lingflash.records.machine import SourceState
 from lingflash.records.record import Record, Target, require
 
@@ -267,7 +266,7 @@ def run_latency(
 
     Args:
         shape: name of a published shape.
-        format_name: bf16 or what `ling convert` writes.
+        format_name: one of dummy_model.LAYOUTS.
         layers: fewer than the shape has; all if None.
         batches: sequences that decode at once.
         contexts: tokens that each has.
@@ -283,8 +282,7 @@ def run_latency(
     Raises:
         ConfigError: a value is out of range, or there is no GPU.
     """
-    formats = ("bf16", *FORMATS)
-    require(format_name in formats, "--format", format_name, ", ".join(formats))
+    require(format_name in LAYOUTS, "--format", format_name, ", ".join(LAYOUTS))
     require(all(1 <= n <= 256 for n in batches), "--batch", list(batches), "1 to 256")
     require(all(n >= 1 for n in contexts), "--context", list(contexts), "1 or more")
     require(all(n >= 1 for n in prefills), "--prefill", list(prefills), "1 or more")
@@ -307,12 +305,11 @@ def run_latency(
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
     longest = max([n + more for n in contexts] + list(prefills) + [1])
-    quant: FormatName | None = None if format_name == "bf16" else format_name  # pyright: ignore
     ceilings = GpuCeilings()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     torch.cuda.empty_cache()
-    model = make_dummy_model(config, quant, torch.device("cuda"), longest)
+    model = make_dummy_model(config, format_name, torch.device("cuda"), longest)
     counted = count_bytes(model)
     record.settings = {
         "shape": shape, "format": format_name, "layers": config.num_hidden_layers,

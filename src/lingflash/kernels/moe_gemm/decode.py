@@ -5,7 +5,8 @@ gate_up     SiLU(x W_gate) * (x W_up) of every (token, choice)
 down        back to the hidden width, times the choice's weight, one part per choice
 
 One token has kernels of its own (triton_one_token.py), in which `down` adds all parts to the
-residual stream; more have others (triton_few_tokens.py).
+residual stream; more have others, BF16 and FP8 in triton_few_tokens.py, INT4 in
+triton_few_tokens_int4.py.
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
@@ -22,7 +23,8 @@ import triton
 from torch import Tensor
 
 from lingflash.kernels.moe_gemm.triton_few_tokens import down_kernel, gate_up_kernel, plan_kernel
-from lingflash.kernels.moe_gemm.triton_nibbles import nibble_order, pair_order
+from lingflash.kernels.moe_gemm.triton_few_tokens_int4 import down_int4_kernel, gate_up_int4_kernel
+from lingflash.kernels.moe_gemm.triton_nibbles import lane_order, pair_order
 from lingflash.kernels.moe_gemm.triton_one_token import down_one_kernel, gate_up_one_kernel
 from lingflash.kernels.triton_launch import launch_options
 
@@ -35,7 +37,7 @@ __all__ = [
     "down_decode",
     "down_one_token",
     "gate_up_decode",
-    "nibble_order",
+    "lane_order",
     "pair_order",
     "plan_rows",
 ]
@@ -138,7 +140,12 @@ class DecodeExperts:
 
 @dataclass(frozen=True, slots=True)
 class ExpertTiles:
-    """How a product of several tokens is cut: rows of weights and columns per step."""
+    """How a product of several tokens is cut: rows of weights and columns per step.
+
+    INT4: block_n rows of each of the two products that a program makes, 16 or a multiple, and
+    columns in multiples of 128; 2 stages ask for a step's weights before the last one's are used.
+    One warp takes its rows without a barrier; several exchange values.
+    """
 
     block_n: int
     block_k: int
@@ -162,7 +169,11 @@ class OneTokenTiles:
 
 
 def _gate_up_tiles(w: DecodeExperts) -> ExpertTiles:
-    return ExpertTiles(64, 256, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
+    return _INT4_TILES if w.is_int4 else ExpertTiles(64, 128, 4, 4)
+
+
+def _down_tiles(w: DecodeExperts) -> ExpertTiles:
+    return _INT4_TILES if w.is_int4 else ExpertTiles(128, 128, 4, 3)
 
 
 def _one_gate_up_tiles(w: DecodeExperts) -> OneTokenTiles:
@@ -175,7 +186,7 @@ def _one_down_tiles(w: DecodeExperts) -> OneTokenTiles:
     return OneTokenTiles(8, 4, 4 if w.values.dtype == torch.float8_e4m3fn else 2)
 
 
-_DOWN_TILES = ExpertTiles(128, 128, 4, 3)
+_INT4_TILES = ExpertTiles(16, 256, 1, 2)
 
 
 def _one_token_options(
@@ -197,19 +208,40 @@ def _one_token_options(
     }  # fmt: skip
 
 
-def _options(w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles) -> dict[str, Any]:
+def _options(
+    w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles, width: int, rows: int
+) -> dict[str, Any]:
     """What both products' kernels are compiled for.
 
+    Args:
+        w, shared: the experts.
+        tiles: how they are cut.
+        width: the weights' columns.
+        rows: of weights that a program's must divide.
+
     Raises:
-        ValueError: a shared expert in INT4.
+        ValueError: a shared expert in INT4, or a tile or shape that INT4's kernels do not take.
     """
     if shared is not None and shared.is_int4:
         raise ValueError("a shared expert in INT4 is not supported.")
-    return {
-        "INT4": w.is_int4, "SCALES": w.scale_kind, "GROUP": w.group,
-        "SHARED": shared is not None,
-        "SHARED_SCALES": "none" if shared is None else shared.scale_kind,
-        "BLOCK_N": tiles.block_n, "num_warps": tiles.warps,
+    options: dict[str, Any] = {
+        "SHARED": shared is not None, "num_warps": tiles.warps,
+        "SHARED_SCALES": "none" if shared is None else shared.scale_kind, "BLOCK_M": BLOCK_ROWS,
+    }  # fmt: skip
+    if not w.is_int4:
+        return options | {
+            "SCALES": w.scale_kind, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k,
+            "num_stages": tiles.stages,
+        }  # fmt: skip
+    if tiles.block_n % 16 or rows % tiles.block_n or tiles.block_k % 128 or width % 128:
+        raise ValueError(
+            f"INT4 weights of {rows} rows and {width} columns in {tiles}; block_n must be a "
+            "multiple of 16 that divides the rows, block_k and the columns multiples of 128."
+        )
+    unroll = tiles.block_k // 128 if width % tiles.block_k == 0 else 1
+    return options | {
+        "GROUP": w.group, "ROWS": tiles.block_n, "UNROLL": unroll, "AHEAD": tiles.stages == 2,
+        "num_stages": tiles.stages if tiles.stages > 2 else 1,
     }  # fmt: skip
 
 
@@ -229,25 +261,26 @@ def gate_up_decode(
     """SiLU(x W_gate,e) * (x W_up,e) of every (token, choice), and of a shared expert.
 
     Args:
-        x: float16 or bfloat16 [T, K], contiguous, normed; for INT4 weights in nibble_order, one
+        x: float16 or bfloat16 [T, K], contiguous, normed; for INT4 weights in lane_order, one
             token's in pair_order and float16.
         w: [E, 2I, K], gate above up.
         topk_ids: int32 [T, k].
         plan: of topk_ids; None for one token.
         act: float [T, k, I], or [T, k + 1, I] with a shared expert; written, the routed experts'
-            in nibble_order if `nibbles`. One token's: float32, filled with what down_one_token
+            in lane_order if `nibbles`. One token's: float32, filled with what down_one_token
             reads, which no other order describes.
         nibbles: whether the routed experts' next product is with INT4 weights.
         plain: x in its own order, for the shared expert; x by default.
         shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes.
         tiles, one_token: how to cut several tokens' products and one's; by the shape if None.
 
-    Numerics: accumulates in float32; FP8 and INT4 weights are exact in float16 and x is rounded to
-        it. One row's INT4 products are summed in float16 over four values, then in float32
-        (word_sums). Sync: none, graph-safe.
+    Numerics: accumulates in float32; FP8 weights are exact in float16 and x is rounded to it. INT4
+        weights are rounded to bfloat16 once scaled, as the model defines them, and x with them;
+        one row's are exact, and summed in float16 over four values, then in float32 (word_sums).
+        Sync: none, graph-safe.
 
     Raises:
-        ValueError: a shape, dtype or tile that one token's kernel does not take.
+        ValueError: a shape, dtype or tile that the kernel does not take.
     """
     num_tokens, topk = topk_ids.shape
     choices, width = act.shape[1:]
@@ -268,17 +301,17 @@ def gate_up_decode(
         )  # fmt: skip
         return act
     t = tiles or _gate_up_tiles(w)
-    options = _options(w, shared, t) | launch
+    options = _options(w, shared, t, x.shape[1], width) | launch
     options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
     columns = triton.cdiv(width, t.block_n)
     blocks = plan.experts.numel()
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
-    gate_up_kernel[(columns, blocks + shared_blocks)](
+    kernel = gate_up_int4_kernel if w.is_int4 else gate_up_kernel
+    kernel[(columns, blocks + shared_blocks)](
         x, w.values, scale, plan.rows, plan.experts, plan.num_used, act,
         plain, other.values, other.scales(), num_tokens, topk, choices, blocks,
         x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1),
-        other.scales().stride(1), BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages,
-        **options,
+        other.scales().stride(1), **options,
     )  # fmt: skip
     return act
 
@@ -354,17 +387,20 @@ def down_decode(
     """
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
-    t = tiles or _DOWN_TILES
+    t = tiles or _down_tiles(w)
     other = w if shared is None else shared
     scale = w.scales()
-    options = _options(w, shared, t) | launch_options(act) | {"WIDTH": width, "HIDDEN": hidden}
-    columns = triton.cdiv(hidden, t.block_n)
+    # A program of INT4's makes two products.
+    rows = 2 * t.block_n if w.is_int4 else t.block_n
+    options = _options(w, shared, t, width, hidden // 2) | launch_options(act)
+    options |= {"WIDTH": width, "HIDDEN": hidden}
+    columns = triton.cdiv(hidden, rows)
     blocks = plan.experts.numel()
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
-    down_kernel[(columns, blocks + shared_blocks)](
+    kernel = down_int4_kernel if w.is_int4 else down_kernel
+    kernel[(columns, blocks + shared_blocks)](
         act, w.values, scale, plan.rows, plan.experts, plan.num_used, topk_weights, out,
         other.values, other.scales(), num_tokens, topk, choices, blocks,
-        w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
-        BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages, **options,
+        w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), **options,
     )  # fmt: skip
     return out
