@@ -1,4 +1,4 @@
-"""INT4 experts of a few tokens against their reference: on a GPU if there is one, else interpreted."""
+"""INT4 experts of few tokens against their reference: on a GPU or, without one, interpreted."""
 
 from __future__ import annotations
 

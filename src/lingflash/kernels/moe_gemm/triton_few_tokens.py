@@ -106,7 +106,8 @@ def gate_up_kernel(
     x_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, act_ptr,
     plain_ptr, shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
     x_stride, expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
-    SCALES: tl.constexpr, NIBBLES: tl.constexpr, SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    SCALES: tl.constexpr, NIBBLES: tl.constexpr, SHARED: tl.constexpr,
+    SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
@@ -139,7 +140,8 @@ def down_kernel(
     act_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, weight_ptr, out_ptr,
     shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
-    SCALES: tl.constexpr, SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    SCALES: tl.constexpr, SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
