@@ -8,6 +8,7 @@ import torch
 from lingflash.kernels.moe_gemm.decode import (
     DecodeExperts,
     ExpertTiles,
+    Int4Tiles,
     down_decode,
     gate_up_decode,
     lane_order,
@@ -68,9 +69,9 @@ def relative_error(got, expected):
     [
         (2, 32, torch.bfloat16, None),
         (8, 128, torch.float32, None),
-        (9, 32, torch.float32, ExpertTiles(16, 256, 1, 1)),
-        (19, 32, torch.bfloat16, ExpertTiles(64, 128, 1, 2)),
-        (19, 128, torch.bfloat16, ExpertTiles(32, 128, 1, 1)),
+        (9, 32, torch.float32, Int4Tiles(16, 2, False)),
+        (19, 32, torch.bfloat16, Int4Tiles(64, 1, True, 2)),
+        (19, 128, torch.bfloat16, Int4Tiles(32, 1, False, 1, 2)),
     ],
 )
 def test_int4_experts_when_blocks_are_full_or_not_then_as_the_reference(
@@ -86,14 +87,19 @@ def test_int4_experts_when_blocks_are_full_or_not_then_as_the_reference(
 
 
 @pytest.mark.parametrize(
-    "tiles", [ExpertTiles(16, 64, 1, 1), ExpertTiles(24, 128, 1, 1), ExpertTiles(256, 128, 1, 1)]
+    ("tiles", "said"),
+    [
+        (ExpertTiles(64, 64, 4, 4), "cut by Int4Tiles"),
+        (Int4Tiles(24), "a multiple of 16"),
+        (Int4Tiles(256), "divides"),
+    ],
 )
-def test_int4_experts_when_a_tile_does_not_suit_then_it_is_refused(tiles):
+def test_int4_experts_when_a_tile_does_not_suit_then_it_is_refused(tiles, said):
     gate_up, _ = int4_experts(2, 256, 128, 32)
     down, _ = int4_experts(2, 128, 128, 32)
     ids, weights = routed(3, 2, 1)
     x = torch.randn(3, 128, device=DEVICE).bfloat16()
-    with pytest.raises(ValueError, match="multiple of 16"):
+    with pytest.raises(ValueError, match=said):
         run(x, gate_up, down, ids, weights, tiles)
 
 

@@ -306,27 +306,29 @@ class CudaDecoder:
         """A dense MLP is one expert that every token takes."""
         from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
-            all_rows,
-            down_decode,
+            down_dense,
             down_one_token,
             gate_up_decode,
+            gate_up_dense,
         )
 
         norm = self._norm(layer.w_post_norm)
         gate_up, down = (DecodeExperts(*_one_expert(m)) for m in (mlp.w_gate_up, mlp.w_down))
         hidden, width = down.values.shape[1:]
+        only = torch.zeros(1, 1, dtype=torch.int32, device=self._device)
+        weight = torch.ones(1, 1, device=self._device)
 
         def run(flow: _Flow) -> None:
             x, _ = norm(flow)
-            ids, weights, plan = all_rows(x.shape[0], self._device)
-            kept = torch.float32 if plan is None else torch.bfloat16
-            act = self._empty(x.shape[0], 1, width, dtype=kept)
-            gate_up_decode(x, gate_up, ids, plan, act)
-            if plan is None:
-                down_one_token(act, down, ids, weights, flow.residual)
-            else:
-                flow.parts = self._empty(x.shape[0], 1, hidden)
-                down_decode(act, down, ids, weights, plan, flow.parts)
+            if flow.is_one_row:
+                act = self._empty(1, 1, width)
+                gate_up_decode(x, gate_up, only, None, act)
+                down_one_token(act, down, only, weight, flow.residual)
+                return
+            act = self._empty(x.shape[0], width, dtype=torch.bfloat16)
+            gate_up_dense(x, gate_up, act)
+            flow.parts = self._empty(x.shape[0], 1, hidden)
+            down_dense(act, down, flow.parts[:, 0])
 
         return run
 

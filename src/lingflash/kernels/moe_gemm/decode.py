@@ -15,13 +15,23 @@ triton_few_tokens_int4.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from lingflash.kernels.moe_gemm.decode_dense import down_dense, gate_up_dense
+from lingflash.kernels.moe_gemm.decode_tiles import (
+    DecodeExperts,
+    ExpertTiles,
+    Int4Tiles,
+    OneTokenTiles,
+    down_tiles,
+    gate_up_tiles,
+    one_down_tiles,
+    one_gate_up_tiles,
+)
 from lingflash.kernels.moe_gemm.triton_few_tokens import down_kernel, gate_up_kernel, plan_kernel
 from lingflash.kernels.moe_gemm.triton_few_tokens_int4 import down_int4_kernel, gate_up_int4_kernel
 from lingflash.kernels.moe_gemm.triton_nibbles import lane_order, pair_order
@@ -31,12 +41,14 @@ from lingflash.kernels.triton_launch import launch_options
 __all__ = [
     "DecodeExperts",
     "ExpertTiles",
+    "Int4Tiles",
     "OneTokenTiles",
     "RowPlan",
-    "all_rows",
     "down_decode",
+    "down_dense",
     "down_one_token",
     "gate_up_decode",
+    "gate_up_dense",
     "lane_order",
     "pair_order",
     "plan_rows",
@@ -90,105 +102,6 @@ def plan_rows(topk_ids: Tensor, num_experts: int) -> RowPlan:
     return RowPlan(rows, experts, num_used)
 
 
-@cache
-def all_rows(num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor, RowPlan | None]:
-    """What routes every token to the only expert with weight 1: topk_ids, topk_weights, plan."""
-    ids = torch.zeros(num_tokens, 1, dtype=torch.int32, device=device)
-    weights = torch.ones(num_tokens, 1, dtype=torch.float32, device=device)
-    if num_tokens == 1:
-        return ids, weights, None
-    blocks = triton.cdiv(num_tokens, BLOCK_ROWS)
-    rows = torch.arange(blocks * BLOCK_ROWS, dtype=torch.int32, device=device)
-    used = torch.full((1,), blocks, dtype=torch.int32, device=device)
-    return ids, weights, RowPlan(rows.clamp(max=num_tokens), ids[:blocks, 0].clone(), used)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeExperts:
-    """The matrices of E experts as the decode kernels read them.
-
-    Args:
-        values: bfloat16 or float8_e4m3fn [E, R, K], or int32 [E, R, K/8]; contiguous.
-        scale: None for bfloat16; float32 [E, R/128, K/128] or [E, R, 1] for FP8, blocks or rows
-            (R/128 rows of scales for each matrix that is stacked); any float dtype
-            [E, R, K/group] for INT4.
-        group: columns that share a scale of INT4, 32 or 128; else 0.
-    """
-
-    values: Tensor
-    scale: Tensor | None
-    group: int = 0
-
-    @property
-    def is_int4(self) -> bool:
-        """Whether the values are words of eight nibbles."""
-        return self.values.dtype == torch.int32
-
-    @property
-    def scale_kind(self) -> str:
-        """How FP8 values are scaled: "none", "block" or "channel"."""
-        if self.scale is None or self.is_int4:
-            return "none"
-        rows, columns = self.values.shape[1:]
-        grid = (-(-rows // 128), -(-columns // 128))
-        return "block" if self.scale.shape[1:] == grid else "channel"
-
-    def scales(self) -> Tensor:
-        """The scales; the values stand in where there are none."""
-        return self.values if self.scale is None else self.scale
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertTiles:
-    """How a product of several tokens is cut: rows of weights and columns per step.
-
-    INT4: block_n rows of each of the two products that a program makes, 16 or a multiple, and
-    columns in multiples of 128; 2 stages ask for a step's weights before the last one's are used.
-    One warp takes its rows without a barrier; several exchange values.
-    """
-
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True, slots=True)
-class OneTokenTiles:
-    """How a product of one token is cut.
-
-    Args:
-        block_n: rows of weights of a program.
-        warps: of a program.
-        ahead: choices whose weights `down` asks for at once.
-    """
-
-    block_n: int
-    warps: int
-    ahead: int = 1
-
-
-def _gate_up_tiles(w: DecodeExperts) -> ExpertTiles:
-    return _INT4_TILES if w.is_int4 else ExpertTiles(64, 128, 4, 4)
-
-
-def _down_tiles(w: DecodeExperts) -> ExpertTiles:
-    return _INT4_TILES if w.is_int4 else ExpertTiles(128, 128, 4, 3)
-
-
-def _one_gate_up_tiles(w: DecodeExperts) -> OneTokenTiles:
-    return OneTokenTiles(8, 4) if w.is_int4 else OneTokenTiles(4, 4)
-
-
-def _one_down_tiles(w: DecodeExperts) -> OneTokenTiles:
-    if w.is_int4:
-        return OneTokenTiles(16, 8, 4)
-    return OneTokenTiles(8, 4, 4 if w.values.dtype == torch.float8_e4m3fn else 2)
-
-
-_INT4_TILES = ExpertTiles(16, 256, 1, 2)
-
-
 def _one_token_options(
     w: DecodeExperts, shared: DecodeExperts | None, tiles: OneTokenTiles, width: int
 ) -> dict[str, Any]:
@@ -208,41 +121,45 @@ def _one_token_options(
     }  # fmt: skip
 
 
-def _options(
-    w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles, width: int, rows: int
-) -> dict[str, Any]:
+def _options(w: DecodeExperts, tiles: ExpertTiles | Int4Tiles, rows: int) -> dict[str, Any]:
     """What both products' kernels are compiled for.
 
     Args:
-        w, shared: the experts.
+        w: the experts.
         tiles: how they are cut.
-        width: the weights' columns.
-        rows: of weights that a program's must divide.
+        rows: of weights of one product, which programs share.
 
     Raises:
-        ValueError: a shared expert in INT4, or a tile or shape that INT4's kernels do not take.
+        ValueError: a tile or shape that the kernels do not take.
+    """
+    if isinstance(tiles, ExpertTiles):
+        if w.is_int4:
+            raise ValueError(f"INT4 weights are cut by Int4Tiles, not {tiles}.")
+        return {
+            "SCALES": w.scale_kind, "BLOCK_M": BLOCK_ROWS, "BLOCK_N": tiles.block_n,
+            "BLOCK_K": tiles.block_k, "num_warps": tiles.warps, "num_stages": tiles.stages,
+        }  # fmt: skip
+    width = w.values.shape[2] * 8
+    if not w.is_int4 or tiles.rows % 16 or rows % tiles.rows or width % 128:
+        raise ValueError(
+            f"{w.values.dtype} weights of {rows} rows and {width} columns in {tiles}; they must be "
+            "INT4, rows of a tile a multiple of 16 that divides theirs, columns one of 128."
+        )
+    return {
+        "GROUP": w.group, "BLOCK_M": BLOCK_ROWS, "ROWS": tiles.rows, "AHEAD": tiles.ahead,
+        "UNROLL": tiles.unroll if width % (128 * tiles.unroll) == 0 else 1, "CACHE": tiles.cache,
+        "num_warps": 1, "num_stages": 1,
+    }  # fmt: skip
+
+
+def _is_apart(w: DecodeExperts, shared: DecodeExperts | None, num_tokens: int) -> bool:
+    """Whether a shared expert has launches of its own instead of programs among the others'.
+
+    Each of those reads its weights for 16 tokens, and INT4's are of another kind.
     """
     if shared is not None and shared.is_int4:
         raise ValueError("a shared expert in INT4 is not supported.")
-    options: dict[str, Any] = {
-        "SHARED": shared is not None, "num_warps": tiles.warps,
-        "SHARED_SCALES": "none" if shared is None else shared.scale_kind, "BLOCK_M": BLOCK_ROWS,
-    }  # fmt: skip
-    if not w.is_int4:
-        return options | {
-            "SCALES": w.scale_kind, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k,
-            "num_stages": tiles.stages,
-        }  # fmt: skip
-    if tiles.block_n % 16 or rows % tiles.block_n or tiles.block_k % 128 or width % 128:
-        raise ValueError(
-            f"INT4 weights of {rows} rows and {width} columns in {tiles}; block_n must be a "
-            "multiple of 16 that divides the rows, block_k and the columns multiples of 128."
-        )
-    unroll = tiles.block_k // 128 if width % tiles.block_k == 0 else 1
-    return options | {
-        "GROUP": w.group, "ROWS": tiles.block_n, "UNROLL": unroll, "AHEAD": tiles.stages == 2,
-        "num_stages": tiles.stages if tiles.stages > 2 else 1,
-    }  # fmt: skip
+    return shared is not None and (w.is_int4 or num_tokens > 2 * BLOCK_ROWS)
 
 
 def gate_up_decode(
@@ -255,7 +172,7 @@ def gate_up_decode(
     nibbles: bool = False,
     plain: Tensor | None = None,
     shared: DecodeExperts | None = None,
-    tiles: ExpertTiles | None = None,
+    tiles: ExpertTiles | Int4Tiles | None = None,
     one_token: OneTokenTiles | None = None,
 ) -> Tensor:
     """SiLU(x W_gate,e) * (x W_up,e) of every (token, choice), and of a shared expert.
@@ -289,7 +206,7 @@ def gate_up_decode(
     scale = w.scales()
     launch = launch_options(x)
     if plan is None:
-        one = one_token or _one_gate_up_tiles(w)
+        one = one_token or one_gate_up_tiles(w)
         if act.dtype != torch.float32 or (nibbles and (width % 8 or one.block_n % 8)):
             raise ValueError(f"one token's act is {act.dtype} {tuple(act.shape)}, tiles {one}.")
         options = _one_token_options(w, shared, one, x.shape[1])
@@ -300,18 +217,26 @@ def gate_up_decode(
             **options, **launch,
         )  # fmt: skip
         return act
-    t = tiles or _gate_up_tiles(w)
-    options = _options(w, shared, t, x.shape[1], width) | launch
+    t = tiles or gate_up_tiles(w)
+    options = _options(w, t, width) | launch
     options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
-    columns = triton.cdiv(width, t.block_n)
+    if _is_apart(w, shared, num_tokens):
+        assert shared is not None
+        gate_up_dense(plain, shared, act[:, topk])
+        shared, other = None, w
     blocks = plan.experts.numel()
+    weights = x, w.values, scale, plan.rows, plan.experts, plan.num_used, act
+    sizes = num_tokens, topk, choices
+    strides = x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1)
+    if isinstance(t, Int4Tiles):
+        gate_up_int4_kernel[(width // t.rows, blocks)](*weights, *sizes, *strides, **options)
+        return act
+    columns = triton.cdiv(width, t.block_n)
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
-    kernel = gate_up_int4_kernel if w.is_int4 else gate_up_kernel
-    kernel[(columns, blocks + shared_blocks)](
-        x, w.values, scale, plan.rows, plan.experts, plan.num_used, act,
-        plain, other.values, other.scales(), num_tokens, topk, choices, blocks,
-        x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1),
-        other.scales().stride(1), **options,
+    gate_up_kernel[(columns, blocks + shared_blocks)](
+        *weights, plain, other.values, other.scales(), *sizes, blocks, *strides,
+        other.scales().stride(1), SHARED=shared is not None,
+        SHARED_SCALES="none" if shared is None else shared.scale_kind, **options,
     )  # fmt: skip
     return act
 
@@ -348,7 +273,7 @@ def down_one_token(
     topk, width, hidden = topk_ids.shape[1], act.shape[2], residual.shape[-1]
     if act.dtype != torch.float32 or residual.numel() != hidden:
         raise ValueError(f"act is {act.dtype}, residual {tuple(residual.shape)}; one float32 row.")
-    t = tiles or _one_down_tiles(w)
+    t = tiles or one_down_tiles(w)
     other = w if shared is None else shared
     scale = w.scales()
     down_one_kernel[(triton.cdiv(hidden, t.block_n),)](
@@ -368,7 +293,7 @@ def down_decode(
     out: Tensor,
     *,
     shared: DecodeExperts | None = None,
-    tiles: ExpertTiles | None = None,
+    tiles: ExpertTiles | Int4Tiles | None = None,
 ) -> Tensor:
     """act W_down,e times the choice's weight, one part per choice; a shared expert's last.
 
@@ -387,20 +312,29 @@ def down_decode(
     """
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
-    t = tiles or _down_tiles(w)
-    other = w if shared is None else shared
-    scale = w.scales()
-    # A program of INT4's makes two products.
-    rows = 2 * t.block_n if w.is_int4 else t.block_n
-    options = _options(w, shared, t, width, hidden // 2) | launch_options(act)
+    t = tiles or down_tiles(w)
+    options = _options(w, t, hidden // 2 if w.is_int4 else hidden) | launch_options(act)
     options |= {"WIDTH": width, "HIDDEN": hidden}
-    columns = triton.cdiv(hidden, rows)
-    blocks = plan.experts.numel()
+    if _is_apart(w, shared, num_tokens):
+        assert shared is not None
+        down_dense(act[:, topk], shared, out[:, topk])
+        shared = None
+    other, scale, blocks = shared or w, w.scales(), plan.experts.numel()
+    weights = act, w.values, scale, plan.rows, plan.experts, plan.num_used, topk_weights, out
+    sizes = num_tokens, topk, choices
+    strides = w.values.stride(0), scale.stride(0), scale.stride(1)
+    if isinstance(t, Int4Tiles):
+        rows = 2 * t.rows
+        pieces = t.pieces if hidden % (rows * t.pieces) == 0 else 1
+        down_int4_kernel[(hidden // (rows * pieces), blocks)](
+            *weights, *sizes, *strides, PIECES=pieces, **options
+        )
+        return out
+    columns = triton.cdiv(hidden, t.block_n)
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
-    kernel = down_int4_kernel if w.is_int4 else down_kernel
-    kernel[(columns, blocks + shared_blocks)](
-        act, w.values, scale, plan.rows, plan.experts, plan.num_used, topk_weights, out,
-        other.values, other.scales(), num_tokens, topk, choices, blocks,
-        w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1), **options,
+    down_kernel[(columns, blocks + shared_blocks)](
+        *weights, other.values, other.scales(), *sizes, blocks, *strides,
+        other.scales().stride(1), SHARED=shared is not None,
+        SHARED_SCALES="none" if shared is None else shared.scale_kind, **options,
     )  # fmt: skip
     return out

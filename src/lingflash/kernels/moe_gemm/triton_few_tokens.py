@@ -19,7 +19,13 @@ from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import start_next, wait_for_previous
 
-__all__ = ["down_kernel", "gate_up_kernel", "plan_kernel"]
+__all__ = [
+    "dense_down_kernel",
+    "dense_gate_up_kernel",
+    "down_kernel",
+    "gate_up_kernel",
+    "plan_kernel",
+]
 
 
 @triton.jit
@@ -133,6 +139,41 @@ def gate_up_kernel(
             token < num_tokens, tile, shared_scale_stride, SHARED_SCALES, False, WIDTH, HIDDEN,
             BLOCK_M, BLOCK_N, 128,
         )  # fmt: skip
+
+
+@triton.jit
+def dense_gate_up_kernel(
+    x_ptr, w_ptr, scale_ptr, act_ptr, num_tokens, x_stride, act_stride, scale_stride,
+    SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """An expert that all tokens take, BLOCK_M of them a program."""
+    start_next(PDL)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    wait_for_previous(PDL)
+    _rows_gate_up(
+        x_ptr + token[:, None] * x_stride, w_ptr, scale_ptr, act_ptr + token[:, None] * act_stride,
+        token < num_tokens, tl.program_id(0), scale_stride, SCALES, False, WIDTH, HIDDEN,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def dense_down_kernel(
+    act_ptr, w_ptr, scale_ptr, out_ptr, num_tokens, act_stride, out_stride, scale_stride,
+    SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The way back of an expert that all tokens take."""
+    start_next(PDL)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    wait_for_previous(PDL)
+    _rows_down(
+        act_ptr + token[:, None] * act_stride, w_ptr, scale_ptr,
+        out_ptr + token[:, None] * out_stride, tl.full([BLOCK_M], 1.0, tl.float32),
+        token < num_tokens, tl.program_id(0), scale_stride, SCALES, WIDTH, HIDDEN,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -207,20 +207,15 @@ def lane_numbers(words, scale, ROWS: tl.constexpr, EXACT: tl.constexpr):
     a warp's product wants its first operand: four threads to a row, eight rows beside each other.
     """
     numbers = tl.reshape(_numbers(words, scale, EXACT), [ROWS, 4, 4, 2, 2, 2])
-    return lane_columns(
-        tl.permute(numbers, [0, 2, 1, 4, 5, 3]), ROWS, True
-    )  # [ROWS, t, i, a, c, b]
+    # [ROWS, t, i, a, c, b]
+    return lane_columns(tl.permute(numbers, [0, 2, 1, 4, 5, 3]), ROWS)
 
 
 @triton.jit
-def lane_columns(x, ROWS: tl.constexpr, NARROW: tl.constexpr):
+def lane_columns(x, ROWS: tl.constexpr):
     """[ROWS, i, t, c, b, a], places in lane_order, to [ROWS, 128], columns of a product.
 
-    Of each 16 columns a thread t takes four that follow each other if one operand is made of
-    NARROW numbers, of less than 16 bits; else two, and the two eight further on. So Triton has it.
+    Of each 16 columns a thread t takes four that follow each other; that it is not two, and the
+    two eight further on, is what Triton makes of operands that come from less than 16 bits.
     """
-    if NARROW:
-        x = tl.permute(x, [0, 1, 4, 2, 3, 5])
-    else:
-        x = tl.permute(x, [0, 1, 4, 3, 2, 5])
-    return tl.reshape(x, [ROWS, 128])
+    return tl.reshape(tl.permute(x, [0, 1, 4, 2, 3, 5]), [ROWS, 128])

@@ -49,6 +49,11 @@ def _logits_kernel(
     tl.store(out, total, mask=live[:, None] & is_expert[None, :])
 
 
+def _cut(num_tokens: int) -> tuple[int, int, int]:
+    """Tokens, experts and warps of a program."""
+    return 16, 16, 4
+
+
 def route_decode(
     x: Tensor,
     w_gate: Tensor,
@@ -76,10 +81,12 @@ def route_decode(
     if not num_tokens:
         return
     part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
-    tiles = triton.cdiv(num_experts, 16), ROUTER_PARTS, triton.cdiv(num_tokens, 16)
+    block_m, block_e, warps = _cut(num_tokens)
+    tiles = triton.cdiv(num_experts, block_e), ROUTER_PARTS, triton.cdiv(num_tokens, block_m)
     _logits_kernel[tiles](
         x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
-        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=16, BLOCK_M=16, num_warps=4,
+        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=block_e, BLOCK_M=block_m,
+        num_warps=warps,
         **launch_options(x),
     )  # fmt: skip
     choose(parts, expert_bias, topk_ids, topk_weights, rule, ROUTER_PARTS)

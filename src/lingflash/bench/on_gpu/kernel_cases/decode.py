@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -19,6 +20,7 @@ from lingflash.kernels.lightning_attn.triton_decode import lightning_decode_trit
 from lingflash.kernels.moe_gemm.decode import (
     DecodeExperts,
     ExpertTiles,
+    Int4Tiles,
     OneTokenTiles,
     down_decode,
     down_one_token,
@@ -41,7 +43,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _COPIES = 8
 
 Launches = Sequence[Callable[[], object]]
-Tiles = ExpertTiles | OneTokenTiles
+Tiles = ExpertTiles | Int4Tiles | OneTokenTiles
 
 
 def _random(shape: tuple[int, ...], kind: str) -> Tensor:
@@ -231,9 +233,7 @@ def variants() -> list[Variant]:
     found = _others(1) + _others(32) + _others(128)
     shapes = {"qkvg": (4 * HIDDEN, HIDDEN), "dense": (HIDDEN, HIDDEN), "head": (157184, HIDDEN)}
     for (name, (rows, width)), kind in product(shapes.items(), ("fp8", "fp8-channel", "bf16")):
-        if name == "dense" and kind == "bf16":
-            continue
-        if (name == "head") == (kind == "fp8"):
+        if name == "head" and kind == "fp8":
             continue
         size = rows * width * _BYTES[kind]
         rows_tiles = [
@@ -259,10 +259,12 @@ def variants() -> list[Variant]:
             found.append(Variant(f"{name} {kind} b{tokens}", str(tiles), build, size, flops))
     rows = {
         "int4": [
-            ExpertTiles(n, k, w, s)
-            for n, k, w, s in (
-                (16, 128, 1, 1), (16, 128, 1, 2), (16, 256, 1, 1), (16, 256, 1, 2), (16, 512, 1, 1),
-                (16, 512, 1, 2), (32, 128, 1, 1), (32, 128, 1, 2), (16, 128, 1, 3), (16, 128, 1, 4),
+            Int4Tiles(*t)
+            for t in (
+                (16, 1, True), (16, 2, True), (16, 4, True), (16, 4, False), (32, 1, False),
+                (16, 1, True, 4), (16, 1, True, 8), (16, 2, True, 2), (16, 2, True, 4),
+                (16, 4, True, 2), (16, 4, False, 1), (16, 4, False, 2), (16, 2, False, 2),
+                (32, 1, False, 4), (32, 1, True, 4),
             )
         ],
         "fp8": [
@@ -276,10 +278,15 @@ def variants() -> list[Variant]:
     for tokens, kind in product((1, 2, 8, 32, 128, 256), ("fp8", "int4-32", "int4-128")):
         size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
         several = rows[kind[:4].rstrip("-")]
+        # `down` has as many columns as a few steps, and several pieces instead.
+        pieces = [
+            replace(t, pieces=p) for t, p in product(several, (1, 2, 4, 8))
+            if isinstance(t, Int4Tiles) and t.cache <= 1 and (t.cache == 0 or p > 1)
+        ]  # fmt: skip
         for tiles in _ONE_GATE_UP if tokens == 1 else several:
             build = partial(_gate_up, tokens, kind, tiles)
             found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
-        for tiles in _ONE_DOWN if tokens == 1 else several:
+        for tiles in _ONE_DOWN if tokens == 1 else pieces or several:
             build = partial(_down, tokens, kind, tiles)
             found.append(Variant(f"down {kind} b{tokens}", str(tiles), build, size))
     return found
