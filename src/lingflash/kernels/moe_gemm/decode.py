@@ -54,7 +54,7 @@ __all__ = [
     "plan_rows",
 ]
 
-# Rows per program: what the tensor cores want at least.
+# Rows per program: what the tensor cores want at least, if x is their first operand.
 BLOCK_ROWS = 16
 
 
@@ -63,22 +63,25 @@ class RowPlan:
     """Blocks of rows that belong to one expert each.
 
     Args:
-        rows: int32 [B * BLOCK_ROWS], place in topk_ids.flatten(); T k where a block is not full.
+        rows: int32 [B * block_rows], place in topk_ids.flatten(); T k where a block is not full.
         experts: int32 [B].
         num_used: int32 [1], blocks that are needed; the rest hold nothing.
+        block_rows: 16, or 8 for INT4 weights.
     """
 
     rows: Tensor
     experts: Tensor
     num_used: Tensor
+    block_rows: int = BLOCK_ROWS
 
 
-def plan_rows(topk_ids: Tensor, num_experts: int) -> RowPlan:
-    """Sort (token, choice) rows by expert into blocks of BLOCK_ROWS, in one launch.
+def plan_rows(topk_ids: Tensor, num_experts: int, block_rows: int = BLOCK_ROWS) -> RowPlan:
+    """Sort (token, choice) rows by expert into blocks, in one launch.
 
     Args:
         topk_ids: int32 [T, k], T k at most 4,096; a token's choices differ.
         num_experts: E.
+        block_rows: 16, or 8 for INT4 weights: better as long as few experts have more.
 
     Sync: none, graph-safe.
 
@@ -88,18 +91,18 @@ def plan_rows(topk_ids: Tensor, num_experts: int) -> RowPlan:
     num_rows, device = topk_ids.numel(), topk_ids.device
     if num_rows > 4096 or topk_ids.dtype != torch.int32 or not topk_ids.is_contiguous():
         raise ValueError(f"topk_ids are {topk_ids.dtype} {tuple(topk_ids.shape)}; int32, <= 4096.")
-    num_blocks = min(num_rows, num_experts) + num_rows // BLOCK_ROWS
-    rows = torch.empty(num_blocks * BLOCK_ROWS, dtype=torch.int32, device=device)
+    num_blocks = min(num_rows, num_experts) + num_rows // block_rows
+    rows = torch.empty(num_blocks * block_rows, dtype=torch.int32, device=device)
     experts = torch.empty(num_blocks, dtype=torch.int32, device=device)
     num_used = torch.empty(1, dtype=torch.int32, device=device)
     block_e = triton.next_power_of_2(num_experts + 1)
     plan_kernel[(1,)](
         topk_ids, experts, rows, num_used, num_rows, EXPERTS=num_experts,
-        MOST_BLOCKS=triton.cdiv(topk_ids.shape[0], BLOCK_ROWS), BLOCK_M=BLOCK_ROWS,
+        MOST_BLOCKS=triton.cdiv(topk_ids.shape[0], block_rows), BLOCK_M=block_rows,
         BLOCK_J=max(triton.next_power_of_2(num_rows), 16), BLOCK_E=block_e,
         num_warps=8, **launch_options(topk_ids),
     )  # fmt: skip
-    return RowPlan(rows, experts, num_used)
+    return RowPlan(rows, experts, num_used, block_rows)
 
 
 def _one_token_options(
@@ -121,12 +124,15 @@ def _one_token_options(
     }  # fmt: skip
 
 
-def _options(w: DecodeExperts, tiles: ExpertTiles | Int4Tiles, rows: int) -> dict[str, Any]:
+def _options(
+    w: DecodeExperts, plan: RowPlan, tiles: ExpertTiles | Int4Tiles, rows: int
+) -> dict[str, Any]:
     """What both products' kernels are compiled for.
 
     Args:
         w: the experts.
-        tiles: how they are cut.
+        plan: of the rows of x.
+        tiles: how weights are cut.
         rows: of weights of one product, which programs share.
 
     Raises:
@@ -135,6 +141,8 @@ def _options(w: DecodeExperts, tiles: ExpertTiles | Int4Tiles, rows: int) -> dic
     if isinstance(tiles, ExpertTiles):
         if w.is_int4:
             raise ValueError(f"INT4 weights are cut by Int4Tiles, not {tiles}.")
+        if plan.block_rows != BLOCK_ROWS:
+            raise ValueError(f"blocks of {plan.block_rows} rows; only INT4 takes less than 16.")
         return {
             "SCALES": w.scale_kind, "BLOCK_M": BLOCK_ROWS, "BLOCK_N": tiles.block_n,
             "BLOCK_K": tiles.block_k, "num_warps": tiles.warps, "num_stages": tiles.stages,
@@ -146,7 +154,7 @@ def _options(w: DecodeExperts, tiles: ExpertTiles | Int4Tiles, rows: int) -> dic
             "INT4, rows of a tile a multiple of 16 that divides theirs, columns one of 128."
         )
     return {
-        "GROUP": w.group, "BLOCK_M": BLOCK_ROWS, "ROWS": tiles.rows, "AHEAD": tiles.ahead,
+        "GROUP": w.group, "BLOCK_M": plan.block_rows, "ROWS": tiles.rows, "AHEAD": tiles.ahead,
         "UNROLL": tiles.unroll if width % (128 * tiles.unroll) == 0 else 1, "CACHE": tiles.cache,
         "num_warps": 1, "num_stages": 1,
     }  # fmt: skip
@@ -218,7 +226,7 @@ def gate_up_decode(
         )  # fmt: skip
         return act
     t = tiles or gate_up_tiles(w)
-    options = _options(w, t, width) | launch
+    options = _options(w, plan, t, width) | launch
     options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
     if _is_apart(w, shared, num_tokens):
         assert shared is not None
@@ -313,7 +321,7 @@ def down_decode(
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
     t = tiles or down_tiles(w)
-    options = _options(w, t, hidden // 2 if w.is_int4 else hidden) | launch_options(act)
+    options = _options(w, plan, t, hidden // 2 if w.is_int4 else hidden) | launch_options(act)
     options |= {"WIDTH": width, "HIDDEN": hidden}
     if _is_apart(w, shared, num_tokens):
         assert shared is not None

@@ -139,6 +139,21 @@ def _two_products(
 
 
 @triton.jit
+def _row_again(row_ptr, TOKENS: tl.constexpr):
+    """A block's rows, which the loop has no registers to keep."""
+    return tl.load(row_ptr + tl.arange(0, TOKENS), volatile=True)
+
+
+@triton.jit
+def _is_full(row_ptr, num_rows, BLOCK_M: tl.constexpr):
+    """Whether a block has more than 8 rows; those that are there come first."""
+    if BLOCK_M > 8:
+        return tl.load(row_ptr + 8) < num_rows
+    else:
+        return False
+
+
+@triton.jit
 def _gate_up_rows(
     x_ptr, w_ptr, scale_ptr, row_ptr, act_ptr, num_tokens, topk, choices, tile, x_stride,
     scale_stride, GROUP: tl.constexpr, NIBBLES: tl.constexpr, WIDTH: tl.constexpr,
@@ -155,6 +170,9 @@ def _gate_up_rows(
         HIDDEN, GROUP, ROWS, TOKENS, UNROLL, AHEAD, CACHE,
     )  # fmt: skip
     act = gate * tl.sigmoid(gate) * up
+    row = _row_again(row_ptr, TOKENS)
+    token = row // topk
+    live = token < num_tokens
     if act_ptr.dtype.element_ty == tl.bfloat16:
         act = to_bf16(act)
     place = (token * choices + row % topk) * WIDTH
@@ -178,8 +196,7 @@ def gate_up_int4_kernel(
         row_ptr += block * BLOCK_M
         w_ptr += expert * expert_stride
         scale_ptr += expert * scale_expert_stride
-        # Rows of a block that are there come first.
-        if tl.load(row_ptr + 8) < num_tokens * topk:
+        if _is_full(row_ptr, num_tokens * topk, BLOCK_M):
             _gate_up_rows(
                 x_ptr, w_ptr, scale_ptr, row_ptr, act_ptr, num_tokens, topk, choices, tile,
                 x_stride, scale_stride, GROUP, NIBBLES, WIDTH, HIDDEN, BLOCK_M, ROWS, UNROLL,
@@ -240,7 +257,7 @@ def down_int4_kernel(
         w_ptr += expert * expert_stride
         scale_ptr += expert * scale_expert_stride
         num_rows = num_tokens * topk
-        if tl.load(row_ptr + 8) < num_rows:
+        if _is_full(row_ptr, num_rows, BLOCK_M):
             _down_rows(
                 act_ptr, w_ptr, scale_ptr, row_ptr, weight_ptr, out_ptr, num_rows, topk, choices,
                 tile, scale_stride, GROUP, WIDTH, HIDDEN, BLOCK_M, ROWS, PIECES, UNROLL, AHEAD,
