@@ -237,7 +237,7 @@ def test_row_plan_when_routed_unevenly_then_each_row_is_in_a_block_of_its_expert
     assert sorted(seen) == list(range(tokens * topk))
 
 
-@pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8)])
+@pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8), (70, 40, 4)])
 def test_router_when_called_then_the_same_experts_and_weights(tokens, count, groups):
     x, w_gate, bias = randn(tokens, 200, dtype=torch.half), randn(count, 200), randn(count)
     rule = RoutingRule(groups, 2, 3, norm_topk_prob=True, scaling_factor=2.5)

@@ -335,9 +335,13 @@ class CudaDecoder:
     def _experts(self, layer: DecoderLayer, mlp: MoeMlp) -> _Part:
         from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
+            block_rows,
             down_decode,
+            down_dense,
             down_one_token,
             gate_up_decode,
+            gate_up_dense,
+            is_apart,
             plan_rows,
         )
         from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
@@ -375,15 +379,21 @@ class CudaDecoder:
                 down_one_token(act, down, ids, weights, flow.residual, shared=shared_down)
                 return
             x, ordered = norm(flow)
+            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            flow.parts = self._empty(rows, choices, c.hidden_size)
+            among, among_down = shared, shared_down
+            if shared is not None and shared_down is not None and is_apart(gate_up, rows):
+                # One after the other: the routed experts' kernels divide L1 otherwise.
+                gate_up_dense(x, shared, act[:, choices - 1])
+                down_dense(act[:, choices - 1], shared_down, flow.parts[:, choices - 1])
+                among = among_down = None
             scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
             route_decode(x, mlp.w_gate, mlp.expert_bias, scores, ids, weights, mlp.rule)
-            plan = plan_rows(ids, c.num_experts)
-            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            plan = plan_rows(ids, c.num_experts, block_rows(gate_up, rows))
             gate_up_decode(
-                ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
+                ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=among
             )
-            flow.parts = self._empty(rows, choices, c.hidden_size)
-            down_decode(act, down, ids, weights, plan, flow.parts, shared=shared_down)
+            down_decode(act, down, ids, weights, plan, flow.parts, shared=among_down)
 
         return run
 

@@ -194,8 +194,8 @@ def gated_lightning_decode_triton(
 
 
 def _cut(num_seqs: int, dim: int) -> tuple[int, int]:
-    """Value columns and warps of a program."""
-    return min(triton.next_power_of_2(dim), 32), 4
+    """Value columns and warps of a program: all columns once sequences fill the device."""
+    return min(triton.next_power_of_2(dim), 32 if num_seqs < 32 else 128), 4
 
 
 def _decode(

@@ -27,6 +27,7 @@ from lingflash.kernels.moe_gemm.decode_tiles import (
     ExpertTiles,
     Int4Tiles,
     OneTokenTiles,
+    block_rows,
     down_tiles,
     gate_up_tiles,
     one_down_tiles,
@@ -36,7 +37,7 @@ from lingflash.kernels.moe_gemm.triton_few_tokens import down_kernel, gate_up_ke
 from lingflash.kernels.moe_gemm.triton_few_tokens_int4 import down_int4_kernel, gate_up_int4_kernel
 from lingflash.kernels.moe_gemm.triton_nibbles import lane_order, pair_order
 from lingflash.kernels.moe_gemm.triton_one_token import down_one_kernel, gate_up_one_kernel
-from lingflash.kernels.triton_launch import launch_options
+from lingflash.kernels.triton_launch import launch_options, prefer_l1
 
 __all__ = [
     "DecodeExperts",
@@ -44,11 +45,13 @@ __all__ = [
     "Int4Tiles",
     "OneTokenTiles",
     "RowPlan",
+    "block_rows",
     "down_decode",
     "down_dense",
     "down_one_token",
     "gate_up_decode",
     "gate_up_dense",
+    "is_apart",
     "lane_order",
     "pair_order",
     "plan_rows",
@@ -105,6 +108,11 @@ def plan_rows(topk_ids: Tensor, num_experts: int, block_rows: int = BLOCK_ROWS) 
     return RowPlan(rows, experts, num_used, block_rows)
 
 
+def _check_shared(shared: DecodeExperts | None) -> None:
+    if shared is not None and shared.is_int4:
+        raise ValueError("a shared expert in INT4 is not supported.")
+
+
 def _one_token_options(
     w: DecodeExperts, shared: DecodeExperts | None, tiles: OneTokenTiles, width: int
 ) -> dict[str, Any]:
@@ -113,8 +121,7 @@ def _one_token_options(
     Raises:
         ValueError: a shared expert in INT4.
     """
-    if shared is not None and shared.is_int4:
-        raise ValueError("a shared expert in INT4 is not supported.")
+    _check_shared(shared)
     return {
         "INT4": w.is_int4, "SCALES": "group" if w.is_int4 else w.scale_kind, "GROUP": w.group,
         "SHARED": 0 if shared is None else 2 if w.is_int4 else 1,
@@ -160,14 +167,21 @@ def _options(
     }  # fmt: skip
 
 
-def _is_apart(w: DecodeExperts, shared: DecodeExperts | None, num_tokens: int) -> bool:
-    """Whether a shared expert has launches of its own instead of programs among the others'.
+def _alone(options: dict[str, Any]) -> dict[str, Any]:
+    """Launch options of a kernel that starts when the one before it has ended.
 
-    Each of those reads its weights for 16 tokens, and INT4's are of another kind.
+    INT4's have few bytes of shared memory and many under way to the L1 cache. Put on the device
+    beside others, they would have to live with those's division of the two.
     """
-    if shared is not None and shared.is_int4:
-        raise ValueError("a shared expert in INT4 is not supported.")
-    return shared is not None and (w.is_int4 or num_tokens > 2 * BLOCK_ROWS)
+    return options | ({"launch_pdl": False} if options["PDL"] else {})
+
+
+def is_apart(w: DecodeExperts, num_tokens: int) -> bool:
+    """Whether a shared expert of several tokens has launches of its own (gate_up_dense, down_dense)
+    instead of programs among the others': those read its weights for 16 tokens each, and INT4's
+    programs are of another kind.
+    """
+    return w.is_int4 or num_tokens > 2 * BLOCK_ROWS
 
 
 def gate_up_decode(
@@ -191,9 +205,9 @@ def gate_up_decode(
         w: [E, 2I, K], gate above up.
         topk_ids: int32 [T, k].
         plan: of topk_ids; None for one token.
-        act: float [T, k, I], or [T, k + 1, I] with a shared expert; written, the routed experts'
-            in lane_order if `nibbles`. One token's: float32, filled with what down_one_token
-            reads, which no other order describes.
+        act: float [T, k, I], or [T, k + 1, I] if there is a shared expert, given or not; written,
+            the routed experts' in lane_order if `nibbles`. One token's: float32, filled with what
+            down_one_token reads, which no other order describes.
         nibbles: whether the routed experts' next product is with INT4 weights.
         plain: x in its own order, for the shared expert; x by default.
         shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes.
@@ -225,11 +239,11 @@ def gate_up_decode(
             **options, **launch,
         )  # fmt: skip
         return act
+    _check_shared(shared)
     t = tiles or gate_up_tiles(w)
     options = _options(w, plan, t, width) | launch
     options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
-    if _is_apart(w, shared, num_tokens):
-        assert shared is not None
+    if shared is not None and is_apart(w, num_tokens):
         gate_up_dense(plain, shared, act[:, topk])
         shared, other = None, w
     blocks = plan.experts.numel()
@@ -237,7 +251,8 @@ def gate_up_decode(
     sizes = num_tokens, topk, choices
     strides = x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1)
     if isinstance(t, Int4Tiles):
-        gate_up_int4_kernel[(width // t.rows, blocks)](*weights, *sizes, *strides, **options)
+        grid = width // t.rows, blocks
+        prefer_l1(gate_up_int4_kernel[grid](*weights, *sizes, *strides, **_alone(options)))
         return act
     columns = triton.cdiv(width, t.block_n)
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
@@ -311,7 +326,7 @@ def down_decode(
         topk_ids: int32 [T, k].
         topk_weights: float32 [T, k].
         plan: of topk_ids.
-        out: float32 [T, k, D] or [T, k + 1, D], written.
+        out: float32 [T, k, D] or [T, k + 1, D], written, its last part only with `shared`.
         shared: [1, D, I], bfloat16 or FP8.
         tiles: how to cut; by the shape if None.
 
@@ -320,11 +335,11 @@ def down_decode(
     """
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
+    _check_shared(shared)
     t = tiles or down_tiles(w)
     options = _options(w, plan, t, hidden // 2 if w.is_int4 else hidden) | launch_options(act)
     options |= {"WIDTH": width, "HIDDEN": hidden}
-    if _is_apart(w, shared, num_tokens):
-        assert shared is not None
+    if shared is not None and is_apart(w, num_tokens):
         down_dense(act[:, topk], shared, out[:, topk])
         shared = None
     other, scale, blocks = shared or w, w.scales(), plan.experts.numel()
@@ -334,9 +349,9 @@ def down_decode(
     if isinstance(t, Int4Tiles):
         rows = 2 * t.rows
         pieces = t.pieces if hidden % (rows * t.pieces) == 0 else 1
-        down_int4_kernel[(hidden // (rows * pieces), blocks)](
-            *weights, *sizes, *strides, PIECES=pieces, **options
-        )
+        grid = hidden // (rows * pieces), blocks
+        options = _alone(options) | {"PIECES": pieces}
+        prefer_l1(down_int4_kernel[grid](*weights, *sizes, *strides, **options))
         return out
     columns = triton.cdiv(hidden, t.block_n)
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)

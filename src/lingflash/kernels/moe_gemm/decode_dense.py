@@ -36,7 +36,9 @@ def _options(
     block_m = max(16, min(64, triton.next_power_of_2(num_tokens)))
     blocks = triton.cdiv(num_tokens, block_m)
     block_n = 64
-    while block_n > 16 and triton.cdiv(rows, block_n) * blocks < _PROGRAMS:
+    while (
+        block_n > (16 if block_m < 64 else 32) and triton.cdiv(rows, block_n) * blocks < _PROGRAMS
+    ):
         block_n //= 2
     return (triton.cdiv(rows, block_n), blocks), {
         "SCALES": w.scale_kind, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 128,

@@ -13,6 +13,7 @@ __all__ = [
     "ExpertTiles",
     "Int4Tiles",
     "OneTokenTiles",
+    "block_rows",
     "down_tiles",
     "gate_up_tiles",
     "one_down_tiles",
@@ -86,7 +87,7 @@ class Int4Tiles:
     """
 
     rows: int = 16
-    unroll: int = 4
+    unroll: int = 2
     ahead: bool = True
     cache: int = 0
     pieces: int = 1
@@ -114,7 +115,16 @@ def gate_up_tiles(w: DecodeExperts) -> ExpertTiles | Int4Tiles:
 
 def down_tiles(w: DecodeExperts) -> ExpertTiles | Int4Tiles:
     """Of several tokens."""
-    return Int4Tiles(ahead=False) if w.is_int4 else ExpertTiles(128, 128, 4, 3)
+    return Int4Tiles(pieces=2) if w.is_int4 else ExpertTiles(128, 128, 4, 3)
+
+
+def block_rows(w: DecodeExperts, num_tokens: int) -> int:
+    """Rows of x that share a program, for plan_rows.
+
+    With INT4 weights, programs for 8 rows take fewer registers, so that more of them run at a time;
+    until a third of the experts have more rows, that is worth reading theirs twice.
+    """
+    return 8 if w.is_int4 and num_tokens <= 128 else 16
 
 
 def one_gate_up_tiles(w: DecodeExperts) -> OneTokenTiles:

@@ -51,7 +51,7 @@ def _logits_kernel(
 
 def _cut(num_tokens: int) -> tuple[int, int, int]:
     """Tokens, experts and warps of a program."""
-    return 16, 16, 4
+    return (16, 16, 1) if num_tokens <= 64 else (64, 32, 4)
 
 
 def route_decode(

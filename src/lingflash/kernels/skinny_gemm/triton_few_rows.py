@@ -101,9 +101,12 @@ class SkinnyTiles:
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
     if num_tokens > 64:
-        # Fewer reads of weights from the L2 cache, and their conversion, for 128 rows of x.
-        programs = triton.cdiv(num_rows, 64) * triton.cdiv(num_tokens, 128)
-        return SkinnyTiles(128, 64 if programs >= 128 else 32, 128, 4, 4)
+        # Fewer reads of weights from the L2 cache, as long as there are programs for all of it.
+        if num_rows >= 8192:
+            return SkinnyTiles(128, 128, 128, 8, 3)
+        if itemsize == 2:
+            return SkinnyTiles(64, 128, 128, 4, 4)
+        return SkinnyTiles(128, 32 if num_tokens <= 128 else 64, 128, 4, 4)
     block_m = max(16, triton.next_power_of_2(num_tokens))
     return SkinnyTiles(block_m, 64, 128, 4, 6 if itemsize == 1 else 4)
 

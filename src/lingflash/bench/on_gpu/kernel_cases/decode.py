@@ -22,6 +22,7 @@ from lingflash.kernels.moe_gemm.decode import (
     ExpertTiles,
     Int4Tiles,
     OneTokenTiles,
+    block_rows,
     down_decode,
     down_one_token,
     gate_up_decode,
@@ -106,7 +107,7 @@ def _gate_up(tokens: int, kind: str, tiles: Tiles | None) -> Launches:
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
+        plan = None if tokens == 1 else plan_rows(ids, EXPERTS, block_rows(w, tokens))
         cut = {"one_token" if tokens == 1 else "tiles": tiles}
         launches.append(partial(gate_up_decode, x, w, ids, plan, act, nibbles=is_int4, **cut))
     return launches
@@ -125,7 +126,7 @@ def _down(tokens: int, kind: str, tiles: Tiles | None) -> Launches:
     out = torch.empty(tokens, TOPK, HIDDEN, device=CUDA)
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = plan_rows(ids, EXPERTS)
+        plan = plan_rows(ids, EXPERTS, block_rows(w, tokens))
         run = partial(down_decode, tiles=tiles)  # pyright: ignore[reportArgumentType]
         launches.append(partial(run, act, w, ids, weights, plan, out))
     return launches
