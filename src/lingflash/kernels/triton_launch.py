@@ -7,7 +7,6 @@ computes addresses, and waits before it touches anything but weights.
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -17,7 +16,7 @@ import triton.language as tl
 from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["launch_options", "prefer_l1", "start_next", "wait_for_previous"]
+__all__ = ["launch_options", "start_next", "wait_for_previous"]
 
 
 @triton.jit
@@ -45,29 +44,3 @@ def launch_options(tensor: torch.Tensor) -> dict[str, Any]:
         return {"PDL": False}
     pdl = _is_hopper(tensor.get_device())
     return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
-
-
-# CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent.
-_CARVEOUT = 9
-
-
-@cache
-def _set_carveout(function: int, percent: int) -> None:
-    ctypes.CDLL("libcuda.so.1").cuFuncSetAttribute(
-        ctypes.c_void_p(function), _CARVEOUT, ctypes.c_int(percent)
-    )
-
-
-def prefer_l1(kernel: Any) -> None:
-    """Let a kernel have as much L1 cache as there is, instead of what the one before it left.
-
-    A multiprocessor shares 256 KiB between L1 and shared memory, and keeps the division of the
-    last kernel unless the next one asks for another. What a kernel waits for from memory has its
-    place in L1. It is a hint: nothing is wrong if the driver does not take it.
-
-    Args:
-        kernel: as a launch of a Triton kernel returns it; launches from the next one on have it.
-    """
-    function = getattr(kernel, "function", None)
-    if function:
-        _set_carveout(function, 0)

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from lingflash.bench.on_gpu.dummy_model import LAYOUTS, make_dummy_model
-from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
+from lingflash.bench.on_gpu.gpu import (
+    GpuCeilings,
+    collect_memory,
+    describe_gpu,
+    kernel_times,
+    time_s,
+)
 from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.core.errors import ConfigError
 from lingflash.kernels.lightning_attn import ANCHOR
@@ -308,7 +314,7 @@ def run_latency(
     ceilings = GpuCeilings()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
-    torch.cuda.empty_cache()
+    collect_memory()
     model = make_dummy_model(config, format_name, torch.device("cuda"), longest)
     counted = count_bytes(model)
     record.settings = {
@@ -322,25 +328,25 @@ def run_latency(
             _time_decode(record, model, counted, ceilings, num_seqs, context, repeats, kernels)
             kernels = False
             record.save()
-            torch.cuda.empty_cache()
+            collect_memory()
     first = True
     for num_tokens in prefills:
         _time_prefill(record, model, ceilings, num_tokens, repeats, first)
         first = False
         record.save()
-        torch.cuda.empty_cache()
+        collect_memory()
     if engine or turns:
         # Not at the top: the engine needs packages that the rest of this file does without.
         from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
 
         for num_seqs in engine:
             time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
-            torch.cuda.empty_cache()
+            collect_memory()
         for context in contexts if turns else ():
             for num_new in turns:
                 time_turns(record, model, context, num_new, repeats)
                 record.save()
-                torch.cuda.empty_cache()
+                collect_memory()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     if config.num_hidden_layers == shape_config(shape).num_hidden_layers:

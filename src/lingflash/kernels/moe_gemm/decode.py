@@ -37,7 +37,7 @@ from lingflash.kernels.moe_gemm.triton_few_tokens import down_kernel, gate_up_ke
 from lingflash.kernels.moe_gemm.triton_few_tokens_int4 import down_int4_kernel, gate_up_int4_kernel
 from lingflash.kernels.moe_gemm.triton_nibbles import lane_order, pair_order
 from lingflash.kernels.moe_gemm.triton_one_token import down_one_kernel, gate_up_one_kernel
-from lingflash.kernels.triton_launch import launch_options, prefer_l1
+from lingflash.kernels.triton_launch import launch_options
 
 __all__ = [
     "DecodeExperts",
@@ -170,8 +170,9 @@ def _options(
 def _alone(options: dict[str, Any]) -> dict[str, Any]:
     """Launch options of a kernel that starts when the one before it has ended.
 
-    INT4's have few bytes of shared memory and many under way to the L1 cache. Put on the device
-    beside others, they would have to live with those's division of the two.
+    A multiprocessor divides 256 KiB between L1 and shared memory, and cannot divide them anew
+    while a program is on it. INT4's many small programs take 1 KiB of shared memory each, whatever
+    they ask for: put on the device beside others, fewer of them fit.
     """
     return options | ({"launch_pdl": False} if options["PDL"] else {})
 
@@ -252,7 +253,7 @@ def gate_up_decode(
     strides = x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1)
     if isinstance(t, Int4Tiles):
         grid = width // t.rows, blocks
-        prefer_l1(gate_up_int4_kernel[grid](*weights, *sizes, *strides, **_alone(options)))
+        gate_up_int4_kernel[grid](*weights, *sizes, *strides, **_alone(options))
         return act
     columns = triton.cdiv(width, t.block_n)
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
@@ -351,7 +352,7 @@ def down_decode(
         pieces = t.pieces if hidden % (rows * t.pieces) == 0 else 1
         grid = hidden // (rows * pieces), blocks
         options = _alone(options) | {"PIECES": pieces}
-        prefer_l1(down_int4_kernel[grid](*weights, *sizes, *strides, **options))
+        down_int4_kernel[grid](*weights, *sizes, *strides, **options)
         return out
     columns = triton.cdiv(hidden, t.block_n)
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
