@@ -341,6 +341,7 @@ def run_latency(
 
         for num_seqs in engine:
             time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
+            record.save()
             collect_memory()
         for context in contexts if turns else ():
             for num_new in turns:
