@@ -12,8 +12,11 @@ import time
 import pytest
 
 from lingflash import __version__
+from lingflash.api.config import ServerConfig, with_keys_of_file
 from lingflash.cli import app, main
-from lingflash.core.env import SERVE_VARIABLES
+from lingflash.cli.options import SETTINGS
+from lingflash.core.errors import ConfigError
+from lingflash.core.settings import settings_of
 
 
 def run(*arguments, env=None, text=None):
@@ -133,7 +136,34 @@ def test_environment_then_every_option_of_serve_has_its_variable():
             continue
         flag = parameter.opts[0] if parameter.opts[0].startswith("--") else "MODEL"
         found[flag] = parameter.envvar
-    assert found == SERVE_VARIABLES
+    settings = [each for cls in SETTINGS for each in settings_of(cls).values()]
+    assert found == {each.flag: each.variable for each in settings}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve"],
+        ["chat"],
+        ["doctor"],
+        ["train"],
+        ["convert", "ling-nano", "x", "--format", "fp8"],
+        ["bench", "throughput"],
+        ["bench", "soak"],
+    ],
+)
+def test_command_when_torch_is_not_installed_then_one_line_names_the_extra(arguments):
+    code = (
+        "import sys; sys.modules['torch'] = None  # as if it were not there\n"
+        "from lingflash.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == (
+        "error: This needs torch, which is not installed: pip install 'lingflash[engine]'.\n"
+    )
 
 
 def test_chat_when_piped_then_answers_once_through_a_server(tmp_path):
@@ -197,3 +227,34 @@ def test_interrupt_when_serving_the_command_then_130_without_a_traceback():
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
     assert errors == ""
+
+
+@pytest.mark.parametrize("name", ["LINGFLASH_API_KEY", "LINGFLASH_ADMIN_API_KEY"])
+@pytest.mark.parametrize("value", ["", "  ", "\n"])
+def test_serve_when_a_keys_variable_holds_none_then_refused_by_name(name, value):
+    result = run("serve", "--port", "0", env={name: value})
+    assert result.returncode == 2
+    assert name in result.stderr
+    assert "holds no key" in result.stderr
+
+
+def test_api_key_file_when_read_then_its_keys_are_added_and_bad_ones_named(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("one\n\n  two \n")
+    config = with_keys_of_file(ServerConfig(api_keys=("zero",), api_key_file=path))
+    assert config.api_keys == ("zero", "one", "two")
+    for text, what in (("", "holds no key"), ("kéy", "ASCII"), (None, "cannot be read")):
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=what):
+            with_keys_of_file(ServerConfig(api_key_file=path))
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_open"),
+    [("127.0.0.1", (), False), ("::1", (), False), ("localhost", (), False), ("0.0.0.0", (), True),
+     ("::", (), True), ("10.0.0.1", (), True), ("0.0.0.0", ("k",), False)],
+)  # fmt: skip
+def test_config_when_reached_from_elsewhere_without_keys_then_open(host, keys, is_open):
+    assert ServerConfig(host=host, api_keys=keys).is_open == is_open

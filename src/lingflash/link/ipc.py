@@ -17,7 +17,6 @@ import itertools
 import logging
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,15 +24,20 @@ from typing import Any
 
 import msgspec
 
-from lingflash.core import errors
 from lingflash.core.config import EngineConfig
-from lingflash.core.errors import EngineDeadError, EngineError, LingflashError
+from lingflash.core.errors import (
+    EngineDeadError,
+    EngineError,
+    InvalidRequestError,
+    LingflashError,
+    from_code,
+)
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
+from lingflash.link import frames
 from lingflash.link.event_stream import EventStream
 
 log = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct("<I")
 _STOP_TIMEOUT_S = 5.0
 _RESTART_PAUSE_S = 0.5
 
@@ -116,33 +120,8 @@ from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
 
 
 def frame(message: Any) -> bytes:
-    """One message with its length before it."""
-    body = encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def read_frame(sock: socket.socket) -> bytes | None:
-    """The next message from a blocking socket, None at its end."""
-    header = _read_exactly(sock, _LENGTH.size)
-    return None if header is None else _read_exactly(sock, _LENGTH.unpack(header)[0])
-
-
-def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = sock.recv(min(count - len(parts), 1 << 20))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
-
-
-def error_from(code: str, message: str, param: str | None = None) -> LingflashError:
-    """The error class with this code, EngineError if there is none."""
-    for value in vars(errors).values():
-        if isinstance(value, type) and issubclass(value, LingflashError) and value.code == code:
-            return value(message, param=param)
-    return EngineError(message, param=param)
+    """One message, encoded."""
+    return frames.frame(encoder.encode(message))
 
 
 class IpcEngineClient:
@@ -243,7 +222,7 @@ class IpcEngineClient:
             raise EngineDeadError("The engine is not running; try again later.")
         request_id = request.request_id
         if request_id in self._open_choices:
-            raise errors.InvalidRequestError(
+            raise InvalidRequestError(
                 f"Request id {request_id!r} is already running.", param="request_id"
             )
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -320,9 +299,7 @@ class IpcEngineClient:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                header = await reader.readexactly(_LENGTH.size)
-                body = await reader.readexactly(_LENGTH.unpack(header)[0])
-                self._take(from_engine_decoder.decode(body))
+                self._take(from_engine_decoder.decode(await frames.receive_frame(reader)))
         await self._on_engine_gone()
 
     def _take(self, message: FromEngine) -> None:
@@ -338,7 +315,7 @@ class IpcEngineClient:
                     if code is None:
                         answer.set_result(None)
                     else:
-                        answer.set_exception(error_from(code, text, param))
+                        answer.set_exception(from_code(code, text, param=param))
             case ResetDone(number, blocks, checkpoints):
                 reset = self._resets.get(number)
                 if reset is not None and not reset.done():
@@ -351,7 +328,7 @@ class IpcEngineClient:
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(None)
             case Failed(code, text, param):
-                error = error_from(code, text, param)
+                error = from_code(code, text, param=param)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_exception(error)
                 else:

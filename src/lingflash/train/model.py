@@ -9,7 +9,6 @@ positions from 0 in each row; RoPE is relative, so documents see only distances.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -344,7 +343,6 @@ class TrainModel(nn.Module):
     """The whole model.
 
     Args:
-        config: shape, from config.json.
         shared_width: inner width of the shared experts; None is num_shared_experts times the
             routed width.
     """
@@ -411,7 +409,6 @@ class TrainModel(nn.Module):
 
         Args:
             tokens: int [B, T + 1] or longer.
-            context: of the rows.
             index: int64 [K], flat positions of [B, T].
             with_mtp: also compute the MTP layer's.
 
@@ -430,8 +427,3 @@ class TrainModel(nn.Module):
 def num_parameters(model: nn.Module) -> int:
     """Count the parameters."""
     return sum(p.numel() for p in model.parameters())
-
-
-def expected_loss(config: ModelConfig) -> float:
-    """Loss of a model that knows nothing."""
-    return math.log(config.vocab_size)

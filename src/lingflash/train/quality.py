@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.loader import load_model
@@ -34,7 +33,6 @@ class Quality:
     Args:
         perplexity: exp of the mean negative log probability of the answers' tokens.
         num_exact: cases whose every token was the likeliest.
-        num_cases: all.
         num_exact_calls, num_calls: the same of the cases whose answer is one or more tool calls.
     """
 
@@ -49,8 +47,6 @@ def answer_quality(folder: Path, tokenizer: Tokenizer, cases: list[Case]) -> Qua
     """Score a checkpoint in float32 on the CPU.
 
     Args:
-        folder: of the checkpoint.
-        tokenizer: of the model.
         cases: prompts of at most 4,096 tokens with their right answers.
 
     Raises:
@@ -89,11 +85,12 @@ def answer_quality(folder: Path, tokenizer: Tokenizer, cases: list[Case]) -> Qua
 
 
 def _cache(model: BailingHybrid) -> CacheTensors:
-    c = model.config
-    layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
-    return CacheTensors(
-        latents=torch.zeros(model.num_latent_layers, _CONTEXT // _BLOCK, _BLOCK, c.latent_dim),
-        states=torch.zeros(layers, 1, heads, d, d),
-        tail_k=torch.zeros(layers, 1, heads, ANCHOR, d),
-        tail_v=torch.zeros(layers, 1, heads, ANCHOR, d),
+    return CacheTensors.zeros(
+        model.config,
+        num_latent_layers=model.num_latent_layers,
+        num_blocks=_CONTEXT // _BLOCK,
+        block_size=_BLOCK,
+        num_slots=1,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )

@@ -15,7 +15,8 @@ from lingflash.core.errors import EngineError
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.run.model_runner import ModelRunner, allocate_cache
+from lingflash.engine.memory.tensors import allocate_cache
+from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.models.checkpoint import read_checkpoint
 from lingflash.models.config import load_model_config
 from lingflash.models.forward_batch import make_forward_batch
@@ -51,9 +52,7 @@ class TimedEngine:
     """EngineLoop with the fast mode's defaults, greedy, never stopped by a token.
 
     Args:
-        model: folder or name.
         max_model_len: longest prompt and answer together.
-        max_num_seqs: largest batch.
     """
 
     def __init__(self, model: str, max_model_len: int, max_num_seqs: int) -> None:

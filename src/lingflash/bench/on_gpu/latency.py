@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from lingflash.bench.on_gpu.gpu import (
     time_s,
 )
 from lingflash.bench.on_gpu.shapes import shape_config
+from lingflash.bench.on_gpu.split import on_ranks, time_exchanges, time_prompt_sums
 from lingflash.core.errors import ConfigError
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
@@ -26,6 +28,7 @@ from lingflash.models.config import ModelConfig
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.layers.feed_forward import MoeMlp
+from lingflash.parallel.mesh import Mesh
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
 from lingflash.records.machine import SourceState
 from lingflash.records.record import Record, Target, require
@@ -47,19 +50,18 @@ _LONG_CONTEXT, _LONG_SHARE = 65_536, 0.85
 
 def make_cache(config: ModelConfig, num_seqs: int, num_tokens: int) -> CacheTensors:
     """Random memory for sequences of so many tokens: block tables are consecutive."""
-    layers, heads, d = len(config.lightning_layers), config.num_attention_heads, config.head_dim
-    blocks = num_seqs * -(-num_tokens // _BLOCK)
-
-    def fill(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device="cuda").normal_()
-
-    latents = len(config.mla_layers), blocks, _BLOCK, config.latent_dim
-    return CacheTensors(
-        latents=fill(*latents, dtype=torch.bfloat16),
-        states=fill(layers, num_seqs, heads, d, d),
-        tail_k=fill(layers, num_seqs, heads, ANCHOR, d),
-        tail_v=fill(layers, num_seqs, heads, ANCHOR, d),
+    cache = CacheTensors.zeros(
+        config,
+        num_latent_layers=len(config.mla_layers),
+        num_blocks=num_seqs * -(-num_tokens // _BLOCK),
+        block_size=_BLOCK,
+        num_slots=num_seqs,
+        dtype=torch.bfloat16,
+        device=torch.device("cuda"),
     )
+    for part in (cache.latents, cache.states, cache.tail_k, cache.tail_v):
+        part.normal_()
+    return cache
 
 
 class DecodeLoop:
@@ -255,9 +257,10 @@ class Prefill:
 def run_latency(
     *,
     shape: str,
+    weights: str,
     format_name: str,
     layers: int | None,
-    batches: Sequence[int],
+    batches: Sequence[int] | None,
     contexts: Sequence[int],
     prefills: Sequence[int],
     repeats: int,
@@ -266,37 +269,25 @@ def run_latency(
     turns: Sequence[int],
     out: Path | None,
     allow_dirty: bool,
-    commit: str | None = None,
+    commit: str | None,
+    tensor_parallel_size: int,
 ) -> Record:
-    """Time decode steps as graphs, and prefill.
-
-    Args:
-        shape: name of a published shape.
-        format_name: one of dummy_model.LAYOUTS.
-        layers: fewer than the shape has; all if None.
-        batches: sequences that decode at once.
-        contexts: tokens that each has.
-        prefills: prompts to time.
-        repeats: counted rounds of _STEPS steps.
-        kernels: list the kernels of the first decode case and of the first prompt.
-        engine: sequences for which the whole engine's steps are timed too, at the first context.
-        turns: new tokens of a turn whose first token is timed, after each context.
-        out: file to write.
-        allow_dirty: see Record.
-        commit: of the sources, where they were copied without their history.
+    """Time decode steps as graphs, prefill, and the engine around them.
 
     Raises:
         ConfigError: a value is out of range, or there is no GPU.
     """
+    if batches is None:
+        batches = () if prefills or engine or turns else (1, 32)
+    require(weights == "dummy", "--weights", weights, "dummy")
     require(format_name in LAYOUTS, "--format", format_name, ", ".join(LAYOUTS))
-    require(all(1 <= n <= 256 for n in batches), "--batch", list(batches), "1 to 256")
-    require(all(n >= 1 for n in contexts), "--context", list(contexts), "1 or more")
-    require(all(n >= 1 for n in prefills), "--prefill", list(prefills), "1 or more")
     require(repeats >= 1, "--repeats", repeats, "1 or more")
-    ok = all(1 <= n <= 256 for n in engine) and (contexts or not engine)
-    require(bool(ok), "--engine", list(engine), "1 to 256, and a --context to decode at")
-    ok = all(n >= 1 for n in turns) and (contexts or not turns)
-    require(bool(ok), "--turn", list(turns), "1 or more, and a --context that they follow")
+    for flag, values, most in (
+        ("--batch", batches, 256), ("--context", contexts, None), ("--prefill", prefills, None),
+        ("--engine", engine, 256), ("--turn", turns, None),
+    ):  # fmt: skip
+        ok = all(1 <= n <= (most or n) for n in values)
+        require(ok, flag, list(values), f"1 to {most}" if most else "1 or more")
     config = shape_config(shape, layers)
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -304,9 +295,31 @@ def run_latency(
             "ling bench throughput.",
             param="device",
         )
-    record = Record("latency", out, allow_dirty or commit is not None)
-    if commit is not None:
-        record.source = SourceState(commit, False)
+    ok = tensor_parallel_size == 1 or not (engine or turns)
+    require(ok, "--engine or --turn", [*engine, *turns], "with --tensor-parallel-size 1")
+    record = Record("latency", out, allow_dirty, commit=commit)
+    record.settings = {"shape": shape, "format": format_name, "layers": config.num_hidden_layers}
+    measure = partial(
+        _measure, record, config, format_name, batches, contexts, prefills, repeats, kernels,
+        engine, turns,
+    )  # fmt: skip
+    if tensor_parallel_size > 1:
+        return on_ranks(tensor_parallel_size, config.hidden_size, measure)
+    measure(Mesh())
+    if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
+        _add_targets(record, torch.cuda.get_device_name(0), format_name)
+    record.finish()
+    return record
+
+
+def _measure(
+    record: Record, config: ModelConfig, format_name: str, batches: Sequence[int],
+    contexts: Sequence[int], prefills: Sequence[int], repeats: int, kernels: bool,
+    engine: Sequence[int], turns: Sequence[int], mesh: Mesh,
+) -> Record:  # fmt: skip
+    """Fill a record on one of the ranks that share the model; the first one's is kept."""
+    if mesh.shard.rank:
+        record.out = None
     torch.manual_seed(0)
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
@@ -315,13 +328,13 @@ def run_latency(
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     collect_memory()
-    model = make_dummy_model(config, format_name, torch.device("cuda"), longest)
+    model = make_dummy_model(config, format_name, torch.device("cuda"), longest, mesh)
     counted = count_bytes(model)
-    record.settings = {
-        "shape": shape, "format": format_name, "layers": config.num_hidden_layers,
+    record.settings |= {
         "weights": "dummy", "weight_bytes": model.num_weight_bytes, "temperature": 1.0,
         "graph": True, "speculation": 0, "repeats": repeats, "steps_per_round": _STEPS,
         "prefill_chunk": _PREFILL_CHUNK, "gpu": describe_gpu(),
+        "tensor_parallel_size": mesh.shard.size,
     }  # fmt: skip
     for context in contexts:
         for num_seqs in batches:
@@ -329,6 +342,8 @@ def run_latency(
             kernels = False
             record.save()
             collect_memory()
+    if mesh.shard.size > 1:
+        _time_exchanges(record, model, batches, prefills, repeats)
     first = True
     for num_tokens in prefills:
         _time_prefill(record, model, ceilings, num_tokens, repeats, first)
@@ -336,24 +351,45 @@ def run_latency(
         record.save()
         collect_memory()
     if engine or turns:
-        # Not at the top: the engine needs packages that the rest of this file does without.
-        from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
-
-        for num_seqs in engine:
-            time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
-            record.save()
-            collect_memory()
-        for context in contexts if turns else ():
-            for num_new in turns:
-                time_turns(record, model, context, num_new, repeats)
-                record.save()
-                collect_memory()
+        _time_engine(record, model, engine, contexts, turns, repeats)
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
-    if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
-        _add_targets(record, torch.cuda.get_device_name(0), format_name)
-    record.finish()
     return record
+
+
+def _time_exchanges(
+    record: Record, model: BailingHybrid, batches: Sequence[int], prefills: Sequence[int],
+    repeats: int,
+) -> None:  # fmt: skip
+    """Add what the ranks' exchanges take by themselves."""
+    mesh, config = model.mesh, model.config
+    record.notes.append("bytes, operations and fractions of ceilings are those of one GPU of all")
+    record.notes.append("others_busy_cores counts the other ranks' processes")
+    record.settings["sums_in_peers_memory"] = mesh.peers is not None
+    for num_seqs in batches:
+        time_exchanges(record, mesh, config, num_seqs, repeats)
+    if prefills:
+        time_prompt_sums(record, mesh, config, min(_PREFILL_CHUNK, *prefills), repeats)
+    record.save()
+
+
+def _time_engine(
+    record: Record, model: BailingHybrid, engine: Sequence[int], contexts: Sequence[int],
+    turns: Sequence[int], repeats: int,
+) -> None:  # fmt: skip
+    """Add the whole engine's steps at the first context, and turns after each."""
+    # Not at the top: the engine needs packages that the rest of this file does without.
+    from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
+
+    for num_seqs in engine:
+        time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
+        record.save()
+        collect_memory()
+    for context in contexts if turns else ():
+        for num_new in turns:
+            time_turns(record, model, context, num_new, repeats)
+            record.save()
+            collect_memory()
 
 
 def _add_targets(record: Record, gpu: str, format_name: str) -> None:
@@ -457,35 +493,3 @@ def _time_prefill(
         ]
         for key, n, us in rows[:24]:
             print(f"    {us:9.2f} us {n:6.1f} x  {key[:80]}", flush=True)
-
-
-if __name__ == "__main__":
-    # A machine with a GPU need not have what the `ling` command's server side imports.
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--format", default="fp8")
-    parser.add_argument("--layers", type=int)
-    for flag in ("--batch", "--context", "--prefill", "--engine", "--turn"):
-        parser.add_argument(flag, type=int, nargs="*", default=[])
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--kernels", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--allow-dirty", action="store_true")
-    parser.add_argument("--commit")
-    given = parser.parse_args()
-    run_latency(
-        shape="ling-2.6-flash",
-        format_name=given.format,
-        layers=given.layers,
-        batches=given.batch,
-        contexts=given.context,
-        prefills=given.prefill,
-        repeats=given.repeats,
-        kernels=given.kernels,
-        engine=given.engine,
-        turns=given.turn,
-        out=given.out,
-        allow_dirty=given.allow_dirty,
-        commit=given.commit,
-    )

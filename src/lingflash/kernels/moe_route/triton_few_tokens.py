@@ -17,6 +17,8 @@ __all__ = ["ROUTER_PARTS", "route_decode"]
 
 # The product's columns are cut into this many parts, which are summed where the choice is made.
 ROUTER_PARTS = 8
+# What tensor cores take at least; a part's columns come in as many.
+_TILE = 16
 
 
 @triton.jit
@@ -51,7 +53,7 @@ def _logits_kernel(
 
 def _cut(num_tokens: int) -> tuple[int, int, int]:
     """Tokens, experts and warps of a program."""
-    return (16, 16, 1) if num_tokens <= 64 else (64, 32, 4)
+    return (_TILE, _TILE, 1) if num_tokens <= 64 else (64, 32, 4)
 
 
 def route_decode(
@@ -72,7 +74,6 @@ def route_decode(
         parts: float32 [T, ROUTER_PARTS, E], scratch.
         topk_ids: int32 [T, topk], written.
         topk_weights: float32 [T, topk], written.
-        rule: how to choose.
 
     Numerics: float32. Sync: none, graph-safe.
     """
@@ -80,7 +81,7 @@ def route_decode(
     num_experts = w_gate.shape[0]
     if not num_tokens:
         return
-    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
+    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), _TILE) * _TILE
     block_m, block_e, warps = _cut(num_tokens)
     tiles = triton.cdiv(num_experts, block_e), ROUTER_PARTS, triton.cdiv(num_tokens, block_m)
     _logits_kernel[tiles](
