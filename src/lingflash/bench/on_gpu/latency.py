@@ -30,7 +30,6 @@ from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.layers.feed_forward import MoeMlp
 from lingflash.parallel.mesh import Mesh
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
-from lingflash.records.machine import SourceState
 from lingflash.records.record import Record, Target, require
 
 _BLOCK = 64

@@ -13,7 +13,7 @@ tests/hopper.py shows it (no SHFL, no shared memory but for the epilogue).
 
 # Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportReturnType=false, reportAssignmentType=false
+# pyright: reportReturnType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton

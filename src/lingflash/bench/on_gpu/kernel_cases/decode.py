@@ -260,12 +260,11 @@ def variants() -> list[Variant]:
             found.append(Variant(f"{name} {kind} b{tokens}", str(tiles), build, size, flops))
     rows = {
         "int4": [
-            Int4Tiles(*t)
-            for t in (
-                (16, 1, True), (16, 2, True), (16, 4, True), (16, 4, False), (32, 1, False),
-                (16, 1, True, 4), (16, 1, True, 8), (16, 2, True, 2), (16, 2, True, 4),
-                (16, 4, True, 2), (16, 4, False, 1), (16, 4, False, 2), (16, 2, False, 2),
-                (32, 1, False, 4), (32, 1, True, 4),
+            Int4Tiles(rows, unroll, ahead, cached)
+            for rows, unroll, ahead, cached in (
+                (16, 1, True, 0), (16, 2, True, 0), (16, 4, True, 0), (16, 2, False, 0),
+                (16, 4, False, 0), (32, 1, False, 0), (32, 1, True, 0), (16, 2, True, 2),
+                (16, 4, True, 2), (16, 4, False, 1),
             )
         ],
         "fp8": [
