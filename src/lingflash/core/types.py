@@ -141,10 +141,13 @@ class GrammarSpec:
         text: JSON of a schema; nothing for json_object; a regular expression; JSON of a list of
             strings; a Lark grammar; or JSON of a whole answer with tool calls
             (`structured/tool_grammar.py`).
+        dropped: paths of keywords that were asked for without being promised and are left to the
+            model, such as "tools[0].function.parameters.properties.a.uniqueItems".
     """
 
     kind: GrammarKind
     text: str = ""
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
