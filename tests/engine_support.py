@@ -9,7 +9,7 @@ import torch
 from lingflash.core.config import EngineConfig
 from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes
+from lingflash.engine.memory.plan import MemoryPlan
 from lingflash.engine.run import model_runner
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.engine.schedule.step import SchedulerOutput
@@ -53,24 +53,13 @@ def new_engine(
         prefix_caching=prefix_caching,
         seed=1,
     )
-    each = SequenceBytes.of(model.config, model.num_latent_layers, 4, num_speculative_tokens)
-    checkpoint_blocks, end_blocks = each.kept_blocks(block_size) if prefix_caching else (0, 0)
-    plan = MemoryPlan(
-        device="cpu",
-        dtype=torch.float32,
-        available_bytes=0,
-        weights_bytes=0,
-        workspace_bytes=0,
-        state_bytes_per_seq=each.state,
-        tail_bytes_per_seq=each.tail,
-        latent_bytes_per_token=each.latent,
+    plan = MemoryPlan.for_sizes(
+        model,
         num_blocks=num_blocks,
         block_size=block_size,
-        num_state_slots=max_num_seqs,
+        num_seqs=max_num_seqs,
         max_model_len=max_model_len,
-        wanted_model_len=max_model_len,
-        checkpoint_blocks=checkpoint_blocks,
-        end_blocks=end_blocks,
+        prefix_caching=prefix_caching,
         num_host_blocks=num_host_blocks,
         num_speculative_tokens=num_speculative_tokens,
     )

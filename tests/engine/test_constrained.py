@@ -10,7 +10,7 @@ import pytest
 from engine_support import finish, new_engine, request, tokens_of
 from lingflash.core.errors import InvalidRequestError, QueueFullError
 from lingflash.core.types import EngineRequest, GrammarSpec, SamplingParams
-from lingflash.engine.run.step_masks import Compiled, GrammarThread
+from lingflash.engine.grammar_thread import Compiled, GrammarThread
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.vocabulary import Vocabulary
 

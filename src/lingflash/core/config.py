@@ -6,15 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.errors import ConfigError
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 BUNDLED_MODEL = "ling-nano"
-
-ANCHOR_TOKENS = 16
-"""Recurrent states are folded at multiples of this position; see docs/adr/0001."""
 
 ROW_MULTIPLE = 16
 """For batch invariance the rows of every matrix product are padded to a multiple of this.
@@ -98,9 +96,9 @@ class EngineConfig:
         check(self.max_num_waiting >= 0, "max_num_waiting", "0 or more")
         check(0.0 < self.memory_fraction <= 1.0, "memory_fraction", "above 0, at most 1")
         check(
-            self.block_size > 0 and self.block_size % ANCHOR_TOKENS == 0,
+            self.block_size > 0 and self.block_size % ANCHOR == 0,
             "block_size",
-            f"a positive multiple of {ANCHOR_TOKENS}, the distance of state anchors",
+            f"a positive multiple of {ANCHOR}, the distance of state anchors",
         )
         check(
             self.host_cache_gib is None or self.host_cache_gib >= 0,

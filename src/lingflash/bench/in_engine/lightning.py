@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lingflash.core.anchors import ANCHOR
 from lingflash.kernels.lightning_attn import (
-    ANCHOR,
     DecayTables,
     LightningPlan,
     decay_tables,

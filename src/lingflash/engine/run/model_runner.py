@@ -16,7 +16,9 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import TokenLogprob
 from lingflash.engine.memory.cache_memory import CacheMemory, blocks_written
-from lingflash.engine.memory.plan import MemoryPlan, plan_memory
+from lingflash.engine.memory.plan import MemoryPlan
+from lingflash.engine.memory.planning import plan_memory
+from lingflash.engine.memory.tensors import allocate_cache
 from lingflash.engine.run.batch_invariance import check_batch_invariance
 from lingflash.engine.run.cuda_graphs import NOT_FINITE, DecodeGraphs
 from lingflash.engine.run.ranks import LeadMemory, LeadModel, Ranks, connect
@@ -39,11 +41,10 @@ from lingflash.engine.schedule.step import (
 )
 from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.cpu_decoder import CpuDecoder
 from lingflash.models.cuda_decoder import CudaDecoder
-from lingflash.models.forward_batch import CacheTensors, ForwardBatch, make_forward_batch
+from lingflash.models.forward_batch import ForwardBatch, make_forward_batch
 from lingflash.models.loader import load_model, load_stop_token_ids
 from lingflash.parallel.mesh import Mesh
 from lingflash.parallel.shard import Shard
@@ -373,32 +374,4 @@ def _wants_prompt_logprobs(item: ScheduledSequence) -> bool:
         sequence.sampling.prompt_logprobs is not None
         and sequence.choice == 0
         and not sequence.output_token_ids
-    )
-
-
-def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
-    """Zeroed memory for all sequences of a plan, on the model's device."""
-    c = model.config
-    layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
-    device = model.device
-    # On a GPU the last slot and block belong to the padding of decode graphs.
-    spare = int(device.type == "cuda")
-    slots = plan.num_state_slots + spare
-    drafts = plan.num_speculative_tokens
-
-    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(*shape, dtype=dtype, device=device)
-
-    return CacheTensors(
-        latents=zeros(
-            model.num_latent_layers,
-            plan.num_blocks + spare,
-            plan.block_size,
-            c.latent_dim,
-            dtype=plan.dtype,
-        ),
-        states=zeros(layers, slots, heads, d, d, dtype=torch.float32),
-        tail_k=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
-        tail_v=zeros(layers, slots, heads, ANCHOR + drafts, d, dtype=torch.float32),
-        anchor_hidden=zeros(2, slots, c.hidden_size, dtype=torch.float32) if drafts else None,
     )

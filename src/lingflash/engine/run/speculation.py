@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingflash.cache.manager import Lease
+from lingflash.cache.lease import Lease
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.engine.run.sampler import choose_tokens
 from lingflash.engine.run.step_masks import StepMasks, fill_mask
 from lingflash.engine.schedule.sequence import DraftedSequence, Sequence
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_mtp_batch
 from lingflash.structured.masks import TokenMatcher, mask_words, unpack_mask
@@ -340,7 +340,7 @@ class _Writes:
 
     def anchors(self, lease: Lease, start: int, end: int, first_hidden: int) -> None:
         """Note the last two tokens before anchors among positions start .. end - 1."""
-        last = end // ANCHOR * ANCHOR
+        last = last_anchor(end)
         for anchor in (last - ANCHOR, last):
             if start < anchor:
                 place = anchor // ANCHOR % 2

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from lingflash.cache.manager import CacheManager
+from lingflash.core.anchors import last_anchor
 from lingflash.core.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -29,7 +30,7 @@ from lingflash.core.errors import (
 )
 from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
-from lingflash.engine.schedule.sequence import Sequence, check_limits, last_anchor, sequences_of
+from lingflash.engine.schedule.sequence import Sequence, check_limits, sequences_of
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.structured.masks import TokenMatcher
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from lingflash.cache.lease import Lease
 from lingflash.cache.prefix_tree import block_keys, root_key
-from lingflash.core.config import ANCHOR_TOKENS
 from lingflash.core.errors import ContextLengthError, InvalidRequestError
 from lingflash.core.types import CacheReport, EngineRequest, SamplingParams, TokenLogprob
 from lingflash.structured.masks import TokenMatcher
@@ -161,11 +160,6 @@ def check_limits(request: EngineRequest, vocab_size: int, max_model_len: int) ->
             f"{max_model_len}. Shorten the prompt or lower max_tokens.",
             param="max_tokens" if len(ids) < max_model_len else "prompt",
         )
-
-
-def last_anchor(num_tokens: int) -> int:
-    """Position that the states are folded to after so many tokens."""
-    return num_tokens // ANCHOR_TOKENS * ANCHOR_TOKENS
 
 
 def sequences_of(

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lingflash.kernels.lightning_attn.plan import ANCHOR, LightningPlan, anchor_at, plan_lightning
+from lingflash.core.anchors import ANCHOR
+from lingflash.kernels.lightning_attn.plan import LightningPlan, plan_lightning
 from lingflash.kernels.lightning_attn.reference import lightning_attention_reference
 
 __all__ = [
-    "ANCHOR",
     "DecayTables",
     "LightningPlan",
-    "anchor_at",
     "decay_tables",
     "lightning_attention",
     "lightning_attention_reference",

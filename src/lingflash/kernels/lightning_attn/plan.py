@@ -22,15 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingflash.core.config import ANCHOR_TOKENS
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.kernels.lightning_attn.segments import SegmentTables, cut_segments
-
-ANCHOR = ANCHOR_TOKENS
-
-
-def anchor_at(position: int) -> int:
-    """The last anchor at or before a position."""
-    return position // ANCHOR * ANCHOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +128,7 @@ def plan_lightning(
                 (state_slots[0], offsets[0]) if num_seqs == 1 else None, for_gpu=for_gpu,
             )  # fmt: skip
     if for_gpu:
-        ends = [anchor_at(start + sure) for start, sure in zip(starts, certain, strict=True)]
+        ends = [last_anchor(start + sure) for start, sure in zip(starts, certain, strict=True)]
         cut = cut_segments(
             [start - anchor for start, anchor in zip(starts, anchors, strict=True)],
             query_lens,
@@ -160,7 +153,7 @@ def plan_lightning(
         row = first_chunk * chunk
         tail_len = start - anchor
         window = tail_len + length
-        fold = anchor_at(start + sure) - anchor
+        fold = last_anchor(start + sure) - anchor
         chunks = -(-window // chunk)
         token_rows.append(np.arange(row + tail_len, row + window))
         if tail_len:

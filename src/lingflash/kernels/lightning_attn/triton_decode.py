@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lingflash.kernels.lightning_attn import ANCHOR, DecayTables
+from lingflash.core.anchors import ANCHOR
+from lingflash.kernels.lightning_attn import DecayTables
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["gated_lightning_decode_triton", "lightning_decode_triton"]
