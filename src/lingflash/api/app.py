@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from lingflash.api.answer.generation import ClientGone
 from lingflash.api.chat import route as chat
 from lingflash.api.completions import route as completions
 from lingflash.api.config import ServerConfig
@@ -47,6 +48,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     app.state.server = state
     app.add_middleware(RequestContextMiddleware, state=state)
     app.add_exception_handler(LingflashError, _on_lingflash_error)
+    app.add_exception_handler(ClientGone, _on_client_gone)
     app.add_exception_handler(RecursionError, _on_recursion_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     with_key = [Depends(require_key)]
@@ -89,6 +91,10 @@ async def _on_lingflash_error(request: Request, error: Exception) -> Response:
         status=error_map.http_error(error).status,
         headers=error_map.headers(error),
     )
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # for the log; nobody reads it
 
 
 async def _on_recursion_error(request: Request, error: Exception) -> Response:

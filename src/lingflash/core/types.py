@@ -171,6 +171,11 @@ class EngineRequest:
     grammar: GrammarSpec | None = None
 
 
+def key_of(cache_salt: str) -> str:
+    """The part of a salt that a client cannot choose: the digest of its key, before the colon."""
+    return cache_salt.partition(":")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log probability of one token under the model's raw distribution, before any sampling rule.

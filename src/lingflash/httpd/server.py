@@ -130,6 +130,7 @@ async def run_server(
             log_event(logger, "engine_stop_failed", fields, level=level)
         await asyncio.gather(serving, return_exceptions=True)
         state.responses.close()
+        state.grammars.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from lingflash.core.errors import CapacityError, InvalidRequestError, LingflashError
+from lingflash.core.priority import lower_priority
 from lingflash.core.types import GrammarSpec
 from lingflash.structured.compile_server import (
     CPU_LIMIT_S,
@@ -111,9 +112,10 @@ class CompileServer:
         reading: asyncio.Task[bytes] | None = None
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                (pid,) = PID.unpack(await reader.readexactly(PID.size))
+                child: int = PID.unpack(await reader.readexactly(PID.size))[0]
+                pid = child
                 if slice_s is None:
-                    _renice(pid, _NICE_LATER)
+                    lower_priority(_NICE_LATER, child)
                 writer.write(msgspec.msgpack.encode(job))
                 writer.write_eof()
                 reading = asyncio.create_task(reader.read())
@@ -122,9 +124,9 @@ class CompileServer:
                     if reading.done():
                         break
                     # By its own time: on a busy machine everything takes long.
-                    if _cpu_time_s(pid) >= slice_s:
+                    if _cpu_time_s(child) >= slice_s:
                         is_slow()
-                        _renice(pid, _NICE_LATER)
+                        lower_priority(_NICE_LATER, child)
                         break
                 # The child ends by its own limits; this is for one that cannot even end.
                 await asyncio.wait((reading,), timeout=2 * TIME_LIMIT_S)
@@ -197,11 +199,6 @@ def _cpu_time_s(pid: int) -> float:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
         return 0.0
-
-
-def _renice(pid: int, nice: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.setpriority(os.PRIO_PROCESS, pid, nice)
 
 
 def _result(outcome: Outcome | None, spec: GrammarSpec, param: str | None) -> GrammarSpec:

@@ -203,7 +203,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._vocabulary: Vocabulary | None = None
-        self._kept: OrderedDict[tuple[str, GrammarSpec], LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, GrammarSpec], TokenMatcher] = OrderedDict()
 
     def compile(self, spec: GrammarSpec, owner: str = "") -> TokenMatcher:
         """Return a matcher at its start.
@@ -224,16 +224,18 @@ class GrammarCompiler:
             kept = self._kept.get(key)
             if kept is not None:
                 self._kept.move_to_end(key)
-                return TokenMatcher(kept.deep_copy(), vocabulary.size, vocabulary.stop_ids)
+                return kept.copy()
         compiled = _compile(to_lark(spec), tokenizer)
         if compiled.is_error():
             message = _explain(compiled.get_error(), spec, None)
             raise InvalidRequestError(message, param=PARAMS[spec.kind])
+        matcher = TokenMatcher(compiled, vocabulary.size, vocabulary.stop_ids)
+        matcher.prepare()
         with self._lock:
-            self._kept[key] = compiled
+            self._kept[key] = matcher
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
-        return TokenMatcher(compiled.deep_copy(), vocabulary.size, vocabulary.stop_ids)
+        return matcher.copy()
 
 
 _KEYWORD_OF = (

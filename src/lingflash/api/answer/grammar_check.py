@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from lingflash.api.answer.fair_slots import FairSlots
-from lingflash.core.errors import CapacityError, InvalidRequestError
-from lingflash.core.types import GrammarSpec
+from lingflash.core.errors import InvalidRequestError
+from lingflash.core.types import GrammarSpec, key_of
 from lingflash.structured.compile_client import CompileServer, GrammarTooLargeError
 from lingflash.structured.compile_server import VocabularyMessage
 from lingflash.text.tokenizer import Tokenizer
@@ -43,6 +43,20 @@ class GrammarChecker:
         self._slow = FairSlots(4, 2, 8, _WAITING)
         self.server = CompileServer(None if tokenizer is None else lambda: _message(tokenizer))
 
+    def known(self, spec: GrammarSpec, owner: str) -> GrammarSpec | None:
+        """What check() returns for a grammar, if that is known; None if not.
+
+        Raises:
+            InvalidRequestError: it is known not to compile.
+        """
+        found = self._known.get((owner, spec))
+        if found is None:
+            return None
+        self._known.move_to_end((owner, spec))
+        if isinstance(found, InvalidRequestError):
+            raise InvalidRequestError(found.message, param=found.param)
+        return found
+
     async def check(
         self, spec: GrammarSpec, param: str | None = None, *, owner: str = ""
     ) -> GrammarSpec:
@@ -51,7 +65,7 @@ class GrammarChecker:
         Args:
             spec: what is asked for.
             param: the request field that it came in, for messages.
-            owner: whose it is: nothing is shared between owners but the machine.
+            owner: whose it is, a cache_salt: nothing is shared between owners but the machine.
 
         Returns:
             The grammar to use: `spec`, or less of it, with what is left to the model in `dropped`.
@@ -60,24 +74,22 @@ class GrammarChecker:
             InvalidRequestError: it cannot; the message names the keyword.
             CapacityError: too many are being checked.
         """
-        key = owner, spec
-        known = self._known.get(key)
-        if known is None:
-            try:
-                known = await self._check(spec, param, owner)
-            except (CapacityError, GrammarTooLargeError):
-                raise
-            except InvalidRequestError as error:
-                known = error
-            if len(spec.text) <= _MAX_KEPT_CHARS:
-                self._known[key] = known
-                while len(self._known) > MAX_KEPT:
-                    self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(key)
-        if isinstance(known, InvalidRequestError):
-            raise InvalidRequestError(known.message, param=known.param)
-        return known
+        known = self.known(spec, owner)
+        if known is not None:
+            return known
+        try:
+            found: GrammarSpec | InvalidRequestError = await self._check(spec, param, key_of(owner))
+        except GrammarTooLargeError:  # on a machine as busy as now
+            raise
+        except InvalidRequestError as error:
+            found = error
+        if len(spec.text) <= _MAX_KEPT_CHARS:
+            self._known[owner, spec] = found
+            while len(self._known) > MAX_KEPT:
+                self._known.popitem(last=False)
+        if isinstance(found, InvalidRequestError):
+            raise found
+        return found
 
     async def _check(self, spec: GrammarSpec, param: str | None, owner: str) -> GrammarSpec:
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from lingflash.api.answer.generation import Generation
+from lingflash.api.answer.generation import Generation, until_client_gone
 from lingflash.api.answer.sampling import build_sampling, check_lengths, check_text_size
 from lingflash.api.answer.stream import send_answer
 from lingflash.api.chat.writer import ChatAnswer
@@ -16,7 +17,7 @@ from lingflash.core.types import MAX_LOGPROBS, GrammarSpec, SamplingParams
 from lingflash.httpd.auth import cache_salt, caller_of
 from lingflash.httpd.body import read_request
 from lingflash.httpd.openapi import json_body
-from lingflash.protocol.chat import ChatCompletionRequest
+from lingflash.protocol.chat import ChatCompletionRequest, SamplingFields
 from lingflash.structured.answer_form import answer_grammar, form_field
 from lingflash.text.chat_prompt import History
 from lingflash.text.messages import normalize_tools
@@ -62,7 +63,7 @@ async def prepare_chat(
     """
     limit_name, max_tokens = _max_tokens(body)
     try:
-        grammar = await _grammar(state, body)
+        grammar = await _grammar(state, request, body)
         token_ids = await _encode(
             state,
             body,
@@ -133,25 +134,46 @@ def _sampling(
     )
 
 
-async def _grammar(state: ServerState, body: ChatCompletionRequest) -> GrammarSpec | None:
-    """What the answer must look like, known to compile; None leaves the model free."""
+async def checked_grammar(
+    state: ServerState, request: Request, body: SamplingFields, **tools: Any
+) -> GrammarSpec | None:
+    """What the answer must look like, known to compile; None leaves the model free.
+
+    Args:
+        state: of the server.
+        request: whose key and connection it is: the work ends when the client goes.
+        body: its response_format and structured_outputs.
+        tools: further arguments of `answer_grammar`.
+    """
+    form, outputs = body.response_format, body.structured_outputs
+    grammar = answer_grammar(response_format=form, structured_outputs=outputs, **tools)
+    if grammar is None:
+        return None
+    owner, param = cache_salt(request, body.cache_salt), form_field(form, outputs)
+    known = state.grammars.known(grammar, owner)
+    if known is not None:
+        return known
+    return await until_client_gone(
+        state.grammars.check(grammar, param, owner=owner), request.receive
+    )
+
+
+async def _grammar(
+    state: ServerState, request: Request, body: ChatCompletionRequest
+) -> GrammarSpec | None:
     normalize_tools(body.tools)
     effort = body.reasoning_effort
     kwargs = body.chat_template_kwargs or {}
     thinks = effort != "none" if effort is not None else kwargs.get("thinking_option") == "on"
-    grammar = answer_grammar(
+    return await checked_grammar(
+        state,
+        request,
+        body,
         tools=body.tools,
         tool_choice=body.tool_choice,
         parallel_tool_calls=body.parallel_tool_calls,
-        response_format=body.response_format,
-        structured_outputs=body.structured_outputs,
         reasoning=thinks,
     )
-    if grammar is not None:
-        await state.grammars.check(
-            grammar, form_field(body.response_format, body.structured_outputs)
-        )
-    return grammar
 
 
 async def _encode(

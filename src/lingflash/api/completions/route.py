@@ -18,7 +18,7 @@ from lingflash.api.answer.sampling import (
     check_token_ids,
 )
 from lingflash.api.answer.stream import AnswerWriter, send_answer
-from lingflash.api.chat.route import INLINE_CHARS
+from lingflash.api.chat.route import INLINE_CHARS, checked_grammar
 from lingflash.api.state import ServerState, state_of
 from lingflash.core.errors import ContextLengthError, InvalidRequestError
 from lingflash.core.types import EngineInfo, SamplingParams, TokenLogprob
@@ -27,7 +27,6 @@ from lingflash.httpd.body import read_request
 from lingflash.httpd.openapi import json_body
 from lingflash.protocol.completions import CompletionRequest, split_prompts
 from lingflash.protocol.sse import DONE, ChunkEncoder
-from lingflash.structured.answer_form import answer_grammar, form_field
 from lingflash.text.output import OutputDelta
 
 router = APIRouter()
@@ -50,13 +49,7 @@ async def create_completion(request: Request) -> Response:
         )
     prompts = await _encode(state, body, given)
     sampling = _sampling(state, body, prompts)
-    grammar = answer_grammar(
-        response_format=body.response_format, structured_outputs=body.structured_outputs
-    )
-    if grammar is not None:
-        await state.grammars.check(
-            grammar, form_field(body.response_format, body.structured_outputs)
-        )
+    grammar = await checked_grammar(state, request, body)
     generation = Generation(
         state,
         request.state.request_id,

@@ -9,9 +9,9 @@ samples do not change: noise is keyed by position).
     add -> waiting -> [schedule -> model -> commit]* -> one event with a finish reason
                 ^---------- preempted ----------'
 
-Where the model can run behind the host, the step after a decode step is chosen before that one's
-tokens are known (schedule_ahead). Until a step is committed its tokens are in flight: they count
-nowhere, and the memory of a sequence that has ended meanwhile stays its own.
+Where the model can run behind the host, the step after a decode step is chosen before its tokens
+are known (schedule_ahead). Until a step is committed its tokens are in flight: they count nowhere,
+and the memory of a sequence that has ended meanwhile stays its own.
 """
 
 from __future__ import annotations
@@ -181,9 +181,9 @@ class Scheduler:
         preempted = False
         block_size = self.cache.block_size
         for sequence in list(self._running):
-            num_tokens = sequence.num_tokens
-            if sequence.lease is None or num_tokens - sequence.num_computed != 1:
+            if not sequence.is_decoding or sequence.lease is None:
                 continue
+            num_tokens = sequence.num_tokens
             if num_tokens <= len(sequence.lease.blocks) * block_size:
                 chosen[sequence] = 1
                 budget -= 1
@@ -202,7 +202,7 @@ class Scheduler:
         if self.num_draft_tokens:
             budget = self._add_drafts(chosen, budget)
         for sequence in self._running:
-            if sequence in chosen or budget <= 0:
+            if sequence in chosen or budget <= 0 or sequence.waits_for_mask:
                 continue
             chosen[sequence] = self._chunk(sequence, budget)
             budget -= chosen[sequence]
@@ -211,7 +211,7 @@ class Scheduler:
         for sequence in list(self._waiting) if has_room else ():
             if budget <= 0 or len(self._running) >= self.max_num_seqs:
                 break
-            if self.prefixes.can_share_soon(sequence, self._running):
+            if sequence.waits_for_mask or self.prefixes.can_share_soon(sequence, self._running):
                 continue
             if self.prefixes.admit(sequence) is None:
                 self._lacks_memory = True
@@ -353,13 +353,12 @@ class Scheduler:
         sequence = item.sequence
         prompt_len = len(sequence.prompt_token_ids)
         drafts = item.draft_tokens
-        num_certain = item.num_tokens - len(drafts)
-        end = item.start + num_certain
+        end = item.start + (num_certain := item.num_certain)
         self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
         if result.error is not None:
-            if drafts and isinstance(result.error, NonFiniteLogitsError):
-                # A draft's fault, perhaps: compute it again from the start, without any.
-                sequence.may_draft = False
+            # What may be a draft's fault is computed again, from the start and without any.
+            if result.is_late or (drafts and isinstance(result.error, NonFiniteLogitsError)):
+                sequence.may_draft &= result.is_late
                 self._preempt(sequence)
                 return None
             return self._finish(sequence, "error", error=result.error)
