@@ -9,6 +9,8 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
+from lingflash.core.panics import is_panic
+
 Mask = NDArray[np.uint32]
 
 
@@ -45,6 +47,7 @@ class TokenMatcher:
         "_lexer",
         "_matcher",
         "_model_stop_ids",
+        "_panic",
         "_prepared",
         "_spent_s",
         "_vocab_size",
@@ -65,6 +68,7 @@ class TokenMatcher:
         self._lexer = lexer or _Lexer()
         self._prepared: Mask | None = None  # not written to: copies share it
         self._spent_s = 0.0
+        self._panic: str | None = None
         self.is_busy = False
         self.num_consumed = 0
 
@@ -99,7 +103,7 @@ class TokenMatcher:
     @property
     def error(self) -> str | None:
         """What went wrong, if something did; the matcher is of no more use then."""
-        return self._matcher.get_error() if self._matcher.is_error() else None
+        return self._panic or self._matcher.get_error() if self._matcher.is_error() else None
 
     @property
     def is_complete(self) -> bool:
@@ -114,7 +118,11 @@ class TokenMatcher:
     def consume(self, token_id: int) -> bool:
         """Take a token that the mask allowed; False if the grammar does not allow it."""
         self._prepared = None
-        if not self._matcher.consume_token(token_id):
+        try:
+            if not self._matcher.consume_token(token_id):
+                return False
+        except BaseException as error:
+            self._fail(error)
             return False
         self.num_consumed += 1
         return True
@@ -171,9 +179,19 @@ class TokenMatcher:
             self._compute(row)
         self._prepared = row
 
+    def _fail(self, error: BaseException) -> None:
+        """Take a panic as this matcher's own error; anything else goes on."""
+        if not is_panic(error):
+            raise error
+        self._panic = f"the grammar library failed: {error}"
+
     def _compute(self, row: Mask) -> None:
         start_s = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        try:
+            self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        except BaseException as error:
+            self._fail(error)
+            row[:] = 0
         spent_s = time.thread_time() - start_s
         if spent_s > SLOW_MASK_S:
             self._lexer.is_slow = True

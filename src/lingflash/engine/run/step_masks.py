@@ -229,6 +229,8 @@ class StepMasks:
         """Leave the mask under way to its thread; whether there are others to wait for."""
         self._turn += 1
         late = self._todo if is_over else []
+        for group in late:  # so that it is there next time, however busy the machine is
+            _beside_steps(_matcher_of(group))
         if self._at is not None:
             _pools.leave()
             assert self._thread is not None
