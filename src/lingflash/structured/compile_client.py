@@ -29,8 +29,13 @@ from lingflash.structured.compile_server import (
 from lingflash.structured.grammar import PARAMS
 
 _START_TIMEOUT_S = 60.0
+_RETRY_S = 0.05
 # Children that take long give way to all others.
 _NICE_LATER = 10
+
+
+class _NotBegunError(Exception):
+    """The server is gone, or could not fork."""
 
 
 class GrammarTooLargeError(InvalidRequestError):
@@ -91,11 +96,12 @@ class CompileServer:
                 continue
             finally:
                 theirs.close()
-            outcome = await self._ask(ours, Job(spec, param), is_slow, slice_s)
-            if outcome is None and not self._is_alive():
-                self.close()
-                continue
-            return _result(outcome, spec, param)
+            try:
+                return _result(
+                    await self._ask(ours, Job(spec, param), is_slow, slice_s), spec, param
+                )
+            except _NotBegunError:
+                await asyncio.sleep(_RETRY_S)
         raise CapacityError("No process could be had to check the grammar; try again.")
 
     async def _ask(
@@ -105,15 +111,22 @@ class CompileServer:
         is_slow: Callable[[], None],
         slice_s: float | None,
     ) -> Outcome | None:
-        """The child's answer; None if it ended without one."""
+        """The child's answer; None if it ended without one.
+
+        Raises:
+            _NotBegunError: there was no child.
+        """
         sock.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=sock)
         pid: int | None = None
         reading: asyncio.Task[bytes] | None = None
         try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            try:
                 child: int = PID.unpack(await reader.readexactly(PID.size))[0]
-                pid = child
+            except (ConnectionError, asyncio.IncompleteReadError):
+                raise _NotBegunError from None
+            pid = child
+            with contextlib.suppress(ConnectionError):
                 if slice_s is None:
                     lower_priority(_NICE_LATER, child)
                 writer.write(msgspec.msgpack.encode(job))

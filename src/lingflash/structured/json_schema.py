@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from lingflash.core.errors import InvalidRequestError
 from lingflash.structured.one_of import are_disjoint
+from lingflash.structured.references import circular_references, is_local
 from lingflash.structured.regex_size import check_regex
 
 MAX_SCHEMA_CHARS = 256 * 1024
@@ -78,7 +79,7 @@ def prepare_schema(schema: Any, where: str) -> dict[str, Any]:
         schema = {} if schema else {"not": {}}
     if not isinstance(schema, Mapping):
         refuse(where, f"is {type(schema).__name__}; a JSON Schema object is needed")
-    checker = _Checker(where)
+    checker = _Checker(where, schema)
     checker.check(schema, "", 0)
     result = _copy(schema, schema, close=not checker.combines)
     result.pop("$schema", None)
@@ -90,8 +91,9 @@ def prepare_schema(schema: Any, where: str) -> dict[str, Any]:
 class _Checker:
     """Walks a schema's keywords, leaving out the values and names in it."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, root: Mapping[str, Any]) -> None:
         self._where = where
+        self._circular = circular_references(root)
         self._num_nodes = 0
         self.combines = False
 
@@ -123,12 +125,14 @@ class _Checker:
         if isinstance(schema.get("pattern"), str):
             check_regex(schema["pattern"], self._where, f"the keyword 'pattern'{at}")
         reference = schema.get("$ref")
-        if reference is not None and not is_local_reference(reference):
+        if reference is not None and not is_local(reference):
             refuse(
                 self._where,
                 f"has the keyword '$ref'{at} with {reference!r}; only references within the schema "
                 "('#/$defs/...') are supported",
             )
+        if id(schema) in self._circular:
+            refuse(self._where, f"has the keyword '$ref'{at} that leads back to itself")
         for key in COUNTS & schema.keys():
             value = schema[key]
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -176,11 +180,6 @@ def _may_be_closed(schema: Mapping[str, Any]) -> bool:
     return not isinstance(required, list) or all(
         isinstance(name, str) and name in properties for name in required
     )
-
-
-def is_local_reference(reference: Any) -> bool:
-    """Whether `$ref` points into its own schema."""
-    return isinstance(reference, str) and (reference == "#" or reference.startswith("#/"))
 
 
 def refuse_size(where: str, depth: int, num_nodes: int, path: str | None = None) -> None:

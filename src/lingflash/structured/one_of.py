@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lingflash.structured.references import pointed_to
+
 # Branches are compared in pairs; more than this many say nothing of each other.
 MAX_BRANCHES = 300
 _MAX_STEPS = 16  # of references, and of properties within properties
@@ -33,24 +35,6 @@ def are_disjoint(branches: Any, root: Mapping[str, Any]) -> bool:
         for i, one in enumerate(found)
         for other in found[i + 1 :]
     )
-
-
-def pointed_to(reference: Any, root: Mapping[str, Any]) -> Any:
-    """What "#/..." refers to; None if there is nothing."""
-    if reference == "#":
-        return root
-    if not isinstance(reference, str) or not reference.startswith("#/"):
-        return None
-    place: Any = root
-    for part in reference[2:].split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-            place = place[int(key)]
-        elif isinstance(place, Mapping) and key in place:
-            place = place[key]
-        else:
-            return None
-    return place
 
 
 def _resolve(schema: Any, root: Mapping[str, Any]) -> Any:

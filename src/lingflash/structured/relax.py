@@ -16,10 +16,10 @@ from lingflash.structured.json_schema import (
     HOLDS_NAMES,
     HOLDS_VALUES,
     MAX_COUNT,
-    is_local_reference,
     refuse_size,
 )
-from lingflash.structured.one_of import are_disjoint, pointed_to
+from lingflash.structured.one_of import are_disjoint
+from lingflash.structured.references import circular_references, is_local, pointed_to
 from lingflash.structured.regex_size import check_regex, has_unsupported_parts
 
 # What llguidance enforces of strings, with the dates that `json_schema` writes out.
@@ -72,6 +72,7 @@ def drop_keywords(
 class _Relaxer:
     def __init__(self, root: Mapping[str, Any], keywords: frozenset[str]) -> None:
         self._root = root
+        self._circular = circular_references(root)
         self._keywords = keywords
         self._num_nodes = 0
         self.dropped: list[str] = []
@@ -116,7 +117,11 @@ class _Relaxer:
             case "patternProperties":
                 return isinstance(value, Mapping) and all(map(_is_usable, value))
             case "$ref":
-                return is_local_reference(value) and pointed_to(value, self._root) is not None
+                return (
+                    is_local(value)
+                    and pointed_to(value, self._root) is not None
+                    and id(schema) not in self._circular
+                )
             case "$id" | "$schema":
                 return schema is self._root
             case "type":

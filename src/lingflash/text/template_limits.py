@@ -20,7 +20,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinMethodType
 from typing import Any
 
@@ -126,7 +126,18 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(left, str) and isinstance(right, str):
             self.make(len(left) + len(right))
         elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
-            _check_items(len(left) + len(right))
+            self._check_items((*left, *right))
+
+    def _check_items(self, items: Sequence[Any], times: int = 1) -> None:
+        if len(items) * times > MAX_ITEMS:
+            raise TemplateLimitError(f"it makes a list of over {MAX_ITEMS} items")
+        self.make(_text_in(items) * times)  # as it would be written
+
+    def _check_format(self, text: str, values: Iterable[Any]) -> None:
+        if _WIDE_FORMAT.search(text):
+            raise TemplateLimitError(f"it asks for a width over {_MAX_WIDTH}")
+        longest = max((len(value) for value in values if isinstance(value, str)), default=0)
+        self.make(len(text) + (text.count("%") + text.count("{")) * longest)
 
     def _joined(self, parts: Iterable[str]) -> str:
         """What blocks, macros and the whole template do with their parts."""
@@ -148,7 +159,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             if name in _WIDE_FILTERS:
                 _check_widths((*args, *kwargs.values()))
             elif name == "format":
-                _check_format(str(args[0]))
+                self._check_format(str(args[0]), (*args[1:], *kwargs.values()))
             elif name == "replace":
                 self._check_replace([a for a in (*args, *kwargs.values()) if isinstance(a, str)])
             elif name == "join":
@@ -165,7 +176,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self, eval_ctx: Any, value: Iterable[Any], d: Any = "", *more: Any, **_: Any
     ) -> tuple[Any, ...]:
         items = list(value)
-        self.make(len(str(d)) * len(items))
+        self.make(len(str(d)) * len(items) + _text_in(items))
         return (eval_ctx, items, d, *more)
 
     def _check_replace(self, texts: list[str]) -> None:
@@ -179,7 +190,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         """Do `*`, `**` or `%`, if what comes of it is not too large."""
         if operator == "%":
             if isinstance(left, str):
-                _check_format(left)
+                values = right.values() if isinstance(right, dict) else right
+                self._check_format(left, values if isinstance(right, dict | tuple) else (right,))
         elif isinstance(left, int) and isinstance(right, int):
             bits, more = left.bit_length(), right.bit_length()
             if (bits * abs(right) if operator == "**" else bits + more) > _MAX_BITS:
@@ -189,7 +201,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                 if isinstance(times, int) and isinstance(sized, str):
                     self.make(len(sized) * times)
                 elif isinstance(times, int) and isinstance(sized, list | tuple):
-                    _check_items(len(sized) * times)
+                    self._check_items(sized, times)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -204,7 +216,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                 __self._check_replace([text, *(a for a in args if isinstance(a, str))])
             elif name == "join":
                 items = list(args[0])
-                __self.make(len(text) * len(items))
+                __self.make(len(text) * len(items) + _text_in(items))
                 args = (items,)
         if not __self.is_safe_callable(__obj):
             raise SecurityError(f"{__obj!r} is not safely callable")
@@ -218,7 +230,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         text = value.__self__
 
         def formatted(*args: Any, **kwargs: Any) -> str:
-            _check_format(text)
+            self._check_format(text, (*args, *kwargs.values()))
             return wrapped(*args, **kwargs)
 
         return formatted
@@ -275,11 +287,5 @@ def _check_widths(args: Iterable[Any]) -> None:
         raise TemplateLimitError(f"it asks for a width over {_MAX_WIDTH}")
 
 
-def _check_format(text: str) -> None:
-    if _WIDE_FORMAT.search(text):
-        raise TemplateLimitError(f"it asks for a width over {_MAX_WIDTH}")
-
-
-def _check_items(count: int) -> None:
-    if count > MAX_ITEMS:
-        raise TemplateLimitError(f"it makes a list of over {MAX_ITEMS} items")
+def _text_in(items: Iterable[Any]) -> int:
+    return sum(len(item) for item in items if isinstance(item, str))
