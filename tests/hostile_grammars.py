@@ -125,6 +125,6 @@ def hostile_requests(count: int, seed: int = 0) -> list[bytes]:
     bodies = []
     for i in range(count):
         fields = KINDS[i % len(KINDS)](rng)
-        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, **fields}
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20, **fields}
         bodies.append(json.dumps(body).encode())
     return bodies

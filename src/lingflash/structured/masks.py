@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -185,17 +184,18 @@ class TokenMatcher:
             raise error
         self._panic = f"the grammar library failed: {error}"
 
+    def charge(self, seconds: float) -> None:
+        """Note the processor time that a mask has taken."""
+        if seconds > SLOW_MASK_S:
+            self._lexer.is_slow = True
+            self._spent_s += max(seconds - _EXPECTED_MASK_S, 0.0)
+
     def _compute(self, row: Mask) -> None:
-        start_s = time.thread_time()
         try:
             self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         except BaseException as error:
             self._fail(error)
             row[:] = 0
-        spent_s = time.thread_time() - start_s
-        if spent_s > SLOW_MASK_S:
-            self._lexer.is_slow = True
-            self._spent_s += max(spent_s - _EXPECTED_MASK_S, 0.0)
 
 
 def mask_words(vocab_size: int) -> int:

@@ -102,10 +102,12 @@ def _beside_steps(matcher: TokenMatcher, token: int | None = None) -> None:
 
 
 def _prepare(matcher: TokenMatcher, token: int | None = None) -> None:
+    start_s = time.thread_time()
     try:
         if token is None or matcher.consume(token):
             matcher.prepare()
     finally:
+        matcher.charge(time.thread_time() - start_s)
         matcher.is_busy = False
 
 
@@ -181,6 +183,7 @@ class StepMasks:
                 self._thread = thread
                 thread.begin()
             found = self._fill(group)
+            _matcher_of(group).charge(thread.spent_s())
             with self._lock:
                 if turn == self._turn:
                     self._allowed.update(found)
