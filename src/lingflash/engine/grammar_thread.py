@@ -25,7 +25,6 @@ class Compiled:
     """A request whose grammar has been dealt with.
 
     Args:
-        request: the request.
         outcome: the matcher, or why there is none.
     """
 
@@ -52,7 +51,6 @@ class GrammarThreads:
     """Compiles requests' grammars in threads; all methods belong to the engine's loop.
 
     Args:
-        grammars: the compiler.
         deliver: called in a thread with each result.
         max_waiting: requests that may wait to be compiled.
     """

@@ -28,12 +28,7 @@ _MASK_POLL_S = 0.001
 
 
 class EngineLoop:
-    """Scheduler and model runner together.
-
-    Args:
-        config: settings.
-        runner: the loaded model.
-    """
+    """Scheduler and model runner together."""
 
     def __init__(self, config: EngineConfig, runner: ModelRunner) -> None:
         plan = runner.plan
@@ -123,7 +118,6 @@ class EngineLoop:
         """Queue a request; one without a seed gets one, so that preemption repeats its samples.
 
         Args:
-            request: what to serve.
             matcher: of its grammar, if that was compiled elsewhere; else it is compiled here.
 
         Raises:

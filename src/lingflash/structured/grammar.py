@@ -58,10 +58,6 @@ _LIMITS = LLParserLimits(
 def to_lark(spec: GrammarSpec, param: str | None = None) -> str:
     """Write a grammar in llguidance's Lark.
 
-    Args:
-        spec: what is asked for.
-        param: the request field that it came in, for messages.
-
     Raises:
         InvalidRequestError: it is malformed or cannot be enforced; the message names the keyword.
     """

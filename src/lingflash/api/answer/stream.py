@@ -8,9 +8,9 @@ the end, without `[DONE]`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
 from typing import Any
 
 from starlette.requests import Request
@@ -25,14 +25,20 @@ from lingflash.protocol.sse import sse_event
 
 # A reader that takes nothing for so long is given up; else it would hold its answer for ever.
 STALL_TIMEOUT_S = 60.0
+# Proxies and clients end a connection that is silent for 60 s or less, as a long prompt would be.
+PING_AFTER_S = 10.0
 
 
-class ChunkWriter(ABC):
-    """Turns deltas into the bytes of chunks; one per streamed answer."""
+class AnswerWriter(ABC):
+    """Turns deltas into the bytes of chunks, or all of them into one body; one per answer."""
 
     def begin(self) -> bytes:
         """What comes before the first chunk; nothing, unless overridden."""
         return b""
+
+    def ping(self) -> bytes:
+        """What tells a waiting client that its answer is still being made."""
+        return b": ping\n\n"
 
     @abstractmethod
     def write(self, deltas: Deltas) -> bytes:
@@ -49,10 +55,6 @@ class ChunkWriter(ABC):
     async def finished(self) -> None:  # noqa: B027 (most have nothing to do)
         """Called once, before the last bytes are sent, however the answer ended."""
 
-
-class AnswerWriter(ChunkWriter):
-    """A ChunkWriter that can make one body of the same answer instead."""
-
     @abstractmethod
     async def collect(self) -> None:
         """Read the whole answer."""
@@ -61,18 +63,21 @@ class AnswerWriter(ChunkWriter):
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
 
+    def has_body_after(self, error: LingflashError) -> bool:
+        """Whether `whole` tells of what ended the answer; else the error is the answer."""
+        return False
+
 
 class EventStreamResponse(Response):
     """An answer that is written while it is generated.
 
     Args:
         generation: already accepted by the engine.
-        writer: makes the chunks.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, writer: ChunkWriter) -> None:
+    def __init__(self, generation: Generation, writer: AnswerWriter) -> None:
         # Not super().__init__: it would set a content-length.
         self.status_code = 200
         self.background = None
@@ -84,11 +89,13 @@ class EventStreamResponse(Response):
         self._generation = generation
         self._writer = writer
         self._sending_since: float | None = None
+        self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the answer; abort it if the client goes away."""
         generation = self._generation
         reason: BaseException | None = None
+        pinging = asyncio.create_task(self._ping(send))
         try:
             await send(
                 {
@@ -113,11 +120,13 @@ class EventStreamResponse(Response):
             reason = error
             failed = LingflashError("The server failed while streaming this answer.")
             last = self._writer.fail(failed)
+            pinging.cancel()
             await _send_body(send, last, more=False)
             raise
         else:
             last = self._writer.end()
         finally:
+            pinging.cancel()
             await generation.close(reason)
             await self._writer.finished()
         await _send_body(send, last, more=False)
@@ -131,7 +140,16 @@ class EventStreamResponse(Response):
             if chunks:
                 self._sending_since = time.monotonic()
                 await _send_body(send, chunks, more=True)
-                self._sending_since = None
+                self._sent_at, self._sending_since = self._sending_since, None
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(max(self._sent_at + PING_AFTER_S - time.monotonic(), 0.01))
+            now = time.monotonic()
+            if now - self._sent_at >= PING_AFTER_S:
+                self._sent_at = now
+                if self._sending_since is None:  # else its reader is behind, not waiting
+                    await _send_body(send, self._writer.ping(), more=True)
 
     def _is_stalled(self) -> bool:
         since = self._sending_since
@@ -148,35 +166,19 @@ async def send_answer(
     """
     if stream:
         return EventStreamResponse(generation, answer)
-    if not await collect_answer(generation, answer.collect(), request.receive):
-        return Response(status_code=499)  # for the log; nobody reads it
-    return json_response(answer.whole())
-
-
-async def collect_answer(
-    generation: Generation, work: Coroutine[Any, Any, None], receive: Receive
-) -> bool:
-    """Read a whole answer; False if the client went away, which aborts it.
-
-    Args:
-        generation: already accepted by the engine; it is closed.
-        work: reads its deltas.
-        receive: the connection's ASGI channel, its body already read.
-
-    Raises:
-        LingflashError: the engine failed.
-    """
-    error: BaseException | None = None
+    failure: BaseException | None = None
     try:
-        await until_client_gone(work, receive)
+        await until_client_gone(answer.collect(), request.receive)
     except ClientGone:
-        return False
-    except BaseException as failure:
-        error = failure
-        raise
+        return Response(status_code=499)  # for the log; nobody reads it
+    except BaseException as error:
+        failure = error
+        if not isinstance(error, LingflashError) or not answer.has_body_after(error):
+            raise
     finally:
-        await generation.close(error)
-    return True
+        await generation.close(failure)
+        await answer.finished()
+    return json_response(answer.whole())
 
 
 async def _send_body(send: Send, body: bytes, *, more: bool) -> None:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
+from lingflash.api.answer.accept import accept
 from lingflash.api.answer.logprobs import token_text
-from lingflash.api.answer.sampling import check_token_ids
-from lingflash.api.state import ServerState, state_of
-from lingflash.core.errors import InvalidRequestError
-from lingflash.httpd.body import json_response, read_request
+from lingflash.api.state import ServerState
+from lingflash.core.errors import InvalidRequestError, RequestTooLargeError
+from lingflash.core.limits import check_token_ids
+from lingflash.httpd.body import json_response
 from lingflash.httpd.openapi import json_body
-from lingflash.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from lingflash.protocol.endpoint_fields import DETOKENIZE, TOKENIZE
+from lingflash.protocol.tokenize import TokenizeRequest
 from lingflash.text.chat_prompt import ModelText
 
 router = APIRouter()
 
+_LEAST_TEXT_BYTES = 2**20
+_BYTES_PER_TOKEN = 16
 
-@router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
+
+@router.post(TOKENIZE.path, openapi_extra=json_body(TOKENIZE.model))
 async def tokenize(request: Request) -> Response:
     """Give the token ids of a text or of chat messages."""
-    state = state_of(request)
-    body = await read_request(request, TokenizeRequest, state.config.max_body_bytes)
-    state.require_model(body.model)
+    state, body, _ = await accept(request, TOKENIZE, needs_engine=False)
     text = _require_text(state)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give either prompt or messages.", param="prompt")
@@ -43,6 +47,7 @@ async def tokenize(request: Request) -> Response:
         prompt = body.prompt or ""
         return text.tokenizer.encode(prompt, add_special_tokens=body.add_special_tokens)
 
+    _check_size(state, body)
     token_ids = await asyncio.to_thread(work)
     answer: dict[str, Any] = {"count": len(token_ids), "tokens": token_ids}
     if state.engine.is_ready:
@@ -52,12 +57,27 @@ async def tokenize(request: Request) -> Response:
     return json_response(answer)
 
 
-@router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
+def _check_size(state: ServerState, body: TokenizeRequest) -> None:
+    """Refuse a text far longer than any context, whose ids would take all memory.
+
+    Raises:
+        RequestTooLargeError: it is.
+    """
+    context = state.engine.info.max_model_len if state.engine.is_ready else 0
+    allowed = max(_LEAST_TEXT_BYTES, _BYTES_PER_TOKEN * context)
+    size = len(msgspec.json.encode([body.prompt, body.messages, body.tools]))
+    if size > allowed:
+        raise RequestTooLargeError(
+            f"The text has {size} bytes; at most {allowed} are tokenized at once, "
+            f"{_BYTES_PER_TOKEN} for each token of the context. Send it in parts.",
+            param="prompt" if body.prompt is not None else "messages",
+        )
+
+
+@router.post(DETOKENIZE.path, openapi_extra=json_body(DETOKENIZE.model))
 async def detokenize(request: Request) -> Response:
     """Give the text of token ids, special tokens included."""
-    state = state_of(request)
-    body = await read_request(request, DetokenizeRequest, state.config.max_body_bytes)
-    state.require_model(body.model)
+    state, body, _ = await accept(request, DETOKENIZE, needs_engine=False)
     text = _require_text(state)
     check_token_ids(body.tokens, text.tokenizer.vocab_size, "tokens")
     decoded = await asyncio.to_thread(text.tokenizer.decode, body.tokens)

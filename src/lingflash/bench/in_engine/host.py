@@ -13,6 +13,7 @@ import statistics
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,26 +87,24 @@ class TimedRunner(ModelRunner):
 
     _free_at = 0.0
 
-    @property
-    def can_overlap(self) -> bool:
-        """See ModelRunner.can_overlap."""
-        return True
+    def __init__(self, model: BailingHybrid, plan: MemoryPlan, **options: Any) -> None:
+        super().__init__(model, plan, **options)
+        self.can_overlap = True
+        self._graphs = DecodeGraphs(
+            CudaDecoder.__new__(CudaDecoder),  # launches nothing
+            self.cache,
+            max_num_seqs=plan.num_state_slots,
+            max_model_len=plan.max_model_len,
+            block_size=plan.block_size,
+            use_graphs=False,
+        )
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
         """See ModelRunner.launch."""
         if output.num_tokens > len(output.scheduled):
             return super().launch(output)
-        if self.graphs is None:
-            self.graphs = DecodeGraphs(
-                CudaDecoder.__new__(CudaDecoder),  # launches nothing
-                self.cache,
-                max_num_seqs=self.plan.num_state_slots,
-                max_model_len=self.plan.max_model_len,
-                block_size=self.plan.block_size,
-                use_graphs=False,
-            )
         self.memory.run(output.memory_ops)
-        self.graphs.stage(output.scheduled, draws=True)
+        self._graphs.stage(output.scheduled, draws=True)
         self._free_at = max(time.perf_counter(), self._free_at) + DEVICE_MS / 1e3
         return PendingStep(partial(self._wait, output, self._free_at), is_under_way=True)
 
@@ -159,7 +158,7 @@ def time_parts(loop: EngineLoop) -> tuple[dict[str, float], list[TokenEvent]]:
     output = scheduler.schedule()
     marks.append(time.perf_counter())
     runner.memory.run(output.memory_ops)
-    _, wanting = runner.build_batch(output)
+    _, wanting = runner.general.build_batch(output)
     marks.append(time.perf_counter())
     results = [StepResult(token_id=1) for _ in wanting]
     marks.append(time.perf_counter())
