@@ -1,0 +1,185 @@
+"""A network namespace of its own, with a server and whatever a program needs to run beside it.
+
+The namespace has a loopback and nothing else, so that a program can reach the server alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lingflash.cli.connect_program import Program, Settings
+from lingflash.core.hub import bundled_folder
+from lingflash.text.tokenizer import Tokenizer
+
+HERE = Path(__file__).parent
+URL = "http://127.0.0.1:8000"
+KEY = "dummy"
+# Without root a user namespace around it gives the right to make one for the network.
+_AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+_INTO = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+
+
+class Record:
+    """What the server wrote down: prompts, answers, refusals."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tokenizer = Tokenizer.from_folder(bundled_folder())
+
+    def entries(self, *kinds: str) -> list[dict]:
+        """Those of some kinds, in order."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [entry for entry in map(json.loads, lines) if entry["kind"] in kinds]
+
+    def refused(self) -> list[dict]:
+        """Requests that ended in an error, apart from what no client takes for one."""
+        return [entry for entry in self.entries("http") if entry["method"] != "HEAD"]
+
+    def sizes(self) -> list[int]:
+        """Tokens of each prompt of the main loop."""
+        return [len(entry["prompt"]) for entry in self.entries("main")]
+
+    def last_prompt(self) -> str:
+        """The text of the main loop's last prompt."""
+        return self._tokenizer.decode(self.entries("main")[-1]["prompt"])
+
+    def check_continues(self, *, turns: int) -> None:
+        """Each prompt of the main loop begins with the one before and its answer, to the token.
+
+        Args:
+            turns: there must be as many prompts at least.
+        """
+        entries = self.entries("main")
+        assert len(entries) >= turns, f"{len(entries)} prompts in the main loop"
+        for number, (before, after) in enumerate(zip(entries, entries[1:], strict=False)):
+            known = before["prompt"] + before["answer"]
+            same = next(
+                (i for i, pair in enumerate(zip(known, after["prompt"], strict=False)) if pair[0] != pair[1]),
+                min(len(known), len(after["prompt"])),
+            )
+            if same < len(known):
+                was, now = (self._tokenizer.decode(ids[max(same - 40, 0) : same + 40]) for ids in (known, after["prompt"]))
+                raise AssertionError(f"prompt {number + 1} keeps {same} of {len(known)} tokens: {was!r} became {now!r}")
+
+    def __str__(self) -> str:
+        lines = []
+        for entry in self.entries("main", "other", "http"):
+            if entry["kind"] == "http":
+                said = (entry["method"], entry["path"], str(entry["status"]), entry["answer"][:500])
+                lines.append(" ".join(said))
+            else:
+                tail, answer = (
+                    self._tokenizer.decode(ids)
+                    for ids in (entry["prompt"][-30:], entry["answer"][:60])
+                )
+                lines.append(f"{entry['kind']} {len(entry['prompt'])} tokens ...{tail!r} -> {answer!r}")
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class Run:
+    """What a program left: exit code, what it printed, and how long it took."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n{self.out[-6000:]}\n--- stderr\n{self.err[-6000:]}"
+
+
+class Cell:
+    """One program's world: a namespace, an empty home, a folder to work in.
+
+    Args:
+        folder: for the home, the work and the records.
+        server: command of the server to start inside; it must print "ready" or "serving".
+        record: of that server.
+    """
+
+    def __init__(self, folder: Path, server: list[str], record: Record) -> None:
+        self.record = record
+        self.home, self.work = folder / "home", folder / "work"
+        for made in (self.home, self.work, folder / "tmp"):
+            made.mkdir(parents=True)
+        self._folder = folder
+        self._log = open(folder / "server.log", "w+", encoding="utf-8")
+        self._process = subprocess.Popen(
+            ["unshare", *_AS_ROOT, "--net", *server],
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + 90
+        while not any(word in self.log() for word in ("ready", "serving ")):
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        """What the server said so far."""
+        return (self._folder / "server.log").read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        """End the server; it must end by itself at a signal."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        finally:
+            self._process.kill()
+            self._log.close()
+
+    def apply(self, program: Program, settings: Settings) -> dict[str, str]:
+        """Write a program's settings into the home; gives the variables to set."""
+        for name, text in program.files.items():
+            path = self.home / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(settings.fill(text), encoding="utf-8")
+        return {name: settings.fill(value) for name, value in program.environment.items()}
+
+    def run(self, command, *, environment=None, stdin="", timeout_s=100) -> Run:
+        """Run something inside, with a clean environment, and end all that it started."""
+        began = time.monotonic()
+        path = os.environ["PATH"]
+        clean = {
+            "PATH": path,
+            "HOME": str(self.home),
+            "TMPDIR": str(self._folder / "tmp"),
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+            "NO_COLOR": "1",
+        }
+        process = subprocess.Popen(
+            ["nsenter", f"--target={self._process.pid}", *_INTO, "--net", "--", *command],
+            cwd=self.work,
+            env={**clean, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(stdin, timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            err += f"\n(ended after {timeout_s} s)"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return Run(process.returncode, out, err, time.monotonic() - began)
