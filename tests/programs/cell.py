@@ -21,6 +21,7 @@ from lingflash.text.tokenizer import Tokenizer
 HERE = Path(__file__).parent
 URL = "http://127.0.0.1:8000"
 KEY = "dummy"
+ANSWER = "<role>ASSISTANT</role>"
 # Without root a user namespace around it gives the right to make one for the network.
 _AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
 _INTO = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
@@ -52,23 +53,32 @@ class Record:
         """The text of the main loop's last prompt."""
         return self._tokenizer.decode(self.entries("main")[-1]["prompt"])
 
-    def check_continues(self, *, turns: int) -> None:
-        """Each prompt of the main loop begins with the one before and its answer, to the token.
+    def check_continues(self, *, loops: int = 1, turns: int) -> None:
+        """Each prompt of the main loop begins with an earlier one and its answer, to the token.
 
         Args:
-            turns: there must be as many prompts at least.
+            loops: so many prompts may begin anew, with no answer in them.
+            turns: each loop has as many prompts at least.
         """
         entries = self.entries("main")
-        assert len(entries) >= turns, f"{len(entries)} prompts in the main loop"
-        for number, (before, after) in enumerate(zip(entries, entries[1:], strict=False)):
-            known = before["prompt"] + before["answer"]
-            same = next(
-                (i for i, pair in enumerate(zip(known, after["prompt"], strict=False)) if pair[0] != pair[1]),
-                min(len(known), len(after["prompt"])),
+        assert len(entries) >= loops * turns, f"{len(entries)} prompts in the main loop"
+        begun = 0
+        for number, entry in enumerate(entries):
+            prompt = entry["prompt"]
+            earlier = [other["prompt"] + other["answer"] for other in entries[:number]]
+            if any(prompt[: len(known)] == known for known in earlier):
+                continue
+            if self._tokenizer.decode(prompt).count(ANSWER) == 1:
+                begun += 1
+                continue
+            same, known = max((_num_same(known, prompt), known) for known in earlier)
+            was, now = (
+                self._tokenizer.decode(ids[max(same - 40, 0) : same + 40]) for ids in (known, prompt)
             )
-            if same < len(known):
-                was, now = (self._tokenizer.decode(ids[max(same - 40, 0) : same + 40]) for ids in (known, after["prompt"]))
-                raise AssertionError(f"prompt {number + 1} keeps {same} of {len(known)} tokens: {was!r} became {now!r}")
+            raise AssertionError(
+                f"prompt {number} keeps {same} of {len(known)} tokens: {was!r} became {now!r}"
+            )
+        assert begun == loops
 
     def __str__(self) -> str:
         lines = []
@@ -83,6 +93,11 @@ class Record:
                 )
                 lines.append(f"{entry['kind']} {len(entry['prompt'])} tokens ...{tail!r} -> {answer!r}")
         return "\n".join(lines)
+
+
+def _num_same(one: list[int], other: list[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @dataclass(slots=True)
@@ -109,6 +124,7 @@ class Cell:
 
     def __init__(self, folder: Path, server: list[str], record: Record) -> None:
         self.record = record
+        self.path = os.environ["PATH"]
         self.home, self.work = folder / "home", folder / "work"
         for made in (self.home, self.work, folder / "tmp"):
             made.mkdir(parents=True)
@@ -153,9 +169,8 @@ class Cell:
     def run(self, command, *, environment=None, stdin="", timeout_s=100) -> Run:
         """Run something inside, with a clean environment, and end all that it started."""
         began = time.monotonic()
-        path = os.environ["PATH"]
         clean = {
-            "PATH": path,
+            "PATH": self.path,
             "HOME": str(self.home),
             "TMPDIR": str(self._folder / "tmp"),
             "LANG": "C.UTF-8",

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from cell import KEY
+from cell import ANSWER, KEY
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
 from lingflash.cli import main, report_errors
@@ -40,8 +40,9 @@ class Scenario:
     """Says what the model says.
 
     The main loop is the requests that offer `tool`: they get the texts of `turns` one after the
-    other, a prompt that was seen before its old text. Requests whose prompt matches a pattern of
-    `others` get its text, all the rest `other`.
+    other, a prompt that was seen before its old text. With `by_turns` the number of answers in
+    the prompt says which turn it is, so that one program can run several loops. Requests whose
+    prompt ends with a match of a pattern of `others` get its text, all the rest `other`.
     """
 
     def __init__(self, fields, record):
@@ -50,6 +51,7 @@ class Scenario:
         self._turns = fields["turns"]
         self._others = fields.get("others", {})
         self._other = fields.get("other", "Tools and tests")
+        self._by_turns = fields.get("by_turns", False)
         self._record = record
         self._said: dict[tuple[int, ...], str] = {}
 
@@ -69,7 +71,8 @@ class Scenario:
         if f'"name": "{self._tool}"' not in offered:
             return "other", self._other
         if prompt not in self._said:
-            self._said[prompt] = self._turns[min(len(self._said), len(self._turns) - 1)]
+            turn = text.count(ANSWER) - 1 if self._by_turns else len(self._said)
+            self._said[prompt] = self._turns[min(turn, len(self._turns) - 1)]
         return "main", self._said[prompt]
 
 

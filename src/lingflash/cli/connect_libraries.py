@@ -186,8 +186,10 @@ LIBRARIES = (
         package="guidellm",
         version="0.8.1",
         registry="pypi",
-        api=(_CHAT, "/v1/completions"),
+        api=(_CHAT, "/v1/completions", _RESPONSES),
         calls_tools=False,
-        start="guidellm benchmark run --target $url --model $model ...",
+        start="guidellm run --backend kind=openai_http,target=$url,model=$model,api_key=$key,"
+        "request_format=/v1/chat/completions,max_tokens=16 ...",
+        notes="`request_format` may be `/v1/completions` or `/v1/responses` too.",
     ),
 )
