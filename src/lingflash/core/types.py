@@ -154,7 +154,7 @@ class EngineRequest:
     Args:
         request_id: unique among the requests in flight.
         prompt_token_ids: at least one token.
-        sampling: how to choose tokens; `seed` must be set (the client fills it in).
+        sampling: how to choose tokens; where it has no seed, `EngineLoop.add` draws one.
         timeout_s: the request ends with a deadline error this long after it was accepted.
         cache_salt: requests share computed prefixes only with those of the same salt.
         grammar: what each answer must look like.

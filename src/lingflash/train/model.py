@@ -344,7 +344,6 @@ class TrainModel(nn.Module):
     """The whole model.
 
     Args:
-        config: shape, from config.json.
         shared_width: inner width of the shared experts; None is num_shared_experts times the
             routed width.
     """
@@ -411,7 +410,6 @@ class TrainModel(nn.Module):
 
         Args:
             tokens: int [B, T + 1] or longer.
-            context: of the rows.
             index: int64 [K], flat positions of [B, T].
             with_mtp: also compute the MTP layer's.
 

@@ -34,7 +34,6 @@ class Quality:
     Args:
         perplexity: exp of the mean negative log probability of the answers' tokens.
         num_exact: cases whose every token was the likeliest.
-        num_cases: all.
         num_exact_calls, num_calls: the same of the cases whose answer is one or more tool calls.
     """
 
@@ -49,8 +48,6 @@ def answer_quality(folder: Path, tokenizer: Tokenizer, cases: list[Case]) -> Qua
     """Score a checkpoint in float32 on the CPU.
 
     Args:
-        folder: of the checkpoint.
-        tokenizer: of the model.
         cases: prompts of at most 4,096 tokens with their right answers.
 
     Raises:

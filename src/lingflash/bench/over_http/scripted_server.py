@@ -30,7 +30,6 @@ async def serve_scripted(folder: Path, port: int, step_s: float) -> None:
 
     Args:
         folder: of the model whose tokenizer and template are used.
-        port: to listen on.
         step_s: seconds between two tokens of every answer.
     """
     tokenizer = Tokenizer.from_folder(folder)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from lingflash.core.errors import EngineError
+from lingflash.core.extras import require_engine
 from lingflash.link.http_client import Address, BadAnswer, call
 from lingflash.records.record import require
 
@@ -32,12 +33,7 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """The server and where it listens; stop() ends it as an operator would.
-
-    Args:
-        address: where it will listen.
-        command: to start it.
-    """
+    """The server and where it listens; stop() ends it as an operator would."""
 
     def __init__(self, address: Address, command: Sequence[str]) -> None:
         self.address = address
@@ -53,6 +49,7 @@ class ServerProcess:
     @classmethod
     def ling_serve(cls, model: str, flags: Sequence[str] = ()) -> ServerProcess:
         """`ling serve MODEL` with further flags, on a free port."""
+        require_engine()
         address = Address(_HOST, free_port())
         where = ["--host", _HOST, "--port", str(address.port)]
         return cls(address, [sys.executable, "-c", _MAIN, "serve", model, *where, *flags])

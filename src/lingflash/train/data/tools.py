@@ -38,11 +38,8 @@ class Param:
     """One parameter of a function.
 
     Args:
-        name: as in the schema.
         kind: "str:<kind>", "int", "num", "bool", "enum", "list:<kind>", "list:int", "object" or
             "rows".
-        schema: its JSON schema.
-        required: whether the schema requires it.
         labels: what a request may call it.
         preps: prepositions that can stand before the value instead of a label.
         choices: values of an enum.
@@ -64,7 +61,6 @@ class Tool:
     """A function that can be offered.
 
     Args:
-        name: as in the schema.
         description: may be empty.
         params: in schema order.
         verb: index of the group of verbs it belongs to, -1 for none.
@@ -140,6 +136,37 @@ def _describe(rng: random.Random, words: Words, labels: list[str], bases: tuple[
     return text[0].upper() + text[1:] + ("." if rng.random() < 0.25 else "")
 
 
+def _draw_structure(
+    rng: random.Random, words: Words, kind: str, style: str, random_names: float
+) -> tuple[str, list[Param], dict[str, Any]]:
+    """Draw an "object" or a list of such, "rows": name, fields and schema."""
+    base = rng.choice(
+        (
+            "options",
+            "filter",
+            "address",
+            "settings",
+            "config",
+            "customer",
+            "profile",
+            "details",
+            "metadata",
+        )
+        if kind == "object"
+        else ("items", "entries", "rows", "lines", "orders")
+    )
+    inner: set[str] = set()
+    fields = [
+        make_param(rng, words, inner, style, random_names, 1) for _ in range(rng.randint(2, 3))
+    ]
+    for f in fields:
+        f.required = kind == "rows" or f.required
+    shape = {"type": "object", "properties": {f.name: f.schema for f in fields}}
+    if rng.random() < 0.5 or kind == "rows":
+        shape["required"] = [f.name for f in fields if f.required]
+    return base, fields, shape if kind == "object" else {"type": "array", "items": shape}
+
+
 def make_param(
     rng: random.Random,
     words: Words,
@@ -151,10 +178,7 @@ def make_param(
     """Draw a parameter whose name is not among `taken`, and add it there.
 
     Args:
-        rng: source of randomness.
-        words: pools to draw from.
         taken: names in use; changed.
-        style: naming style.
         random_names: probability of a name made of random words.
         depth: 1 inside an object, where only scalars are drawn.
     """
@@ -208,31 +232,7 @@ def make_param(
         bases = ("List of values", "The list", "All of them")
     else:
         kind = "object" if x < 0.985 else "rows"
-        base = rng.choice(
-            (
-                "options",
-                "filter",
-                "address",
-                "settings",
-                "config",
-                "customer",
-                "profile",
-                "details",
-                "metadata",
-            )
-            if kind == "object"
-            else ("items", "entries", "rows", "lines", "orders")
-        )
-        inner: set[str] = set()
-        fields = [
-            make_param(rng, words, inner, style, random_names, 1) for _ in range(rng.randint(2, 3))
-        ]
-        for f in fields:
-            f.required = kind == "rows" or f.required
-        shape = {"type": "object", "properties": {f.name: f.schema for f in fields}}
-        if rng.random() < 0.5 or kind == "rows":
-            shape["required"] = [f.name for f in fields if f.required]
-        schema.update(shape if kind == "object" else {"type": "array", "items": shape})
+        base, fields, schema = _draw_structure(rng, words, kind, style, random_names)
         bases = ("Details", "A structured value", "Settings")
     if random_name:
         base = words.word(rng) + (" " + words.word(rng) if rng.random() < 0.35 else "")
@@ -326,8 +326,6 @@ def make_tool(
     """Draw a function signature.
 
     Args:
-        rng: source of randomness.
-        words: pools to draw from.
         random_names: probability of a random name, per parameter.
         verb: verb group to use, -1 draws one.
         noun: what it is about, "" draws it.
