@@ -10,7 +10,7 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 from lingflash.cli.options import LoadingBar
 from lingflash.core.config import EngineConfig
@@ -18,7 +18,6 @@ from lingflash.core.errors import ConfigError, EngineError, InvalidRequestError,
 from lingflash.core.extras import require_engine
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.httpd.error_map import error_from_event
 from lingflash.link.http_client import Address, BadAnswer, Deadlines, open_request
 from lingflash.link.ipc import IpcEngineClient
 from lingflash.text.chat_prompt import ModelText
@@ -131,9 +130,13 @@ class EngineBackend(ChatBackend):
                     )
                 )
                 async for event in events:
-                    if event.finish_reason == "error":
-                        raise error_from_event(event)
-                    pieces.put(output.push(event).text)
+                    match event.finish_reason:
+                        case "error":
+                            raise event.error()
+                        case None | "stop" | "length" | "aborted":
+                            pieces.put(output.push(event).text)
+                        case _:
+                            assert_never(event.finish_reason)
             except LingflashError as error:
                 pieces.put(error)
             finally:

@@ -25,9 +25,14 @@ from typing import Any
 
 import msgspec
 
-from lingflash.core import errors
 from lingflash.core.config import EngineConfig
-from lingflash.core.errors import EngineDeadError, EngineError, LingflashError
+from lingflash.core.errors import (
+    EngineDeadError,
+    EngineError,
+    InvalidRequestError,
+    LingflashError,
+    from_code,
+)
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.link.event_stream import EventStream
 
@@ -137,14 +142,6 @@ def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
     return bytes(parts)
 
 
-def error_from(code: str, message: str, param: str | None = None) -> LingflashError:
-    """The error class with this code, EngineError if there is none."""
-    for value in vars(errors).values():
-        if isinstance(value, type) and issubclass(value, LingflashError) and value.code == code:
-            return value(message, param=param)
-    return EngineError(message, param=param)
-
-
 class IpcEngineClient:
     """An EngineClient whose engine is a child process.
 
@@ -243,7 +240,7 @@ class IpcEngineClient:
             raise EngineDeadError("The engine is not running; try again later.")
         request_id = request.request_id
         if request_id in self._open_choices:
-            raise errors.InvalidRequestError(
+            raise InvalidRequestError(
                 f"Request id {request_id!r} is already running.", param="request_id"
             )
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -338,7 +335,7 @@ class IpcEngineClient:
                     if code is None:
                         answer.set_result(None)
                     else:
-                        answer.set_exception(error_from(code, text, param))
+                        answer.set_exception(from_code(code, text, param=param))
             case ResetDone(number, blocks, checkpoints):
                 reset = self._resets.get(number)
                 if reset is not None and not reset.done():
@@ -351,7 +348,7 @@ class IpcEngineClient:
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(None)
             case Failed(code, text, param):
-                error = error_from(code, text, param)
+                error = from_code(code, text, param=param)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_exception(error)
                 else:

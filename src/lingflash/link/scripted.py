@@ -210,10 +210,6 @@ class ScriptedEngine:
         """Return when the engine is gone for good."""
         await self._dead.wait()
 
-    def revive(self) -> None:
-        """Take requests again, as after a restart."""
-        self._ready = True
-
     def _tokens(self, request: EngineRequest, choice: int) -> Sequence[int]:
         if isinstance(self._script, Mapping):
             prompt = tuple(request.prompt_token_ids)

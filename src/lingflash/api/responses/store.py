@@ -51,7 +51,6 @@ class StoredResponse:
     """One response with what it was made from.
 
     Args:
-        body: the response object.
         input_items: items of its request, without those of earlier responses.
     """
 
@@ -105,9 +104,7 @@ class ResponseStore:
         """Store a response; False if it is over the whole limit by itself.
 
         Args:
-            owner: hash of the key that it was made with.
             body: the response object; its previous_response_id links it to others.
-            input_items: items of its request.
         """
         return await self._call(lambda db: self._put(db, owner, body, input_items))
 
@@ -139,7 +136,6 @@ class ResponseStore:
 
         Args:
             owner: whose they must be.
-            response_id: the newest.
             max_bytes: more than this cannot be a prompt.
 
         Raises:
