@@ -67,8 +67,8 @@ class Scenario:
         for pattern, answer in self._others.items():
             if re.search(pattern, text[-2000:]):
                 return "other", answer
-        offered = text.split("\n</tools>\n")[0]
-        if f'"name": "{self._tool}"' not in offered:
+        offered, has_tools, _ = text.partition("\n</tools>\n")
+        if not has_tools or f'"name": "{self._tool}"' not in offered:
             return "other", self._other
         if prompt not in self._said:
             turn = text.count(ANSWER) - 1 if self._by_turns else len(self._said)
