@@ -142,7 +142,9 @@ def test_write_when_there_is_no_file_then_it_is_made_for_its_owner_alone(connect
     assert code == 0
     path = tmp_path / ".codex/config.toml"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert tomllib.loads(path.read_text())["model_providers"]["lingflash"]["base_url"] == f"{url}/v1"
+    assert (
+        tomllib.loads(path.read_text())["model_providers"]["lingflash"]["base_url"] == f"{url}/v1"
+    )
     assert '+model = "ling-nano"' in out
     assert "says so already" in connect("codex", "--url", url, "--write")[1]
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from cell import Cell, Record
 from clients_support import missing_client
-from install import NotInstalledError, install
+from program_cell import Cell, Record
+from program_install import NotInstalledError, install
 
-SERVE = Path(__file__).parent / "serve.py"
+SERVE = Path(__file__).parent / "program_serve.py"
 
 
 @pytest.fixture
@@ -59,16 +55,3 @@ def make_cell(tmp_path):
     yield make
     for cell in cells:
         cell.close()
-
-
-def write_png(path, size=16):
-    """A red square."""
-
-    def chunk(kind, data):
-        crc = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
-
-    head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + b"\xff\0\0" * size for _ in range(size)))
-    data = chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)

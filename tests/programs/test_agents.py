@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from pathlib import Path
+
 import pytest
 
-from agents import AGENTS, ANSWER, SUMMARY, TASK, WORD
-from cell import KEY, URL
-from conftest import write_png
 from lingflash.cli.connect_program import Settings
 from lingflash.cli.connect_programs import PROGRAMS
+from program_agents import AGENTS, ANSWER, SUMMARY, TASK, WORD, call
+from program_cell import KEY, URL, write_png
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
 def run_agent(installed, make_cell):
-    def run(name, turns, context=262_144):
+    def run(name, turns, context=262_144, prepare=None):
         agent = AGENTS[name]
         commands = installed(agent.lock)
 
@@ -32,6 +35,8 @@ def run_agent(installed, make_cell):
             (cell.work / f"long{k}.txt").write_text("".join(lines))
         settings = Settings(url=URL, model="ling-nano", key=KEY, context=context)
         environment = cell.apply(PROGRAMS[agent.program], settings)
+        if prepare is not None:
+            prepare(cell)
         command = [str(commands / agent.command[0]), *agent.command[1:], TASK]
         done = cell.run(command, environment={**environment, **agent.environment})
         print(done)
@@ -72,5 +77,42 @@ def test_agent_when_the_context_is_full_then_it_compacts_and_ends_well(run_agent
     assert [entry for entry in record.refused() if "context" not in entry["answer"]] == []
     sizes = record.sizes()
     assert max(sizes) <= agent.full_context
-    assert any(later < sooner for sooner, later in zip(sizes, sizes[1:], strict=False))
+    assert any(later < sooner for sooner, later in itertools.pairwise(sizes))
     assert agent.summarizes is None or SUMMARY in record.last_prompt()
+
+
+def test_codex_when_an_mcp_server_has_a_tool_then_it_runs_and_continues(run_agent):
+    def add_server(cell):
+        server = Path(__file__).parent / "drivers" / "mcp_server.py"
+        with (cell.home / ".codex/config.toml").open("a") as config:
+            config.write(f'[mcp_servers.demo]\ncommand = "{sys.executable}"\nargs = ["{server}"]\n')
+
+    turns = [call("<<add>>", a=40, b=2), call("exec_command", cmd="cat notes.txt"), ANSWER]
+    done, record = run_agent("codex", lambda _: lambda _: turns, prepare=add_server)
+    assert done.code == 0
+    assert ANSWER in done.out
+    assert record.refused() == []
+    record.check_continues(turns=3)
+    assert "the sum is 42" in record.last_prompt()
+
+
+@pytest.mark.parametrize("name", ["claude-code", "claude-code-newest"])
+def test_claude_code_when_it_starts_a_sub_agent_then_its_model_is_served(run_agent, name):
+    agent = call("<<Agent|Task>>", description="d", prompt="Find it.", subagent_type="Explore")
+    turns = [agent, "The sub-agent found a heron.", ANSWER]
+    done, record = run_agent(name, lambda _: lambda _: turns)
+    assert done.code == 0
+    assert ANSWER in done.out
+    assert record.refused() == []
+    assert "The sub-agent found a heron." in record.last_prompt()
+
+
+def test_claude_code_when_it_searches_for_a_deferred_tool_then_it_goes_on(run_agent):
+    search = call("ToolSearch", query="select:WebFetch", max_results=1)
+    turns = [search, AGENTS["claude-code-newest"].run("cat notes.txt"), ANSWER]
+    done, record = run_agent("claude-code-newest", lambda _: lambda _: turns)
+    assert done.code == 0
+    assert ANSWER in done.out
+    assert record.refused() == []
+    assert "WebFetch" in record.last_prompt()
+    assert f"the word is {WORD}" in record.last_prompt()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cell import KEY, URL
-from libraries import ANIMAL, TURNS, WEATHER
 from lingflash.cli.connect_program import Settings
 from lingflash.cli.connect_programs import PROGRAMS
 from lingflash.core.hub import bundled_folder
+from program_cell import KEY, URL
+from program_libraries import ANIMAL, TURNS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CONTEXT = 262_144
@@ -49,11 +49,11 @@ def weather(_):
     }
 
 
-LLM_TOOL = '''
+LLM_TOOL = """
 def get_weather(city: str, day: str = "today") -> str:
     "Get the weather forecast for a city"
     return '{"forecast": "light rain", "high": 17}'
-'''
+"""
 
 
 @pytest.mark.parametrize("scenario", [weather, None], ids=["scripted", "ling-nano"])

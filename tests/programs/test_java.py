@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cell import KEY
 from clients_support import missing_client
+from program_cell import KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SOURCE = Path(__file__).parent / "drivers" / "Streaming.java"

@@ -1,4 +1,4 @@
-"""Client libraries, unchanged, each in a namespace of its own with the settings of `ling connect`."""
+"""Client libraries, unchanged, each in a namespace of its own with `ling connect`'s settings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 
 import pytest
 
-from agents import call
-from cell import KEY, URL
-from conftest import write_png
-from libraries import ANIMAL, LIBRARIES, TURNS, WEATHER
 from lingflash.cli.connect_program import Settings
 from lingflash.cli.connect_programs import PROGRAMS
+from program_agents import call
+from program_cell import KEY, URL, write_png
+from program_libraries import ANIMAL, LIBRARIES, TURNS, WEATHER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CONTEXT = 262_144
@@ -49,14 +48,17 @@ def test_library_when_the_model_is_scripted_then_all_loops_end_and_continue(
         if library.program == "smolagents":  # its loop ends with a call
             end = [*TURNS[:2], call("final_answer", answer=WEATHER)]
             return {**fields, "turns": end}
-        return {**fields, "others": {f"{asked}[^<]*(<[^<]*){{3}}$": say for asked, say in answers.items()}}
+        return {
+            **fields,
+            "others": {f"{asked}[^<]*(<[^<]*){{3}}$": say for asked, say in answers.items()},
+        }
 
     cell = make_cell(scenario)
     said = run_driver(cell, installed(library.lock), library)
     assert cell.record.refused() == []
-    assert {name: text for name, text in said if name in library.loops} == {
-        name: WEATHER for name in library.loops
-    }
+    assert {name: text for name, text in said if name in library.loops} == dict.fromkeys(
+        library.loops, WEATHER
+    )
     objects = {name: json.loads(text) for name, text in said if name in library.objects}
     assert objects == {name: json.loads(ANIMAL) for name in library.objects}
     if library.loops and library.continues:

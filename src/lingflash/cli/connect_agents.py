@@ -124,9 +124,9 @@ AGENTS = (
         min_context=48_000,
         files={".claude/settings.json": _CLAUDE_CODE},
         start="claude",
-        notes="The URL has no `/v1`. The three `DEFAULT` names are those of its sub-agents, which ask "
-        "for a model of their own otherwise. Its own prompt has about 35,000 tokens of ling-nano "
-        "(21,600 in 2.1.332, which was run too). Without `CLAUDE_CODE_MAX_CONTEXT_TOKENS` it takes "
+        notes="The URL has no `/v1`. The three `DEFAULT` names are those of its sub-agents, which "
+        "ask for a model of their own otherwise. Its own prompt has about 35,000 tokens of "
+        "ling-nano (21,600 in 2.1.332, which was run too). Without `CLAUDE_CODE_MAX_CONTEXT_TOKENS` it takes "
         "the context for 200,000 tokens or a million and compacts only after the server's error.",
     ),
     Program(
@@ -153,7 +153,8 @@ AGENTS = (
         min_context=48_000,
         files={".qwen/settings.json": _QWEN_CODE},
         start="qwen",
-        notes="The newest version for Node 20. Its own prompt has about 35,000 tokens of ling-nano.",
+        notes="The newest version for Node 20. Its own prompt has about 35,000 tokens of "
+        "ling-nano.",
     ),
     Program(
         name="cline",
@@ -165,8 +166,8 @@ AGENTS = (
         min_context=12_000,
         files={".cline/data/settings/providers.json": _CLINE},
         start="cline",
-        notes="`cline auth -p openai -k KEY -m MODEL -b URL/v1` writes the same file. Its own prompt "
-        "has 6,000 to 7,300 tokens of ling-nano.",
+        notes="`cline auth -p openai -k KEY -m MODEL -b URL/v1` writes the same file. Its own "
+        "prompt has 6,000 to 7,300 tokens of ling-nano.",
     ),
     Program(
         name="llm",

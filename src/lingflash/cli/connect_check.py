@@ -15,7 +15,7 @@ _TOOL = {
     "type": "function",
     "function": {"name": "look", "parameters": {"type": "object", "properties": {}}},
 }
-_LARGER_CONTEXT = (
+LARGER_CONTEXT = (
     "--max-model-len 65536 --rope-scaling "
     '\'{"rope_type":"yarn","factor":8,"original_max_position_embeddings":8192}\''
 )
@@ -44,7 +44,7 @@ class Server:
                 f"{program.title} needs a context of about {program.min_context:,} tokens "
                 f"(counted with ling-nano's small vocabulary), and the server has "
                 f"{self.context:,}. Start it with a larger --max-model-len; for ling-nano: "
-                f"ling serve {_LARGER_CONTEXT}"
+                f"ling serve {LARGER_CONTEXT}"
             )
         if program.calls_tools and self.no_tools is not None:
             sentences.append(

@@ -35,7 +35,9 @@ const responses = new ChatOpenAI({ ...options, useResponsesApi: true });
 """
 
 _AGENTS_JS = """\
-import { OpenAIChatCompletionsModel, OpenAIResponsesModel, setTracingDisabled } from "@openai/agents";
+import {
+  OpenAIChatCompletionsModel, OpenAIResponsesModel, setTracingDisabled,
+} from "@openai/agents";
 import OpenAI from "openai";
 
 setTracingDisabled(true);
@@ -99,7 +101,9 @@ client = OpenAIChatCompletionClient(
 """
 
 
-def _npm(name: str, title: str, package: str, version: str, code: str, *api: str, notes: str = "") -> Program:
+def _npm(
+    name: str, title: str, package: str, version: str, code: str, *api: str, notes: str = ""
+) -> Program:
     return Program(
         name=name,
         title=title,
@@ -113,7 +117,9 @@ def _npm(name: str, title: str, package: str, version: str, code: str, *api: str
     )
 
 
-def _pypi(name: str, title: str, package: str, version: str, code: str, *api: str, notes: str = "") -> Program:
+def _pypi(
+    name: str, title: str, package: str, version: str, code: str, *api: str, notes: str = ""
+) -> Program:
     return Program(
         name=name,
         title=title,
@@ -145,7 +151,9 @@ LIBRARIES = (
         *(_CHAT, _RESPONSES),
         notes="Traces would be sent to OpenAI, so they are switched off.",
     ),
-    _pypi("openai-python", "openai for Python", "openai", "3.57.0", _OPENAI_PYTHON, _CHAT, _RESPONSES),
+    _pypi(
+        "openai-python", "openai for Python", "openai", "3.57.0", _OPENAI_PYTHON, _CHAT, _RESPONSES
+    ),
     _pypi(
         *("instructor", "instructor", "instructor", "1.17.0", _INSTRUCTOR),
         *(_CHAT, _RESPONSES, _MESSAGES),

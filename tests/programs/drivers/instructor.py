@@ -1,3 +1,4 @@
+# ruff: noqa: F821 (the settings that take the next line's place define names)
 # $settings
 from pydantic import BaseModel, Field
 

@@ -9,8 +9,10 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +75,8 @@ class Record:
                 continue
             same, known = max((_num_same(known, prompt), known) for known in earlier)
             was, now = (
-                self._tokenizer.decode(ids[max(same - 40, 0) : same + 40]) for ids in (known, prompt)
+                self._tokenizer.decode(ids[max(same - 40, 0) : same + 40])
+                for ids in (known, prompt)
             )
             raise AssertionError(
                 f"prompt {number} keeps {same} of {len(known)} tokens: {was!r} became {now!r}"
@@ -91,7 +94,9 @@ class Record:
                     self._tokenizer.decode(ids)
                     for ids in (entry["prompt"][-30:], entry["answer"][:60])
                 )
-                lines.append(f"{entry['kind']} {len(entry['prompt'])} tokens ...{tail!r} -> {answer!r}")
+                lines.append(
+                    f"{entry['kind']} {len(entry['prompt'])} tokens ...{tail!r} -> {answer!r}"
+                )
         return "\n".join(lines)
 
 
@@ -129,13 +134,14 @@ class Cell:
         for made in (self.home, self.work, folder / "tmp"):
             made.mkdir(parents=True)
         self._folder = folder
-        self._log = open(folder / "server.log", "w+", encoding="utf-8")
+        log = (folder / "server.log").open("w", encoding="utf-8")
         self._process = subprocess.Popen(
             ["unshare", *_AS_ROOT, "--net", *server],
-            stdout=self._log,
-            stderr=self._log,
+            stdout=log,
+            stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+        log.close()  # the process has its own
         self._wait_ready()
 
     def _wait_ready(self) -> None:
@@ -156,7 +162,6 @@ class Cell:
             self._process.wait(20)
         finally:
             self._process.kill()
-            self._log.close()
 
     def apply(self, program: Program, settings: Settings) -> dict[str, str]:
         """Write a program's settings into the home; gives the variables to set."""
@@ -198,3 +203,16 @@ class Cell:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         return Run(process.returncode, out, err, time.monotonic() - began)
+
+
+def write_png(path, size=16):
+    """A red square."""
+
+    def chunk(kind, data):
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + b"\xff\0\0" * size for _ in range(size)))
+    data = chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)

@@ -1,4 +1,6 @@
-"""Writes the lock files anew after a version was changed: python tests/programs/relock.py LOCK ...
+"""Writes lock files anew after a version was changed.
+
+python tests/programs/program_relock.py LOCK ...
 
 npm's locks leave out where each package came from, so that any registry will do. (npm's own switch
 for that, omit-lockfile-registry-resolved, also loses packages of other platforms.)
@@ -12,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import venv
-from pathlib import Path
 
-from install import LOCKS
+from program_install import LOCKS
 
 
 def relock_npm(name: str) -> None:

@@ -1,9 +1,9 @@
 """The server of one program's test.
 
-python serve.py scripted SCENARIO.json RECORD.jsonl
+python program_serve.py scripted SCENARIO.json RECORD.jsonl
     answers with ling-nano's tokenizer and template what the scenario says, and records every
     prompt, every answer, and every request that ended in an error
-python serve.py ling-nano [FLAG ...]
+python program_serve.py ling-nano [FLAG ...]
     the model itself behind `ling serve`
 
 Both first bring the loopback of their network namespace up.
@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from cell import ANSWER, KEY
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
 from lingflash.cli import main, report_errors
@@ -31,6 +30,7 @@ from lingflash.core.types import EngineInfo, EngineRequest
 from lingflash.httpd.server import bind_socket, run_server
 from lingflash.link.scripted import Behaviour, ScriptedEngine
 from lingflash.text.tokenizer import Tokenizer
+from program_cell import ANSWER, KEY
 
 PORT = 8000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1

@@ -1,9 +1,9 @@
 """Installs the programs that tests/programs runs, once per lock file, into the user's cache.
 
-python tests/programs/install.py [LOCK ...]     `make programs` runs it for all
+python tests/programs/program_install.py [LOCK ...]     `make programs` runs it for all
 
 A lock is a folder of locks/ for npm, or a .txt file for pip. TORCH_CPU_INDEX may name where
-torch's CPU builds are published.
+torch's CPU builds are published, SKIP_PROGRAMS the locks that no registry here gives.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for lock_name in sys.argv[1:] or lock_names():
+    skipped = os.environ.get("SKIP_PROGRAMS", "").split()
+    for lock_name in sys.argv[1:] or [name for name in lock_names() if name not in skipped]:
         print(f"{lock_name}: ", end="", flush=True)
         try:
             print(install(lock_name))

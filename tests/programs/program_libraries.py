@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents import call
+from program_agents import call
 
 WEATHER = "The forecast is light rain, the high is 17."
 ANIMAL = '{"kind": "dog", "legs": 4}'
@@ -103,7 +103,5 @@ LIBRARIES = (
         continues=False,
     ),
     Library(program="haystack", lock="clients", loops=("at once", "streamed")),
-    Library(
-        program="autogen", lock="clients", loops=("at once", "streamed"), objects=("object",)
-    ),
+    Library(program="autogen", lock="clients", loops=("at once", "streamed"), objects=("object",)),
 )
