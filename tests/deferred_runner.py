@@ -7,7 +7,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, replace
 
-from lingflash.engine.run.model_runner import ModelRunner, _is_plain_decode
+from lingflash.engine.run.model_runner import ModelRunner
+from lingflash.engine.run.ways.drawn_graph import draws_all
 from lingflash.engine.schedule.step import PendingStep, SchedulerOutput, StepResult
 
 
@@ -30,19 +31,16 @@ class DeferredRunner(ModelRunner):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.can_overlap = True
         self.random = random.Random(0)
         self.num_ahead = 0  # steps that were launched while another was under way
         self._stream: deque[_Work] = deque()
         self._last_tokens: dict[int, int] = {}
         self._num_unread = 0
 
-    @property
-    def can_overlap(self) -> bool:
-        return True
-
     def launch(self, output: SchedulerOutput) -> PendingStep:
         is_decode = all(item.num_tokens == 1 for item in output.scheduled)
-        if not is_decode or output.has_drafts or not _is_plain_decode(output):
+        if not is_decode or output.has_drafts or not draws_all(output):
             self._run_until(None)
             return super().launch(output)
         items = []
@@ -85,6 +83,6 @@ class DeferredRunner(ModelRunner):
             if sequence.num_tokens == item.start:
                 sequence.output_token_ids.append(self._last_tokens[sequence.lease.state_slot])
             assert sequence.num_tokens == item.start + 1
-        work.results = self._run_now(work.output)
+        work.results = self.way_of(work.output).launch(work.output).results()
         for item, result in zip(work.output.scheduled, work.results, strict=True):
             self._last_tokens[item.sequence.lease.state_slot] = result.token_id or 0

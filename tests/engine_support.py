@@ -9,8 +9,8 @@ import torch
 from lingflash.core.config import EngineConfig
 from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes
-from lingflash.engine.run import model_runner
+from lingflash.engine.memory.plan import MemoryPlan
+from lingflash.engine.run import step_sampling
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.engine.schedule.step import SchedulerOutput
 from models_support import load
@@ -53,24 +53,13 @@ def new_engine(
         prefix_caching=prefix_caching,
         seed=1,
     )
-    each = SequenceBytes.of(model.config, model.num_latent_layers, 4, num_speculative_tokens)
-    checkpoint_blocks, end_blocks = each.kept_blocks(block_size) if prefix_caching else (0, 0)
-    plan = MemoryPlan(
-        device="cpu",
-        dtype=torch.float32,
-        available_bytes=0,
-        weights_bytes=0,
-        workspace_bytes=0,
-        state_bytes_per_seq=each.state,
-        tail_bytes_per_seq=each.tail,
-        latent_bytes_per_token=each.latent,
+    plan = MemoryPlan.for_sizes(
+        model,
         num_blocks=num_blocks,
         block_size=block_size,
-        num_state_slots=max_num_seqs,
+        num_seqs=max_num_seqs,
         max_model_len=max_model_len,
-        wanted_model_len=max_model_len,
-        checkpoint_blocks=checkpoint_blocks,
-        end_blocks=end_blocks,
+        prefix_caching=prefix_caching,
         num_host_blocks=num_host_blocks,
         num_speculative_tokens=num_speculative_tokens,
     )
@@ -91,7 +80,7 @@ class Recorder:
     clashes: list[tuple[str, int, int]] = field(default_factory=list)
 
     def install(self, monkeypatch) -> None:
-        original = model_runner.sample
+        original = step_sampling.sample
 
         def recording(logits, sequences, forbidden=None):
             for row, sequence in zip(logits, sequences, strict=True):
@@ -101,7 +90,7 @@ class Recorder:
                 self.logits[key] = row.clone()
             return original(logits, sequences, forbidden)
 
-        monkeypatch.setattr(model_runner, "sample", recording)
+        monkeypatch.setattr(step_sampling, "sample", recording)
 
 
 def request(name: str, token_ids: list[int], **sampling) -> EngineRequest:
@@ -126,7 +115,7 @@ def tokens_of(events: list[TokenEvent]) -> dict[tuple[str, int], list[int]]:
 
 def poison_rows(loop: EngineLoop, request_id: str) -> None:
     """Make the model give NaN logits for one request from now on."""
-    runner, original = loop.runner, loop.runner.model.logits
+    general, original = loop.runner.general, loop.runner.model.logits
 
     class Poisoned:
         def __getattr__(self, name):
@@ -140,15 +129,15 @@ def poison_rows(loop: EngineLoop, request_id: str) -> None:
             return out
 
     poisoned = Poisoned()
-    build = runner.build_batch
+    build = general.build_batch
 
     def building(output: SchedulerOutput):
         batch, wanting = build(output)
         poisoned.wanting = [output.scheduled[i].sequence.request_id for i in wanting]
         return batch, wanting
 
-    runner.build_batch = building
-    runner.model = poisoned
+    general.build_batch = building
+    general.model = poisoned
 
 
 # What ling-nano answers with a call.

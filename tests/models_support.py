@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.loader import load_model
@@ -23,15 +22,18 @@ def load(folder: Path = CHECKPOINT, **changes) -> BailingHybrid:
     return load_model(folder, **options)
 
 
-def new_cache(model: BailingHybrid, slots: int = 4, blocks: int = 64) -> CacheTensors:
-    c = model.config
-    layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
-    # Poisoned where nothing may be read before it is written, zero where a new owner gets zeros.
-    return CacheTensors(
-        latents=torch.zeros(model.num_latent_layers, blocks, BLOCK, c.latent_dim),
-        states=torch.zeros(layers, slots, heads, d, d),
-        tail_k=torch.zeros(layers, slots, heads, ANCHOR, d),
-        tail_v=torch.zeros(layers, slots, heads, ANCHOR, d),
+def new_cache(
+    model: BailingHybrid, slots: int = 4, blocks: int = 64, drafts: int = 0
+) -> CacheTensors:
+    return CacheTensors.zeros(
+        model.config,
+        num_latent_layers=model.num_latent_layers,
+        num_blocks=blocks,
+        block_size=BLOCK,
+        num_slots=slots,
+        dtype=model.dtype,
+        device=model.device,
+        num_drafts=drafts,
     )
 
 

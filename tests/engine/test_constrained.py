@@ -10,7 +10,7 @@ import pytest
 from engine_support import finish, new_engine, request, tokens_of
 from lingflash.core.errors import InvalidRequestError, QueueFullError
 from lingflash.core.types import EngineRequest, GrammarSpec, SamplingParams
-from lingflash.engine.run.step_masks import Compiled, GrammarThread
+from lingflash.engine.grammar_thread import Compiled, GrammarThread
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.vocabulary import Vocabulary
 
@@ -152,7 +152,7 @@ def test_step_when_masks_forbid_all_but_unlikely_tokens_then_nan_rows_still_fail
     def poisoned(hidden, row_multiple=1):
         return original(hidden, row_multiple) * float("nan")
 
-    monkeypatch.setattr(loop.runner, "cpu_decoder", None)
+    monkeypatch.setattr(loop.runner, "ways", [loop.runner.general])
     monkeypatch.setattr(type(loop.runner.model), "logits", lambda self, h, m=1: poisoned(h, m))
     (event,) = finish(loop)
     assert event.error_code == "non_finite_logits"

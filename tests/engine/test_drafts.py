@@ -11,8 +11,8 @@ from lingflash import LLM
 from lingflash.core.config import EngineConfig, parse_num_speculative_tokens
 from lingflash.core.errors import ConfigError
 from lingflash.core.types import EngineRequest, GrammarSpec, SamplingParams
-from lingflash.engine.memory.plan import plan_memory
-from lingflash.engine.run.model_runner import allocate_cache
+from lingflash.engine.memory.planning import plan_memory
+from lingflash.engine.memory.tensors import allocate_cache
 from lingflash.engine.run.speculation import Speculator
 from lingflash.engine.schedule.speculation_gain import SpeculationGain
 from lingflash.models.forward_batch import make_forward_batch, make_mtp_batch

@@ -13,7 +13,7 @@ from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import NotEnoughMemoryError
 from lingflash.core.hub import bundled_folder
-from lingflash.engine.memory.plan import plan_checkpoint
+from lingflash.engine.memory.planning import plan_checkpoint
 from lingflash.engine.memory.weight_bytes import count_weights, in_format
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import load_model_config

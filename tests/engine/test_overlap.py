@@ -21,6 +21,7 @@ from lingflash.core.errors import EngineError
 from lingflash.engine.process.worker import _serve
 from lingflash.engine.run import model_runner
 from lingflash.link import ipc
+from lingflash.link.frames import read_frame
 from models_support import load
 from oracle import write_checkpoint
 
@@ -274,7 +275,7 @@ def test_engine_process_when_steps_overlap_then_serves_aborts_and_leaves_nothing
     inbox.put(ipc.Submit(request("a", PROMPT, **options)))
     events, stats = [], None
     while ends_of(events).keys() != {("a", 0), ("b", 0)} or stats is None or stats.num_running:
-        message = ipc.from_engine_decoder.decode(ipc.read_frame(ours))
+        message = ipc.from_engine_decoder.decode(read_frame(ours))
         if isinstance(message, ipc.Events):
             events, stats = events + message.events, message.stats
             if ("a", 0) in ends_of(events) and ("b", 0) not in ends_of(events):

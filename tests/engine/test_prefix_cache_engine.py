@@ -20,7 +20,8 @@ from lingflash.cache.memory_ops import (
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
 from lingflash.engine.memory.cache_memory import CacheMemory
-from lingflash.engine.memory.plan import plan_memory
+from lingflash.engine.memory.planning import plan_memory
+from lingflash.engine.process.self_test import run_self_test
 from lingflash.models.forward_batch import CacheTensors
 
 PROMPT = [(7 * t) % 500 for t in range(100)]
@@ -141,7 +142,7 @@ def test_checkpoint_when_blocks_are_of_either_dtype_then_every_bit_is_the_same(d
 def test_self_test_when_all_is_well_then_live_and_leaves_nothing_behind(batch_invariant):
     loop = engine(batch_invariant=batch_invariant)
     fresh = loop.stats()
-    loop.self_test()
+    run_self_test(loop)
     assert loop.info.prefix_cache == "live"
     stats = loop.stats()
     assert stats.prefix_cache_live
@@ -153,7 +154,7 @@ def test_self_test_when_all_is_well_then_live_and_leaves_nothing_behind(batch_in
 def test_self_test_when_nothing_is_found_again_then_says_so_and_switches_the_cache_off(caplog):
     loop = engine()
     loop.scheduler.cache.publish = lambda *args: None
-    loop.self_test()
+    run_self_test(loop)
     assert loop.info.prefix_cache.startswith("failed: a repeated prompt of 33 tokens found 0")
     assert "switched off" in caplog.text
     assert not loop.stats().prefix_cache_live
@@ -174,7 +175,7 @@ def test_self_test_when_a_hit_changes_the_answer_then_the_cache_is_off(batch_inv
                 loop.runner.cache.states[:, op.target] *= -50
 
     memory.run = spoiling
-    loop.self_test()
+    run_self_test(loop)
     memory.run = run
     assert "log probabilities" in loop.info.prefix_cache
     assert not loop.scheduler.cache.keeps_prefixes
@@ -182,10 +183,10 @@ def test_self_test_when_a_hit_changes_the_answer_then_the_cache_is_off(batch_inv
 
 def test_self_test_when_the_cache_is_off_or_the_context_short_then_is_left_out():
     loop = new_engine()
-    loop.self_test()
+    run_self_test(loop)
     assert loop.info.prefix_cache == "off"
     loop = engine(max_model_len=32)
-    loop.self_test()
+    run_self_test(loop)
     assert loop.info.prefix_cache == "untested"
 
 

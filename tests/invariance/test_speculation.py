@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine_support import finish, new_engine, request
 from lingflash.core.types import GrammarSpec
-from lingflash.engine.run import model_runner
+from lingflash.engine.run import step_sampling
 from lingflash.engine.run.speculation import Speculator
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.vocabulary import Vocabulary
@@ -106,7 +106,7 @@ class LogitRows:
 
     def __init__(self, patch):
         self.rows: dict[tuple[str, int, tuple[int, ...]], torch.Tensor] = {}
-        original = model_runner.sample
+        original = step_sampling.sample
 
         def recording(logits, sequences, forbidden=None):
             for row, s in zip(logits, sequences, strict=True):
@@ -115,7 +115,7 @@ class LogitRows:
                 self.rows[key] = row.clone()
             return original(logits, sequences, forbidden)
 
-        patch.setattr(model_runner, "sample", recording)
+        patch.setattr(step_sampling, "sample", recording)
 
 
 def fresh(model, spec, cache={}):  # noqa: B006 - one result per request and process is the point

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 
 import pytest
 import torch
 
-from lingflash.kernels.lightning_attn import ANCHOR
+from lingflash.core.anchors import ANCHOR
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
-from lingflash.models.forward_batch import CacheTensors, make_forward_batch
+from lingflash.models.forward_batch import make_forward_batch
 from models_support import BLOCK, load, new_cache
 from oracle import write_checkpoint
 from quant_support import quantize
@@ -27,16 +27,6 @@ WIDTHS = {
     "n_group": 2,
     "topk_group": 1,
 }
-
-
-def copied(cache: CacheTensors) -> CacheTensors:
-    return replace(
-        cache,
-        latents=cache.latents.clone(),
-        states=cache.states.clone(),
-        tail_k=cache.tail_k.clone(),
-        tail_v=cache.tail_v.clone(),
-    )
 
 
 def inputs(token_ids, starts, tables, slots) -> DecodeInputs:
@@ -72,10 +62,6 @@ def test_decode_steps_when_launched_then_are_those_of_the_model(tmp_path, fmt, n
         folder = quantize(folder, tmp_path / "q", fmt, 128)
     model = load(folder, dtype=torch.bfloat16, device=DEVICE)
     cache = new_cache(model)
-    cache = CacheTensors(
-        cache.latents.to(DEVICE, torch.bfloat16), cache.states.to(DEVICE),
-        cache.tail_k.to(DEVICE), cache.tail_v.to(DEVICE),
-    )  # fmt: skip
     # One row's kernels are slow in the interpreter: one step, at which the tail is full.
     steps, lens = (1, [15]) if num_seqs == 1 else (3, [13, 29])
     slots = [2, 1][:num_seqs]
@@ -89,7 +75,7 @@ def test_decode_steps_when_launched_then_are_those_of_the_model(tmp_path, fmt, n
         return model.logits(model.forward(batch, cache))
 
     run(cache, prompts, [0] * num_seqs)
-    expected_cache = copied(cache)
+    expected_cache = copy.deepcopy(cache)
     decoder = CudaDecoder(model, cache)
     for step in range(steps):
         tokens = [(11 * step + i) % 120 for i in range(num_seqs)]

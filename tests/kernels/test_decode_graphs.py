@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from lingflash.cache.lease import Lease
 from lingflash.core.types import SamplingParams
-from lingflash.engine.run.cuda_graphs import GRAPH_ROWS, NOT_FINITE, DecodeGraphs, graph_sizes
+from lingflash.engine.memory.tensors import GRAPH_ROWS, graph_sizes
+from lingflash.engine.run.cuda_graphs import NOT_FINITE, DecodeGraphs
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput
 from lingflash.models.cuda_decoder import CudaDecoder
-from lingflash.models.forward_batch import CacheTensors, make_forward_batch
+from lingflash.models.forward_batch import make_forward_batch
 from models_support import BLOCK, load, new_cache
 from oracle import write_checkpoint
 
@@ -42,10 +44,6 @@ def model(tmp_path_factory):
 
 def new_graphs(model):
     cache = new_cache(model, slots=5, blocks=40)
-    cache = CacheTensors(
-        cache.latents.to(DEVICE, torch.bfloat16), cache.states.to(DEVICE),
-        cache.tail_k.to(DEVICE), cache.tail_v.to(DEVICE),
-    )  # fmt: skip
     graphs = DecodeGraphs(
         CudaDecoder(model, cache), cache, max_num_seqs=4, max_model_len=64, block_size=BLOCK,
         use_graphs=DEVICE.type == "cuda",
@@ -75,9 +73,7 @@ def test_steps_when_slots_change_owners_then_each_reads_its_own_blocks(model):
 
     def step(running):
         """One decode step of all, beside the general path on a copy of the memory."""
-        other = CacheTensors(
-            cache.latents.clone(), cache.states.clone(), cache.tail_k.clone(), cache.tail_v.clone()
-        )
+        other = copy.deepcopy(cache)
         expected = [forward(other, s.lease, s.tokens(n, 1), n)[0] for s, n in running]
         scheduled = [ScheduledSequence(s, n, 1, True) for s, n in running]
         assert graphs.can_run(SchedulerOutput(scheduled))

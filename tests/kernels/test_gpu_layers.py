@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from lingflash.models import forward_batch
-from lingflash.models.forward_batch import CacheTensors, make_forward_batch
+from lingflash.models.forward_batch import make_forward_batch
 from models_support import BLOCK, GOLDEN, load, new_cache
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,10 +26,7 @@ def test_golden_logits_when_steps_mix_decoding_and_prompts_then_are_met_by_the_k
     golden = load_file(GOLDEN / "golden.safetensors")
     short, long = (golden[f"L{n}.input_ids"].flatten().tolist() for n in (64, 200))
     model = load(device=DEVICE)
-    on_cpu = new_cache(model)
-    cache = CacheTensors(
-        *(x.to(DEVICE) for x in (on_cpu.latents, on_cpu.states, on_cpu.tail_k, on_cpu.tail_v))
-    )
+    cache = new_cache(model)
 
     def step(*parts):
         batch = make_forward_batch(

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.core.config import ROW_MULTIPLE
 from lingflash.kernels.lightning_attn import (
-    ANCHOR,
-    anchor_at,
     decay_tables,
     lightning_attention,
     lightning_attention_reference,
@@ -60,7 +59,7 @@ class LightningMemory:
         q, k, v = (torch.cat(x) for x in zip(*parts, strict=True))
         plan = plan_lightning(
             starts,
-            [anchor_at(s) for s in starts],
+            [last_anchor(s) for s in starts],
             [len(p[0]) for p in parts],
             slots,
             chunk=chunk,
@@ -113,7 +112,7 @@ def test_lightning_when_three_sequences_advance_at_random_then_matches_the_recur
         torch.testing.assert_close(
             torch.cat(got[i]).double(), expected, atol=2e-5 * max(scale, 1), rtol=2e-5
         )
-        folded = anchor_at(done[i])
+        folded = last_anchor(done[i])
         _, state = lightning_attention_reference(q[:folded], k[:folded], v[:folded], RATE)
         torch.testing.assert_close(memory.states[slots[i]].double(), state, atol=1e-4, rtol=1e-4)
 
@@ -240,7 +239,7 @@ def test_lightning_when_drafts_cross_an_anchor_then_as_one_by_one(chunk, accepte
     start = 29 + accepted
     out = run(start, start + 5, 16, 1)
     torch.testing.assert_close(out.double(), whole[start : start + 5], atol=2e-5, rtol=1e-4)
-    anchor = (start + 1) // ANCHOR * ANCHOR
+    anchor = last_anchor(start + 1)
     out = run(start + 1, 80, anchor, 79 - start)
     torch.testing.assert_close(out.double(), whole[start + 1 :], atol=2e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="certain only in part"):

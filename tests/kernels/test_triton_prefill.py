@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.kernels.lightning_attn import (
-    ANCHOR,
     decay_tables,
     lightning_attention,
     lightning_attention_reference,
@@ -75,10 +75,7 @@ class Memory:
         if most_tokens is not None:
             tails = [s - a for s, a in zip(starts, anchors, strict=True)]
             sure = lengths if certain is None else certain
-            folds = [
-                (s + c) // ANCHOR * ANCHOR - a
-                for s, c, a in zip(starts, sure, anchors, strict=True)
-            ]
+            folds = [last_anchor(s + c) - a for s, c, a in zip(starts, sure, anchors, strict=True)]
             cut = cut_segments(
                 tails, lengths, folds, [self.slots[i] for i in who], device=DEVICE,
                 most_tokens=most_tokens,
@@ -114,13 +111,13 @@ def test_lightning_prefill_when_sequences_advance_then_as_the_recurrence(dims, d
         who = [i for i in range(3) if lengths[i]]
         starts = [done[i] for i in who]
         memory.step(
-            who, [lengths[i] for i in who], starts, [s // ANCHOR * ANCHOR for s in starts],
+            who, [lengths[i] for i in who], starts, [last_anchor(s) for s in starts],
             most_tokens=64,
         )  # fmt: skip
         for i in who:
             done[i] += lengths[i]
     for i in range(3):
-        memory.check(i, done[i] // ANCHOR * ANCHOR)
+        memory.check(i, last_anchor(done[i]))
     unused = [s for s in range(6) if s not in memory.slots]
     assert all(pool[unused].isnan().all() for pool in memory.pools)
 
@@ -151,7 +148,7 @@ def test_lightning_prefill_when_cut_otherwise_then_the_same(length, dtype):
         memory.step([0], [length], [0], [0], most_tokens=most)
         results.append(torch.stack(memory.outs[0]))
         if length < 1000:
-            memory.check(0, length // ANCHOR * ANCHOR)
+            memory.check(0, last_anchor(length))
     for other in results[1:]:
         near(other, results[0].cpu().double(), dtype)
 
@@ -165,7 +162,7 @@ def test_lightning_prefill_when_drafts_cross_an_anchor_then_they_are_not_folded(
     memory.check(0, 16)
     start = 29 + accepted
     memory.step([0], [5], [start], [16], certain=[1])
-    anchor = (start + 1) // ANCHOR * ANCHOR
+    anchor = last_anchor(start + 1)
     memory.check(0, anchor)
     memory.step([0], [79 - start], [start + 1], [anchor])
     memory.check(0, 80)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lingflash.models.forward_batch import CacheTensors, make_forward_batch
+from lingflash.models.forward_batch import make_forward_batch
 from lingflash.models.layers.lightning import head_slopes
 from models_support import CPU, feed_in_chunks, load, new_cache
 from oracle import FAMILY, Oracle, write_checkpoint
@@ -90,9 +90,7 @@ def test_drafts_when_rejected_then_leave_no_trace_in_the_state(tmp_path):
         )
         return model.logits(model.forward(batch, cache))
 
-    base = new_cache(model)
-    wide = [torch.zeros(*t.shape[:3], 20, t.shape[-1]) for t in (base.tail_k, base.tail_v)]
-    cache = CacheTensors(base.latents, base.states, wide[0], wide[1])
+    cache = new_cache(model, drafts=4)
     step(cache, IDS[:30], 0, 0)
     drafts = [IDS[30], 99, 98, 97]  # 30 is certain; 31, 32, 33 would cross the anchor at 32
     step(cache, drafts, 30, 16, certain=[1])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.types import GrammarSpec
-from lingflash.engine.run.step_masks import vocabulary_of
+from lingflash.engine.vocabulary import vocabulary_of
 from lingflash.structured.answer_form import (
     answer_grammar,
     read_response_format,

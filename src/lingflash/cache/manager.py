@@ -42,7 +42,6 @@ class CacheManager:
 
     Args:
         num_blocks: blocks of the paged cache, for latents and checkpoints.
-        block_size: tokens in a block.
         num_state_slots: sequences that can hold a state.
         checkpoint_blocks: blocks that hold one state checkpoint; 0 keeps none, so that nothing is
             ever found again.
@@ -111,11 +110,6 @@ class CacheManager:
     def num_cached_blocks(self) -> int:
         """Blocks of latents that no lease reads."""
         return self._kept.num_unowned
-
-    @property
-    def num_empty_blocks(self) -> int:
-        """Blocks that hold nothing."""
-        return self._kept.blocks.num_free
 
     @property
     def keeps_prefixes(self) -> bool:

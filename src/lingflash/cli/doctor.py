@@ -29,7 +29,7 @@ def doctor(config: EngineConfig) -> None:
     for label, value in describe_machine():
         typer.echo(f"{label:<10} {value}")
     from lingflash.core.hub import resolve_model
-    from lingflash.engine.memory.plan import plan_memory
+    from lingflash.engine.memory.planning import plan_memory
     from lingflash.models.checkpoint import read_checkpoint
     from lingflash.models.config import load_model_config
     from lingflash.quant.scheme import describe_formats, read_formats

@@ -6,6 +6,7 @@ import json
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import (
     Bound,
@@ -21,9 +22,6 @@ Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 BUNDLED_MODEL = "ling-nano"
-
-ANCHOR_TOKENS = 16
-"""Recurrent states are folded at multiples of this position; see docs/adr/0001."""
 
 ROW_MULTIPLE = 16
 """For batch invariance the rows of every matrix product are padded to a multiple of this.
@@ -121,8 +119,8 @@ class EngineConfig:
         16,
         "Tokens in a block of the paged cache.",
         bound=Bound(
-            lambda value: value > 0 and value % ANCHOR_TOKENS == 0,
-            f"a positive multiple of {ANCHOR_TOKENS}, the distance of state anchors",
+            lambda value: value > 0 and value % ANCHOR == 0,
+            f"a positive multiple of {ANCHOR}, the distance of state anchors",
         ),
     )
     # Of this host; on the CPU it is processes.

@@ -12,12 +12,11 @@ from lingflash.cache.manager import CacheManager
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineDeadError, EngineError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
-from lingflash.engine.process.self_test import run_self_test
 from lingflash.engine.run.model_runner import ModelRunner
-from lingflash.engine.run.step_masks import load_vocabulary
 from lingflash.engine.schedule.scheduler import Scheduler
 from lingflash.engine.schedule.speculation_gain import SpeculationGain
 from lingflash.engine.schedule.step import PendingStep, SchedulerOutput
+from lingflash.engine.vocabulary import load_vocabulary
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 
@@ -28,17 +27,12 @@ _MAX_FAILED_STEPS = 3
 
 
 class EngineLoop:
-    """Scheduler and model runner together.
-
-    Args:
-        config: settings.
-        runner: the loaded model.
-    """
+    """Scheduler and model runner together."""
 
     def __init__(self, config: EngineConfig, runner: ModelRunner) -> None:
         plan = runner.plan
         self.runner = runner
-        self._config = config
+        self.config = config
         self.scheduler = self._new_scheduler(plan.checkpoint_blocks)
         # None never speculates; is_adaptive=False always does.
         self.speculation: SpeculationGain | None = None
@@ -72,7 +66,7 @@ class EngineLoop:
         self._failed_steps = 0
 
     def _new_scheduler(self, checkpoint_blocks: int) -> Scheduler:
-        config, plan, model = self._config, self.runner.plan, self.runner.model
+        config, plan, model = self.config, self.runner.plan, self.runner.model
         cache = CacheManager(
             plan.num_blocks,
             plan.block_size,
@@ -93,20 +87,16 @@ class EngineLoop:
             stop_token_ids=self.runner.stop_token_ids,
         )
 
-    def self_test(self) -> None:
-        """Show that the prefix cache is live; one that fails is switched off. For start-up only.
+    def start_afresh(self, prefix_cache: str) -> None:
+        """Forget and count nothing of what was done so far; the engine is idle.
 
-        `info.prefix_cache` says what came of it. Nothing of it stays or is counted.
+        Args:
+            prefix_cache: what is now known of it, see EngineInfo; if it failed, it is switched off.
         """
-        if not self.scheduler.cache.keeps_prefixes or not self._config.cache_self_test:
-            return
-        speculation, self.speculation = self.speculation, None  # its times are not to be judged
-        outcome = run_self_test(self)
-        self.speculation = speculation
         self.runner.memory.drain()  # of copies that the next scheduler knows nothing of
         self._failed_steps = 0
-        self.info = replace(self.info, prefix_cache=outcome)
-        is_usable = not outcome.startswith("failed")
+        self.info = replace(self.info, prefix_cache=prefix_cache)
+        is_usable = not prefix_cache.startswith("failed")
         self.scheduler = self._new_scheduler(self.runner.plan.checkpoint_blocks * is_usable)
 
     def reset_prefix_cache(self) -> tuple[int, int]:
@@ -127,7 +117,6 @@ class EngineLoop:
         """Queue a request; one without a seed gets one, so that preemption repeats its samples.
 
         Args:
-            request: what to serve.
             matcher: of its grammar, if that was compiled elsewhere; else it is compiled here.
 
         Raises:

@@ -17,7 +17,6 @@ import itertools
 import logging
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,11 +33,11 @@ from lingflash.core.errors import (
     from_code,
 )
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
+from lingflash.link import frames
 from lingflash.link.event_stream import EventStream
 
 log = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct("<I")
 _STOP_TIMEOUT_S = 5.0
 _RESTART_PAUSE_S = 0.5
 
@@ -121,25 +120,8 @@ from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
 
 
 def frame(message: Any) -> bytes:
-    """One message with its length before it."""
-    body = encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def read_frame(sock: socket.socket) -> bytes | None:
-    """The next message from a blocking socket, None at its end."""
-    header = _read_exactly(sock, _LENGTH.size)
-    return None if header is None else _read_exactly(sock, _LENGTH.unpack(header)[0])
-
-
-def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = sock.recv(min(count - len(parts), 1 << 20))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
+    """One message, encoded."""
+    return frames.frame(encoder.encode(message))
 
 
 class IpcEngineClient:
@@ -317,9 +299,7 @@ class IpcEngineClient:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                header = await reader.readexactly(_LENGTH.size)
-                body = await reader.readexactly(_LENGTH.unpack(header)[0])
-                self._take(from_engine_decoder.decode(body))
+                self._take(from_engine_decoder.decode(await frames.receive_frame(reader)))
         await self._on_engine_gone()
 
     def _take(self, message: FromEngine) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lingflash.core.anchors import ANCHOR
 from lingflash.kernels.cpu import (
     MAX_EXPERTS,
     MAX_TOPK,
@@ -24,7 +25,6 @@ from lingflash.kernels.cpu import (
     load_kernels,
     matrix_address,
 )
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid, DecoderLayer
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, lightning_chunk
 from lingflash.models.layers.feed_forward import DenseMlp, MoeMlp

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.core.config import ROW_MULTIPLE
-from lingflash.kernels.lightning_attn import ANCHOR, LightningPlan, plan_lightning
+from lingflash.kernels.lightning_attn import LightningPlan, plan_lightning
 from lingflash.kernels.mla import MlaPlan, plan_mla
+from lingflash.models.config import ModelConfig
 
 # Tokens to a chunk of lightning attention where only the anchors' places matter.
 _FAST_CHUNK = 64
@@ -52,6 +54,38 @@ class CacheTensors:
     tail_k: Tensor
     tail_v: Tensor
     anchor_hidden: Tensor | None = None
+
+    @classmethod
+    def zeros(
+        cls,
+        config: ModelConfig,
+        *,
+        num_latent_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_drafts: int = 0,
+    ) -> CacheTensors:
+        """Allocate memory for a model of this shape.
+
+        Args:
+            num_latent_layers: MLA layers, and the MTP layer if it is loaded.
+            dtype: of latents; all else is float32.
+            num_drafts: most drafts of a step; 0 for no speculation.
+        """
+        layers, heads, d = len(config.lightning_layers), config.num_attention_heads, config.head_dim
+        tail = layers, num_slots, heads, ANCHOR + num_drafts, d
+        latents = num_latent_layers, num_blocks, block_size, config.latent_dim
+        zeros = partial(torch.zeros, dtype=torch.float32, device=device)
+        return cls(
+            latents=zeros(latents, dtype=dtype),
+            states=zeros(layers, num_slots, heads, d, d),
+            tail_k=zeros(tail),
+            tail_v=zeros(tail),
+            anchor_hidden=zeros(2, num_slots, config.hidden_size) if num_drafts else None,
+        )
 
     def forget_slots(self, slots: Sequence[int]) -> None:
         """Zero the states and tails of slots that a new sequence takes over."""
@@ -93,8 +127,6 @@ class ForwardBatch:
         positions: int64 [T_pad], place of each token in its sequence.
         slot_mapping: int64 [T], block * block_size + offset of each token's latent.
         logits_indices: int64 [R], rows whose logits are wanted.
-        lightning: layout for the lightning layers.
-        mla: layout for the MLA layers.
         batch_invariant: bitwise independence of the company (CPU, float32).
         block_table: int64 on the host, blocks of the only sequence, if there is one with one token.
         mla_length: tokens of that sequence with this step.
@@ -139,11 +171,7 @@ def make_forward_batch(
         token_ids: each sequence's query tokens, at least one.
         starts: position of each first query token.
         block_tables: each sequence's blocks, enough for all its tokens with this step.
-        state_slots: each sequence's slot.
         logits_indices: rows of the flattened tokens whose logits are wanted.
-        block_size: tokens in a block.
-        device: where tensors go.
-        batch_invariant: see ForwardBatch.
         anchors: position that each state is folded to; the last anchor at or before the start by
             default.
         num_certain: query tokens that are no drafts; all by default.
@@ -158,7 +186,7 @@ def make_forward_batch(
     if num_certain is not None and max(lens) <= ANCHOR:
         chunk = ANCHOR  # a few drafts each: the smallest chunks leave the least empty
     if anchors is None:
-        anchors = [start // ANCHOR * ANCHOR for start in starts]
+        anchors = [last_anchor(start) for start in starts]
 
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
@@ -258,8 +286,6 @@ def make_mtp_batch(
             after it are attended to.
         block_tables: each sequence's blocks, enough for all its rows.
         asked: sequences whose last row's output is wanted.
-        block_size: tokens in a block.
-        device: where tensors go.
     """
     lens = [len(ids) for ids in token_ids]
     num_rows = sum(lens)

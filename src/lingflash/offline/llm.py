@@ -21,6 +21,7 @@ from lingflash.core.types import (
     TokenLogprob,
 )
 from lingflash.engine.loop import EngineLoop
+from lingflash.engine.process.self_test import run_self_test
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.structured.answer_form import answer_grammar, read_structured_outputs
 from lingflash.text.chat_prompt import ModelText
@@ -90,7 +91,7 @@ class LLM:
         config = replace(config, max_num_waiting=_MAX_QUEUED)
         self._text = ModelText.from_folder(resolve_model(config.model))
         self._loop = EngineLoop(config, ModelRunner.from_config(config))
-        self._loop.self_test()
+        run_self_test(self._loop)
         self._ids = itertools.count()
 
     @property

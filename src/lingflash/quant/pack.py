@@ -77,7 +77,6 @@ def dequantize(values: Tensor, scale: Tensor, block: tuple[int, int], dtype: tor
         values: float8_e4m3fn [R, C], or int32 [R, C/8] of packed nibbles.
         scale: any float dtype, one per block.
         block: rows and columns of a block; 0 columns is a whole row.
-        dtype: of the result.
 
     Returns:
         [R, C] of dtype.
@@ -171,10 +170,3 @@ def quantize_int4(
     assert best_scale is not None
     assert best_values is not None
     return pack_int4(best_values.flatten(1).to(torch.int8)), best_scale.contiguous()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Frobenius norm of the difference over that of the expected matrix; 0 for a zero matrix."""
-    norm = torch.linalg.vector_norm(expected.float())
-    difference = torch.linalg.vector_norm(actual.float() - expected.float())
-    return float(difference / norm) if norm > 0 else float(difference)

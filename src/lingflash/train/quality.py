@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.loader import load_model
@@ -86,11 +85,12 @@ def answer_quality(folder: Path, tokenizer: Tokenizer, cases: list[Case]) -> Qua
 
 
 def _cache(model: BailingHybrid) -> CacheTensors:
-    c = model.config
-    layers, heads, d = len(c.lightning_layers), c.num_attention_heads, c.head_dim
-    return CacheTensors(
-        latents=torch.zeros(model.num_latent_layers, _CONTEXT // _BLOCK, _BLOCK, c.latent_dim),
-        states=torch.zeros(layers, 1, heads, d, d),
-        tail_k=torch.zeros(layers, 1, heads, ANCHOR, d),
-        tail_v=torch.zeros(layers, 1, heads, ANCHOR, d),
+    return CacheTensors.zeros(
+        model.config,
+        num_latent_layers=model.num_latent_layers,
+        num_blocks=_CONTEXT // _BLOCK,
+        block_size=_BLOCK,
+        num_slots=1,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )

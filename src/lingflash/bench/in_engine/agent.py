@@ -21,7 +21,8 @@ import torch
 
 from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.bench.in_engine.in_process import ask
-from lingflash.core.config import ANCHOR_TOKENS, EngineConfig
+from lingflash.core.anchors import ANCHOR
+from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
@@ -334,7 +335,7 @@ def _fill(
         "ttft_ms_by_turn_on": _medians(on),
         "ttft_ms_by_turn_off": _medians(off),
     }
-    allowed = 1.15 * first.new + ANCHOR_TOKENS * first.turns
+    allowed = 1.15 * first.new + ANCHOR * first.turns
     record.targets.append(
         Target(
             "prompt tokens computed over 1.15 x new + 16 a turn",

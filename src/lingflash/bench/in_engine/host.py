@@ -13,6 +13,7 @@ import statistics
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.engine.run.sampler import sample
 from lingflash.engine.schedule.step import PendingStep, SchedulerOutput, StepResult
 from lingflash.link import ipc
+from lingflash.link.frames import HEADER_BYTES
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import load_model_config
 from lingflash.models.cuda_decoder import CudaDecoder
@@ -85,26 +87,24 @@ class TimedRunner(ModelRunner):
 
     _free_at = 0.0
 
-    @property
-    def can_overlap(self) -> bool:
-        """See ModelRunner.can_overlap."""
-        return True
+    def __init__(self, model: BailingHybrid, plan: MemoryPlan, **options: Any) -> None:
+        super().__init__(model, plan, **options)
+        self.can_overlap = True
+        self._graphs = DecodeGraphs(
+            CudaDecoder.__new__(CudaDecoder),  # launches nothing
+            self.cache,
+            max_num_seqs=plan.num_state_slots,
+            max_model_len=plan.max_model_len,
+            block_size=plan.block_size,
+            use_graphs=False,
+        )
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
         """See ModelRunner.launch."""
         if output.num_tokens > len(output.scheduled):
             return super().launch(output)
-        if self.graphs is None:
-            self.graphs = DecodeGraphs(
-                CudaDecoder.__new__(CudaDecoder),  # launches nothing
-                self.cache,
-                max_num_seqs=self.plan.num_state_slots,
-                max_model_len=self.plan.max_model_len,
-                block_size=self.plan.block_size,
-                use_graphs=False,
-            )
         self.memory.run(output.memory_ops)
-        self.graphs.stage(output.scheduled, draws=True)
+        self._graphs.stage(output.scheduled, draws=True)
         self._free_at = max(time.perf_counter(), self._free_at) + DEVICE_MS / 1e3
         return PendingStep(partial(self._wait, output, self._free_at), is_under_way=True)
 
@@ -121,21 +121,13 @@ def make_loop(
     runner_type: type[ModelRunner] = ModelRunner,
 ) -> EngineLoop:
     """An engine with an idle model and memory for num_seqs sequences of max_model_len tokens."""
-    blocks = num_seqs * -(-max_model_len // _BLOCK_SIZE)
-    plan = MemoryPlan(
-        device="cpu",
-        dtype=torch.float32,
-        available_bytes=0,
-        weights_bytes=0,
-        workspace_bytes=0,
-        state_bytes_per_seq=0,
-        tail_bytes_per_seq=0,
-        latent_bytes_per_token=0,
-        num_blocks=blocks,
+    model = IdleModel(folder, num_seqs)
+    plan = MemoryPlan.for_sizes(
+        model,
+        num_blocks=num_seqs * -(-max_model_len // _BLOCK_SIZE),
         block_size=_BLOCK_SIZE,
-        num_state_slots=num_seqs,
+        num_seqs=num_seqs,
         max_model_len=max_model_len,
-        wanted_model_len=max_model_len,
     )
     config = EngineConfig(
         device="cpu",
@@ -145,9 +137,7 @@ def make_loop(
         max_model_len=max_model_len,
         block_size=_BLOCK_SIZE,
     )
-    runner = runner_type(
-        IdleModel(folder, num_seqs), plan, batch_invariant=False, stop_token_ids=[]
-    )
+    runner = runner_type(model, plan, batch_invariant=False, stop_token_ids=[])
     return EngineLoop(config, runner)
 
 
@@ -168,7 +158,7 @@ def time_parts(loop: EngineLoop) -> tuple[dict[str, float], list[TokenEvent]]:
     output = scheduler.schedule()
     marks.append(time.perf_counter())
     runner.memory.run(output.memory_ops)
-    _, wanting = runner.build_batch(output)
+    _, wanting = runner.general.build_batch(output)
     marks.append(time.perf_counter())
     results = [StepResult(token_id=1) for _ in wanting]
     marks.append(time.perf_counter())
@@ -177,7 +167,7 @@ def time_parts(loop: EngineLoop) -> tuple[dict[str, float], list[TokenEvent]]:
     message = ipc.frame(ipc.Events(events))
     marks.append(time.perf_counter())
     # What the server does with it, in its own process.
-    ipc.from_engine_decoder.decode(message[4:])
+    ipc.from_engine_decoder.decode(message[HEADER_BYTES:])
     marks.append(time.perf_counter())
     parts = [1e3 * (b - a) for a, b in itertools.pairwise(marks)]
     names = ("schedule", "build batch", "results", "commit", "encode", "decode in the server")

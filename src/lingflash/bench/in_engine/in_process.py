@@ -15,7 +15,8 @@ from lingflash.core.errors import EngineError
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
-from lingflash.engine.run.model_runner import ModelRunner, allocate_cache
+from lingflash.engine.memory.tensors import allocate_cache
+from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.models.checkpoint import read_checkpoint
 from lingflash.models.config import load_model_config
 from lingflash.models.forward_batch import make_forward_batch

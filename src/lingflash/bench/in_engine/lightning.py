@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lingflash.bench.in_engine.ceilings import sample_ceilings
+from lingflash.core.anchors import ANCHOR
 from lingflash.kernels.lightning_attn import (
-    ANCHOR,
     DecayTables,
     LightningPlan,
     decay_tables,

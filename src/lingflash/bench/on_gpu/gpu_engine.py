@@ -7,13 +7,13 @@ import time
 import torch
 
 from lingflash.bench.in_engine.in_process import ask
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineError
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes
 from lingflash.engine.run.model_runner import ModelRunner
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.records.record import Record
 
@@ -37,17 +37,18 @@ def _new_loop(
         block_size: tokens in a block.
         caches: keep prefixes, with room for a few checkpoints.
     """
-    each = SequenceBytes.of(model.config, model.num_latent_layers, model.dtype.itemsize)
-    checkpoint_blocks, end_blocks = each.kept_blocks(block_size) if caches else (0, 0)
-    num_blocks = num_seqs * (-(-length // block_size) + _CHECKPOINTS * checkpoint_blocks)
-    plan = MemoryPlan(
-        device="cuda", dtype=model.dtype, available_bytes=0,
-        weights_bytes=model.num_weight_bytes, workspace_bytes=0, state_bytes_per_seq=each.state,
-        tail_bytes_per_seq=each.tail, latent_bytes_per_token=each.latent,
-        num_blocks=num_blocks, block_size=block_size, num_state_slots=num_seqs,
-        max_model_len=length, wanted_model_len=length, checkpoint_blocks=checkpoint_blocks,
-        end_blocks=end_blocks,
-    )  # fmt: skip
+    blocks = -(-length // block_size)
+    if caches:
+        each = SequenceBytes.of(model.config, model.num_latent_layers, model.dtype)
+        blocks += _CHECKPOINTS * each.kept_blocks(block_size)[0]
+    plan = MemoryPlan.for_sizes(
+        model,
+        num_blocks=num_seqs * blocks,
+        block_size=block_size,
+        num_seqs=num_seqs,
+        max_model_len=length,
+        prefix_caching=caches,
+    )
     config = EngineConfig(
         model="dummy", max_num_seqs=num_seqs, block_size=block_size, prefix_caching=caches, seed=0
     )

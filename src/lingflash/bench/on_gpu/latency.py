@@ -13,8 +13,8 @@ from torch import Tensor
 from lingflash.bench.on_gpu.dummy_model import make_dummy_model
 from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
 from lingflash.bench.on_gpu.shapes import shape_config
+from lingflash.core.anchors import ANCHOR
 from lingflash.core.errors import ConfigError
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
@@ -41,19 +41,18 @@ _LONG_CONTEXT, _LONG_SHARE = 65_536, 0.85
 
 def make_cache(config: ModelConfig, num_seqs: int, num_tokens: int) -> CacheTensors:
     """Random memory for sequences of so many tokens: block tables are consecutive."""
-    layers, heads, d = len(config.lightning_layers), config.num_attention_heads, config.head_dim
-    blocks = num_seqs * -(-num_tokens // _BLOCK)
-
-    def fill(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device="cuda").normal_()
-
-    latents = len(config.mla_layers), blocks, _BLOCK, config.latent_dim
-    return CacheTensors(
-        latents=fill(*latents, dtype=torch.bfloat16),
-        states=fill(layers, num_seqs, heads, d, d),
-        tail_k=fill(layers, num_seqs, heads, ANCHOR, d),
-        tail_v=fill(layers, num_seqs, heads, ANCHOR, d),
+    cache = CacheTensors.zeros(
+        config,
+        num_latent_layers=len(config.mla_layers),
+        num_blocks=num_seqs * -(-num_tokens // _BLOCK),
+        block_size=_BLOCK,
+        num_slots=num_seqs,
+        dtype=torch.bfloat16,
+        device=torch.device("cuda"),
     )
+    for part in (cache.latents, cache.states, cache.tail_k, cache.tail_v):
+        part.normal_()
+    return cache
 
 
 class DecodeLoop:

@@ -13,7 +13,7 @@ import torch
 
 from lingflash.core.errors import LingflashError
 from lingflash.engine.memory.cache_memory import CacheMemory
-from lingflash.engine.run.model_runner import allocate_cache
+from lingflash.engine.memory.tensors import allocate_cache
 from lingflash.engine.run.ranks import STEP_TIMEOUT_S, read_message, write_message
 from lingflash.models.loader import load_model
 from lingflash.parallel.mesh import Mesh

@@ -10,12 +10,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
 
 from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent, TokenLogprob
-
-if TYPE_CHECKING:
-    from lingflash.engine.loop import EngineLoop
+from lingflash.engine.loop import EngineLoop
 
 log = logging.getLogger(__name__)
 
@@ -28,27 +25,28 @@ _PROMPTS = 3
 _TOLERANCE = 0.1
 
 
-def run_self_test(loop: EngineLoop) -> str:
-    """Run prompts twice on an idle engine.
+def run_self_test(loop: EngineLoop) -> None:
+    """Show on an idle engine that its prefix cache is live; one that fails is switched off.
 
-    Args:
-        loop: its scheduler keeps prefixes; it is to be replaced afterwards.
-
-    Returns:
-        What EngineInfo.prefix_cache says of it: "live", "untested" where the context is too short,
-        or "failed: " and why.
+    EngineInfo.prefix_cache says what came of it; nothing of it stays or is counted. It is left out
+    where there is no cache or config.cache_self_test is off.
     """
+    if not loop.scheduler.cache.keeps_prefixes or not loop.config.cache_self_test:
+        return
     start = time.perf_counter()
+    speculation, loop.speculation = loop.speculation, None  # its times are not to be judged
     outcome = _outcome(loop)
+    loop.speculation = speculation
     seconds = time.perf_counter() - start
     if outcome.startswith("failed"):
         log.error("prefix cache self-test %s. The cache is switched off.", outcome)
     else:
         log.info("prefix cache self-test: %s (%.3f s)", outcome, seconds)
-    return outcome
+    loop.start_afresh(outcome)
 
 
 def _outcome(loop: EngineLoop) -> str:
+    """ "live", "untested" where the context is too short, or "failed: " and why."""
     size = loop.info.block_size
     length = _NUM_BLOCKS * size + 1
     if length + _NUM_TOKENS > loop.info.max_model_len:

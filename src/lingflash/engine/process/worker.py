@@ -13,10 +13,12 @@ import time
 
 from lingflash.core.errors import EngineError, LingflashError
 from lingflash.core.types import TokenEvent
+from lingflash.engine.grammar_thread import Compiled, GrammarThread
 from lingflash.engine.loop import EngineLoop
+from lingflash.engine.process.self_test import run_self_test
 from lingflash.engine.run.model_runner import ModelRunner
-from lingflash.engine.run.step_masks import Compiled, GrammarThread
 from lingflash.link import ipc
+from lingflash.link.frames import read_frame
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def main(fd: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
-    body = ipc.read_frame(sock)
+    body = read_frame(sock)
     if body is None:
         return 0
     start = ipc.to_engine_decoder.decode(body)
@@ -50,7 +52,7 @@ def main(fd: int) -> int:
                 sock.sendall(ipc.frame(ipc.Loading(done, total)))
 
         loop = EngineLoop(start.config, ModelRunner.from_config(start.config, tell))
-        loop.self_test()
+        run_self_test(loop)
     except LingflashError as error:
         sock.sendall(ipc.frame(ipc.Failed(error.code, error.message, error.param)))
         return 1
@@ -68,7 +70,7 @@ def main(fd: int) -> int:
 def _receive(sock: socket.socket, inbox: Inbox) -> None:
     """Thread: messages of the server into the inbox, None at the end."""
     try:
-        while (body := ipc.read_frame(sock)) is not None:
+        while (body := read_frame(sock)) is not None:
             inbox.put(ipc.to_engine_decoder.decode(body))
     except OSError:
         pass

@@ -21,16 +21,15 @@ import torch
 from torch import Tensor
 
 from lingflash.cache.lease import Lease
+from lingflash.core.anchors import ANCHOR
+from lingflash.engine.memory.tensors import graph_sizes
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.kernels.sampling import noise_key
-from lingflash.models.cuda_decoder import MAX_DECODE_SEQS, CudaDecoder, DecodeInputs
+from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, upload
 
 log = logging.getLogger(__name__)
 
-# Rows of the graphs: a step is padded to the next of these.
-GRAPH_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 # Numbers per row that a step needs besides its block table: six that the model reads, then the key
 # of the noise and the temperature of the draw.
 _FIELDS = 8
@@ -38,21 +37,12 @@ _FIELDS = 8
 _IN_FLIGHT = NOT_FINITE = -1
 
 
-def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Rows of the graphs that batches of up to so many sequences need, ascending."""
-    most = min(max_num_seqs, MAX_DECODE_SEQS)
-    return [n for n in GRAPH_ROWS if n < most] + [min(n for n in GRAPH_ROWS if n >= most)]
-
-
 class DecodeGraphs:
     """Runs steps in which every sequence has one query token.
 
     Args:
-        decoder: the model's launches.
         cache: the memory they run on; its last slot and last block are for padding.
         max_num_seqs: most sequences of a step, also the number of slots that sequences use.
-        max_model_len: most tokens of a sequence.
-        block_size: tokens in a block.
         use_graphs: False launches one by one, which is how this is tested without a GPU.
     """
 
@@ -162,7 +152,6 @@ class DecodeGraphs:
         """Bring a step's inputs to the device; the rows of its graph.
 
         Args:
-            scheduled: the step.
             draws: bring what their tokens are drawn by; else what the graph draws means nothing.
         """
         count = len(scheduled)

@@ -13,7 +13,6 @@ import io
 import pickle
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineDeadError, LingflashError
 from lingflash.engine.memory.cache_memory import CacheMemory
 from lingflash.engine.memory.plan import MemoryPlan
+from lingflash.link.frames import frame, read_frame
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, Trace
 from lingflash.parallel.mesh import Mesh
@@ -43,27 +43,13 @@ STEP_TIMEOUT_S = 120.0
 
 def write_message(sock: socket.socket, message: object) -> None:
     """Send one object; tensors travel as bytes."""
-    body = encode(message)
-    sock.sendall(struct.pack("<Q", len(body)) + body)
+    sock.sendall(frame(encode(message)))
 
 
 def read_message(sock: socket.socket, device: torch.device) -> Any:
     """Receive one object, its tensors on a device; None if the other side has hung up."""
-    head = _read(sock, 8)
-    if head is None:
-        return None
-    body = _read(sock, struct.unpack("<Q", head)[0])
+    body = read_frame(sock)
     return None if body is None else decode(body, device)
-
-
-def _read(sock: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = sock.recv(min(count - len(parts), 1 << 20))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
 
 
 class _Pickler(pickle.Pickler):
@@ -106,9 +92,7 @@ class Ranks:
     """The processes of ranks 1 and up.
 
     Args:
-        config: of the engine.
         plan: memory of one rank.
-        folder: of the checkpoint.
 
     Raises:
         ConfigError: there are not enough GPUs, or this process has a split model already.
@@ -181,8 +165,7 @@ class Ranks:
                 raise self._dead(f"its process ended with {process.returncode}")
         if self._failed:
             raise self._dead("an earlier step failed")
-        body = encode((call, arguments))
-        message = struct.pack("<Q", len(body)) + body
+        message = frame(encode((call, arguments)))
         with self._watching():
             for sock in self._sockets:
                 sock.sendall(message)
@@ -241,7 +224,6 @@ class LeadModel(BailingHybrid):
 
     Args:
         model: rank 0's part; shared, not copied.
-        ranks: the others.
     """
 
     def __init__(self, model: BailingHybrid, ranks: Ranks) -> None:
@@ -281,7 +263,6 @@ class LeadMemory(CacheMemory):
 
     Args:
         tensors: rank 0's part.
-        ranks: the others.
     """
 
     def __init__(self, tensors: CacheTensors, ranks: Ranks) -> None:

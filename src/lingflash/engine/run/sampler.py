@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import fields
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -16,6 +18,16 @@ from lingflash.kernels.sampling import noise_key, sample_tokens, truncate_logits
 
 Sampled = Sequence | DraftedSequence
 
+# Fields of SamplingParams that a token drawn on the device heeds, and those that are heeded before
+# or after the draw. Any other, a new one too, leaves the choice to the host when it is set.
+DRAWN_FIELDS = frozenset(
+    {
+        "temperature", "seed", "n", "max_tokens", "min_tokens", "stop", "stop_token_ids",
+        "ignore_eos", "prompt_logprobs",
+    }
+)  # fmt: skip
+# Means nothing where the likeliest token is taken.
+TRUNCATION_FIELDS = frozenset({"top_p", "top_k", "min_p"})
 # Rows of prompt logits that exist at once.
 PROMPT_LOGPROB_ROWS = 128
 
@@ -62,6 +74,17 @@ def not_finite() -> StepResult:
     )
 
 
+def _has_defaults(names: frozenset[str]) -> Callable[[SamplingParams], bool]:
+    read = attrgetter(*names)
+    defaults = read(SamplingParams())
+    return lambda params: read(params) == defaults
+
+
+_HOST_FIELDS = frozenset(f.name for f in fields(SamplingParams)) - DRAWN_FIELDS
+_draws = _has_defaults(_HOST_FIELDS)
+_draws_greedily = _has_defaults(_HOST_FIELDS - TRUNCATION_FIELDS)
+
+
 def is_plain(sequence: Sequence) -> bool:
     """Whether temperature and seed alone decide its next token, and the token is all it wants.
 
@@ -69,10 +92,9 @@ def is_plain(sequence: Sequence) -> bool:
     """
     p = sequence.sampling
     return (
-        p.logprobs is None
+        (_draws_greedily(p) if p.temperature == 0.0 else _draws(p))
         and sequence.matcher is None
-        and not _truncates(p)
-        and not _changes_logits(sequence)
+        and len(sequence.output_token_ids) >= p.min_tokens
     )
 
 
@@ -160,8 +182,6 @@ def token_logprobs(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[To
 
     Args:
         logits: float32 [R, V], raw.
-        token_ids: R token ids.
-        num_top: how many alternatives.
     """
     logprobs = torch.log_softmax(logits, -1)
     chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingflash.cache.manager import Lease
+from lingflash.cache.lease import Lease
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.engine.run.sampler import choose_tokens
 from lingflash.engine.run.step_masks import StepMasks, fill_mask
 from lingflash.engine.schedule.sequence import DraftedSequence, Sequence
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
-from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, make_mtp_batch
 from lingflash.structured.masks import TokenMatcher, mask_words, unpack_mask
@@ -83,8 +83,6 @@ class Speculator:
 
     Args:
         model: with an MTP layer.
-        cache: of all sequences.
-        num_blocks: in the cache.
     """
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors, num_blocks: int) -> None:
@@ -102,7 +100,6 @@ class Speculator:
         """Write the rows of the tokens that have become certain, then make drafts.
 
         Args:
-            output: the step.
             hidden: [T_pad, D], the model's hidden states of all its tokens.
             results: of its sequences, not yet committed.
         """
@@ -275,7 +272,6 @@ class _Draft:
     """Guesses of one sequence under way.
 
     Args:
-        sequence: whose.
         new: tokens that this step gave it, not yet committed.
         count: guesses to make, at most.
     """
@@ -340,7 +336,7 @@ class _Writes:
 
     def anchors(self, lease: Lease, start: int, end: int, first_hidden: int) -> None:
         """Note the last two tokens before anchors among positions start .. end - 1."""
-        last = end // ANCHOR * ANCHOR
+        last = last_anchor(end)
         for anchor in (last - ANCHOR, last):
             if start < anchor:
                 place = anchor // ANCHOR % 2

@@ -1,150 +1,22 @@
-"""Sequences that follow a grammar: their vocabulary, compiling beside the loop, masks of a step.
+"""The masks of a step: which tokens the grammars of its sequences allow.
 
-A step's masks are computed in a thread while the model runs; both give up the interpreter lock.
+They are computed in a thread while the model runs; both give up the interpreter lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lingflash.core.errors import InvalidRequestError, LingflashError, QueueFullError
-from lingflash.core.types import EngineRequest, TokenEvent
+from lingflash.core.errors import InvalidRequestError
 from lingflash.engine.schedule.sequence import Sequence
 from lingflash.engine.schedule.step import StepResult
-from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import Mask, TokenMatcher, mask_words, unpack_mask
-from lingflash.structured.vocabulary import Vocabulary
-from lingflash.text.tokenizer import Piece, Tokenizer
-
-
-def load_vocabulary(folder: Path | None, vocab_size: int, stop_ids: Seq[int]) -> Vocabulary:
-    """Read a checkpoint's tokenizer for grammars.
-
-    Raises:
-        InvalidRequestError: there is none.
-    """
-    tokenizer = None if folder is None else Tokenizer.from_folder(folder)
-    if tokenizer is None or not stop_ids:
-        raise InvalidRequestError(
-            "This model has no tokenizer or no stop token, so its answers cannot follow a grammar.",
-            param="structured_outputs",
-        )
-    return vocabulary_of(tokenizer, vocab_size, stop_ids)
-
-
-def vocabulary_of(tokenizer: Tokenizer, vocab_size: int, stop_ids: Seq[int]) -> Vocabulary:
-    """What grammars need of a tokenizer."""
-    special = {tokenizer.token_id(content) for content in tokenizer.special_strings}
-    return Vocabulary(
-        token_bytes=tokenizer.vocabulary(),
-        special_ids=tokenizer.special_ids | {i for i in special if i is not None},
-        stop_ids=list(stop_ids),
-        size=vocab_size,
-        encode=lambda text: tokenizer.encode_guarded([Piece(text, is_literal=True)]),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A request whose grammar has been dealt with.
-
-    Args:
-        request: the request.
-        outcome: the matcher, or why there is none.
-    """
-
-    request: EngineRequest
-    outcome: TokenMatcher | LingflashError
-
-    def result(self) -> TokenMatcher:
-        """The matcher.
-
-        Raises:
-            LingflashError: there is none.
-        """
-        if isinstance(self.outcome, LingflashError):
-            raise self.outcome
-        return self.outcome
-
-
-class GrammarThread:
-    """Compiles requests' grammars in a thread of its own; all methods belong to the engine's loop.
-
-    Args:
-        grammars: the compiler.
-        deliver: called in the thread with each result.
-        max_waiting: requests that may wait to be compiled.
-    """
-
-    def __init__(
-        self, grammars: GrammarCompiler, deliver: Callable[[Compiled], None], max_waiting: int
-    ) -> None:
-        self._grammars = grammars
-        self._deliver = deliver
-        self._max_waiting = max(max_waiting, 1)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        self._pending: dict[str, EngineRequest] = {}
-
-    def submit(self, request: EngineRequest) -> None:
-        """Compile this request's grammar; the result is delivered later.
-
-        Raises:
-            InvalidRequestError: its id is in use.
-            QueueFullError: too many wait already.
-        """
-        if request.request_id in self._pending:
-            raise InvalidRequestError(
-                f"Request id {request.request_id!r} is already running.", param="request_id"
-            )
-        if len(self._pending) >= self._max_waiting:
-            raise QueueFullError(
-                f"{len(self._pending)} requests wait for their grammars already; try again later."
-            )
-        self._pending[request.request_id] = request
-        self._pool.submit(self._work, request)
-
-    def _work(self, request: EngineRequest) -> None:
-        assert request.grammar is not None
-        outcome: TokenMatcher | LingflashError
-        try:
-            # Left by the client before its turn came: skip the work.
-            if self._pending.get(request.request_id) is not request:
-                return
-            outcome = self._grammars.compile(request.grammar)
-        except LingflashError as error:
-            outcome = error
-        except BaseException as error:  # a panic in the grammar library must not end the engine
-            outcome = InvalidRequestError(
-                f"The grammar could not be compiled ({type(error).__name__})."
-            )
-        self._deliver(Compiled(request, outcome))
-
-    def is_wanted(self, compiled: Compiled) -> bool:
-        """Whether the request still waits for this result; it does no longer then."""
-        request_id = compiled.request.request_id
-        if self._pending.get(request_id) is not compiled.request:
-            return False
-        del self._pending[request_id]
-        return True
-
-    def abort(self, request_id: str) -> list[TokenEvent]:
-        """End a request that waits here; unknown ids give no events."""
-        request = self._pending.pop(request_id, None)
-        if request is None:
-            return []
-        return [
-            TokenEvent(request_id=request_id, choice=choice, finish_reason="aborted")
-            for choice in range(request.sampling.n)
-        ]
-
 
 _mask_pool: ThreadPoolExecutor | None = None
 

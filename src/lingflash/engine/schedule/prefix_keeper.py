@@ -8,16 +8,13 @@ from collections.abc import Iterable
 from lingflash.cache.eviction import checkpoint_interval
 from lingflash.cache.lease import Lease
 from lingflash.cache.manager import CacheManager
+from lingflash.core.anchors import last_anchor
 from lingflash.core.types import CacheReport
-from lingflash.engine.schedule.sequence import Sequence, last_anchor
+from lingflash.engine.schedule.sequence import Sequence
 
 
 class PrefixKeeper:
-    """The scheduler's hand in the prefix cache, and its counters.
-
-    Args:
-        cache: the memory.
-    """
+    """The scheduler's hand in the prefix cache, and its counters."""
 
     def __init__(self, cache: CacheManager) -> None:
         self._cache = cache

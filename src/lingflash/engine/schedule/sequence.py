@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from lingflash.cache.lease import Lease
 from lingflash.cache.prefix_tree import block_keys, root_key
-from lingflash.core.config import ANCHOR_TOKENS
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.limits import check_lengths, check_token_ids
 from lingflash.core.types import CacheReport, EngineRequest, SamplingParams, TokenLogprob
@@ -18,14 +17,11 @@ class Sequence:
     """One sampled continuation of a request.
 
     Args:
-        request_id: whose it is.
         choice: its index among the request's n.
         prompt_token_ids: shared by the choices; not changed.
-        sampling: the request's.
         stop_token_ids: tokens that end it, the model's own included unless they are ignored.
         max_total_tokens: prompt and answer together end here.
         deadline_s: clock time at which it ends with an error, or None.
-        output_token_ids: what was generated.
         num_computed: tokens whose keys, values and states are in the cache.
         num_in_flight: tokens in steps that were scheduled and are not committed.
         has_ended: its last event was made.
@@ -105,7 +101,6 @@ class DraftedSequence:
     """A sequence as it will be if its first drafts are accepted: what choosing a token reads.
 
     Args:
-        sequence: the sequence.
         more: tokens that follow what it has.
     """
 
@@ -142,11 +137,6 @@ def check_limits(request: EngineRequest, vocab_size: int, max_model_len: int) ->
         raise InvalidRequestError(
             f"timeout is {request.timeout_s}; it must be above 0 seconds.", param="timeout"
         )
-
-
-def last_anchor(num_tokens: int) -> int:
-    """Position that the states are folded to after so many tokens."""
-    return num_tokens // ANCHOR_TOKENS * ANCHOR_TOKENS
 
 
 def sequences_of(

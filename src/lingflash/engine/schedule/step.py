@@ -18,7 +18,6 @@ class ScheduledSequence:
     """Tokens of one sequence in a step.
 
     Args:
-        sequence: whose.
         start: position of the first.
         num_tokens: how many, drafts included.
         wants_token: whether the last one's logits give the next token.
@@ -92,6 +91,11 @@ class PendingStep:
 
     def __init__(self, wait: Callable[[], list[StepResult]], *, is_under_way: bool) -> None:
         self._wait, self.is_under_way = wait, is_under_way
+
+    @classmethod
+    def done(cls, results: list[StepResult]) -> PendingStep:
+        """A step that was computed when it was launched."""
+        return cls(lambda: results, is_under_way=False)
 
     def results(self) -> list[StepResult]:
         """Wait for this step alone; what the model said of each sequence."""

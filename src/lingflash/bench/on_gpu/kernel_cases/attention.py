@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lingflash.bench.on_gpu.gpu import launch_ms
 from lingflash.bench.on_gpu.kernel_cases.case import Case, randn
+from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.kernels.lightning_attn import decay_tables, lightning_attention_reference
 from lingflash.kernels.lightning_attn.segments import cut_segments, segment_tokens
 from lingflash.kernels.lightning_attn.triton_prefill import AttendConfig, lightning_prefill_triton
@@ -331,15 +332,15 @@ def check() -> None:
         rate = decay_tables(RATE, 64, DIM, cuda).log2_rate
         outs = []
         for lo, hi in ((0, 300), (300, 301), (301, n)):
-            tail = lo % 16
-            cut = cut_segments([tail], [hi - lo], [hi // 16 * 16 - lo + tail], slots, device=cuda)
+            tail = lo % ANCHOR
+            cut = cut_segments([tail], [hi - lo], [last_anchor(hi) - lo + tail], slots, device=cuda)
             outs.append(
                 lightning_prefill_triton(
                     q[lo:hi], k[lo:hi], v[lo:hi], rate, states, tail_k, tail_v, cut
                 )
             )
         some = [0, 13, HEADS - 1]
-        folded = n // 16 * 16
+        folded = last_anchor(n)
         x, y, z = (x[:folded, some].double() for x in (q, k, v))
         expected, state = lightning_attention_reference(x, y, z, RATE[some].to(cuda))
         out = torch.cat(outs)[: len(expected), some].double()

@@ -17,6 +17,8 @@ __all__ = ["ROUTER_PARTS", "route_decode"]
 
 # The product's columns are cut into this many parts, which are summed where the choice is made.
 ROUTER_PARTS = 8
+# Tokens and experts of a program, as few as tensor cores take; columns come in as many.
+_TILE = 16
 
 
 @triton.jit
@@ -67,7 +69,6 @@ def route_decode(
         parts: float32 [T, ROUTER_PARTS, E], scratch.
         topk_ids: int32 [T, topk], written.
         topk_weights: float32 [T, topk], written.
-        rule: how to choose.
 
     Numerics: float32. Sync: none, graph-safe.
     """
@@ -75,11 +76,11 @@ def route_decode(
     num_experts = w_gate.shape[0]
     if not num_tokens:
         return
-    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
-    tiles = triton.cdiv(num_experts, 16), ROUTER_PARTS, triton.cdiv(num_tokens, 16)
+    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), _TILE) * _TILE
+    tiles = triton.cdiv(num_experts, _TILE), ROUTER_PARTS, triton.cdiv(num_tokens, _TILE)
     _logits_kernel[tiles](
         x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
-        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=16, BLOCK_M=16, num_warps=4,
+        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=_TILE, BLOCK_M=_TILE, num_warps=4,
         **launch_options(x),
     )  # fmt: skip
     choose(parts, expert_bias, topk_ids, topk_weights, rule, ROUTER_PARTS)
