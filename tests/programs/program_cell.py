@@ -27,6 +27,8 @@ ANSWER = "<role>ASSISTANT</role>"
 # Without root a user namespace around it gives the right to make one for the network.
 _AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
 _INTO = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+# Nothing that a program leaves running outlives it.
+_ALONE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"]
 
 
 class Record:
@@ -59,7 +61,7 @@ class Record:
         """Each prompt of the main loop begins with an earlier one and its answer, to the token.
 
         Args:
-            loops: so many prompts may begin anew, with no answer in them.
+            loops: so many prompts may begin anew: the first, and such with no answer in them.
             turns: each loop has as many prompts at least.
         """
         entries = self.entries("main")
@@ -70,7 +72,7 @@ class Record:
             earlier = [other["prompt"] + other["answer"] for other in entries[:number]]
             if any(prompt[: len(known)] == known for known in earlier):
                 continue
-            if self._tokenizer.decode(prompt).count(ANSWER) == 1:
+            if number == 0 or self._tokenizer.decode(prompt).count(ANSWER) == 1:
                 begun += 1
                 continue
             same, known = max((_num_same(known, prompt), known) for known in earlier)
@@ -183,7 +185,7 @@ class Cell:
             "NO_COLOR": "1",
         }
         process = subprocess.Popen(
-            ["nsenter", f"--target={self._process.pid}", *_INTO, "--net", "--", *command],
+            ["nsenter", f"--target={self._process.pid}", *_INTO, "--net", "--", *_ALONE, *command],
             cwd=self.work,
             env={**clean, **(environment or {})},
             stdin=subprocess.PIPE,

@@ -23,11 +23,12 @@ from unittest import mock
 
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
+from lingflash.api.server import serve_engine
 from lingflash.cli import main, report_errors
 from lingflash.core.hub import bundled_folder
 from lingflash.core.log import setup_logging
 from lingflash.core.types import EngineInfo, EngineRequest
-from lingflash.httpd.server import bind_socket, run_server
+from lingflash.httpd.server import bind_socket
 from lingflash.link.scripted import Behaviour, ScriptedEngine
 from lingflash.text.tokenizer import Tokenizer
 from program_cell import ANSWER, KEY
@@ -42,7 +43,9 @@ class Scenario:
     The main loop is the requests that offer `tool`: they get the texts of `turns` one after the
     other, a prompt that was seen before its old text. With `by_turns` the number of answers in
     the prompt says which turn it is, so that one program can run several loops. Requests whose
-    prompt ends with a match of a pattern of `others` get its text, all the rest `other`.
+    prompt ends with a match of a pattern of `others` get its text, all the rest `other`. A
+    "<<word>>" in a turn stands for the first offered tool whose name ends with the word, since a
+    program's name for a tool need not be the prompt's.
     """
 
     def __init__(self, fields, record):
@@ -72,8 +75,14 @@ class Scenario:
             return "other", self._other
         if prompt not in self._said:
             turn = text.count(ANSWER) - 1 if self._by_turns else len(self._said)
-            self._said[prompt] = self._turns[min(turn, len(self._turns) - 1)]
+            say = self._turns[min(turn, len(self._turns) - 1)]
+            self._said[prompt] = re.sub("<<(.*?)>>", lambda part: _find_tool(part[1], offered), say)
         return "main", self._said[prompt]
+
+
+def _find_tool(word: str, offered: str) -> str:
+    found = re.search(rf'"name": "([^"]*({word}))"', offered)
+    return found[1] if found else word
 
 
 class RecordErrors:
@@ -142,8 +151,8 @@ async def _serve(fields, record) -> None:
         app.add_middleware(RecordErrors, record=record)
         return app
 
-    with mock.patch("lingflash.httpd.server.create_app", recorded):
-        await run_server(engine, config, sock, on_ready=lambda _: print("ready", flush=True))
+    with mock.patch("lingflash.api.server.create_app", recorded):
+        await serve_engine(engine, config, sock, on_ready=lambda _: print("ready", flush=True))
 
 
 def _serve_scripted(scenario: str, record_path: str) -> None:

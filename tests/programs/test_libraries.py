@@ -56,9 +56,8 @@ def test_library_when_the_model_is_scripted_then_all_loops_end_and_continue(
     cell = make_cell(scenario)
     said = run_driver(cell, installed(library.lock), library)
     assert cell.record.refused() == []
-    assert {name: text for name, text in said if name in library.loops} == dict.fromkeys(
-        library.loops, WEATHER
-    )
+    loops = {name: text for name, text in said if name in library.loops}
+    assert loops == dict.fromkeys(library.loops, WEATHER)
     objects = {name: json.loads(text) for name, text in said if name in library.objects}
     assert objects == {name: json.loads(ANIMAL) for name in library.objects}
     if library.loops and library.continues:

@@ -126,8 +126,9 @@ AGENTS = (
         start="claude",
         notes="The URL has no `/v1`. The three `DEFAULT` names are those of its sub-agents, which "
         "ask for a model of their own otherwise. Its own prompt has about 35,000 tokens of "
-        "ling-nano (21,600 in 2.1.332, which was run too). Without `CLAUDE_CODE_MAX_CONTEXT_TOKENS` it takes "
-        "the context for 200,000 tokens or a million and compacts only after the server's error.",
+        "ling-nano (21,600 in 2.1.332, which was run too). Without "
+        "`CLAUDE_CODE_MAX_CONTEXT_TOKENS` it takes the context for 200,000 tokens or a million "
+        "and compacts only after the server's error.",
     ),
     Program(
         name="opencode",
