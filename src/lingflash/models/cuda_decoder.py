@@ -11,6 +11,8 @@ One row takes seven: every product norms what it reads, and adds what it gives t
 
     qkvg -> lightning, gate -> dense
     router -> choice -> gate, up -> down
+
+Of a split model, what dense and down give is a part; the ranks' sum of it goes to the stream.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from lingflash.models.layers.mla import MlaLayer
 from lingflash.quant.matrix import Matrix, QuantizedExperts, QuantizedMatrix, StackedMatrix
 
 if TYPE_CHECKING:
+    from lingflash.kernels.moe_gemm.decode import DecodeExperts
     from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm
 
 # Most sequences of a step: the plan of rows by expert is made by one program.
@@ -107,6 +110,7 @@ class CudaDecoder:
             (self._attention(layer), self._feed_forward(layer)) for layer in model.layers
         ]
         self._head = self._product(model.w_head)
+        self._is_split = model.mesh.shard.size > 1
         # The experts that each MoE layer chose in the last step, int32 [N, k].
         self.topk_ids: list[Tensor] = []
 
@@ -118,7 +122,6 @@ class CudaDecoder:
         fits = (
             model.device.type == "cuda"
             and model.dtype == torch.bfloat16
-            and model.mesh.shard.size == 1
             and all(_is_supported(layer) for layer in model.layers)
             and _has_product(model.w_head)
         )
@@ -144,8 +147,10 @@ class CudaDecoder:
     @torch.inference_mode()
     def logits(self, hidden_states: Tensor) -> Tensor:
         """As BailingHybrid.logits: [N, D] to float32 [N, V]."""
-        out = self._empty(hidden_states.shape[0], self._model.config.vocab_size)
-        return self._head(hidden_states, out)
+        mesh = self._model.mesh
+        words = self._model.config.vocab_size // mesh.shard.size
+        out = self._empty(hidden_states.shape[0], words)
+        return mesh.gather(self._head(hidden_states, out))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=self._device)
@@ -190,12 +195,35 @@ class CudaDecoder:
         product = self._product(matrix, scaled=scaled)
 
         def run(flow: _Flow, x: Tensor, norm: GroupNorm | None = None) -> None:
-            if flow.is_one_row:
+            if flow.is_one_row and not self._is_split:
                 product(x, flow.residual, norm=norm, add=True)
-            else:
-                flow.parts = product(x, self._empty(*flow.residual.shape))[:, None]
+                return
+            out = self._empty(*flow.residual.shape)
+            one_row = {"norm": norm} if flow.is_one_row else {}
+            self._pend(flow, product(x, out, **one_row)[:, None])
 
         return run
+
+    def _pend(self, flow: _Flow, parts: Tensor) -> None:
+        """Have the next norm add parts [N, P, D] to the stream; of a split model, add them now."""
+        if self._is_split:
+            self._model.mesh.add_sum(parts, flow.residual)
+        else:
+            flow.parts = parts
+
+    def _down_one_token(
+        self, flow: _Flow, act: Tensor, w: DecodeExperts, ids: Tensor, weights: Tensor,
+        shared: DecodeExperts | None = None,
+    ) -> None:  # fmt: skip
+        """As down_one_token, to the stream."""
+        from lingflash.kernels.moe_gemm.decode import down_one_token
+
+        if not self._is_split:
+            down_one_token(act, w, ids, weights, flow.residual, shared=shared)
+            return
+        out = self._empty(*flow.residual.shape)
+        down_one_token(act, w, ids, weights, out, add=False, shared=shared)
+        self._pend(flow, out[:, None])
 
     def _norm(
         self, weight: Tensor, ordered: bool = False
@@ -308,7 +336,6 @@ class CudaDecoder:
             DecodeExperts,
             all_rows,
             down_decode,
-            down_one_token,
             gate_up_decode,
         )
 
@@ -323,10 +350,10 @@ class CudaDecoder:
             act = self._empty(x.shape[0], 1, width, dtype=kept)
             gate_up_decode(x, gate_up, ids, plan, act)
             if plan is None:
-                down_one_token(act, down, ids, weights, flow.residual)
+                self._down_one_token(flow, act, down, ids, weights)
             else:
-                flow.parts = self._empty(x.shape[0], 1, hidden)
-                down_decode(act, down, ids, weights, plan, flow.parts)
+                parts = self._empty(x.shape[0], 1, hidden)
+                self._pend(flow, down_decode(act, down, ids, weights, plan, parts))
 
         return run
 
@@ -334,7 +361,6 @@ class CudaDecoder:
         from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
             down_decode,
-            down_one_token,
             gate_up_decode,
             plan_rows,
         )
@@ -370,7 +396,7 @@ class CudaDecoder:
                 gate_up_decode(
                     ordered, gate_up, ids, None, act, nibbles=down.is_int4, plain=x, shared=shared
                 )
-                down_one_token(act, down, ids, weights, flow.residual, shared=shared_down)
+                self._down_one_token(flow, act, down, ids, weights, shared=shared_down)
                 return
             x, ordered = norm(flow)
             scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
@@ -380,8 +406,8 @@ class CudaDecoder:
             gate_up_decode(
                 ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
             )
-            flow.parts = self._empty(rows, choices, c.hidden_size)
-            down_decode(act, down, ids, weights, plan, flow.parts, shared=shared_down)
+            parts = self._empty(rows, choices, c.hidden_size)
+            self._pend(flow, down_decode(act, down, ids, weights, plan, parts, shared=shared_down))
 
         return run
 

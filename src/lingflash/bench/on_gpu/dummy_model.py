@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import Tensor
 
 from lingflash.bench.in_engine.dummy_checkpoint import tensor_shapes
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
+from lingflash.parallel.mesh import Mesh
 from lingflash.quant.recipe import FormatName, target_of
 from lingflash.quant.scheme import MatrixFormat
 
@@ -20,7 +23,11 @@ _INT4_GROUP = 128
 
 
 def make_dummy_model(
-    config: ModelConfig, format_name: FormatName | None, device: torch.device, max_model_len: int
+    config: ModelConfig,
+    format_name: FormatName | None,
+    device: torch.device,
+    max_model_len: int,
+    mesh: Mesh | None = None,
 ) -> BailingHybrid:
     """The model without its MTP layer, weights random and never zero.
 
@@ -29,7 +36,9 @@ def make_dummy_model(
         format_name: what `ling convert` would make of it, INT4 in groups of 128; None is BF16.
         device: where the weights are.
         max_model_len: length of the rotary tables.
+        mesh: ranks that share the model; what each has whole is the same on all.
     """
+    mesh = mesh or Mesh()
     mtp = f"model.layers.{config.num_hidden_layers}."
     shapes = {n: s for n, s in tensor_shapes(config).items() if not n.startswith(mtp)}
     formats: dict[str, MatrixFormat] = {}
@@ -44,13 +53,14 @@ def make_dummy_model(
                     (shape[0], shape[1]),
                 )  # fmt: skip
     model = BailingHybrid(
-        config,
+        config.share(mesh.shard),
         shapes,
         dtype=torch.bfloat16,
         device=device,
         max_model_len=max_model_len,
         with_mtp=False,
         formats=formats,
+        mesh=mesh,
     )
     generator = torch.Generator(device).manual_seed(0)
     done: set[int] = set()
@@ -58,6 +68,9 @@ def make_dummy_model(
         weight = slot.destination if slot.destination._base is None else slot.destination._base
         if weight.data_ptr() not in done:
             done.add(weight.data_ptr())
+            if mesh.shard.size > 1:
+                part = mesh.shard.rank if slot.cut.shape != slot.shape else -1
+                generator.manual_seed(zlib.crc32(f"{name} {part}".encode()))
             _fill(weight, name, generator)
     return model
 

@@ -61,7 +61,10 @@ def main(fd: int) -> int:
         _serve(sock, inbox, loop)
     except EngineError as error:
         log.critical("engine gives up: %s", error)
-        return 1
+        loop.runner.hang_up()
+        logging.shutdown()
+        # A device that still waits for a rank that is gone would hold up a tidy end.
+        os._exit(1)
     except (BrokenPipeError, ConnectionResetError):
         return 0  # the server is gone, and so is the reason to go on
     return 0

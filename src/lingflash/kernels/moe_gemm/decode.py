@@ -290,6 +290,7 @@ def down_one_token(
     topk_weights: Tensor,
     residual: Tensor,
     *,
+    add: bool = True,
     shared: DecodeExperts | None = None,
     tiles: OneTokenTiles | None = None,
 ) -> None:
@@ -303,6 +304,7 @@ def down_one_token(
             gate_up_decode sees to.
         topk_weights: float32 [1, k]; likewise.
         residual: any float dtype [1, D], contiguous; added to in place.
+        add: False replaces what is in it.
         shared: [1, D, I], bfloat16 or FP8.
         tiles: how to cut; by the shape if None.
 
@@ -321,7 +323,7 @@ def down_one_token(
     down_one_kernel[(triton.cdiv(hidden, t.block_n),)](
         act, w.values, scale, topk_ids, topk_weights, residual, other.values, other.scales(),
         w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
-        TOPK=topk, WIDTH=width, HIDDEN=hidden, AHEAD=t.ahead,
+        TOPK=topk, WIDTH=width, HIDDEN=hidden, AHEAD=t.ahead, ADD=add,
         **_one_token_options(w, shared, t, width), **launch_options(act),
     )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Sums over the GPUs that share a model, small enough that latency is all they cost."""
