@@ -238,7 +238,6 @@ def tool_dialogue(rng: random.Random, words: Words, max_turns: int = 4, scale: i
     """Draw a dialogue with tools.
 
     Args:
-        max_turns: most user turns.
         scale: length of tool results, for long documents.
     """
     count = rng.choices((1, 2, 3, 4, 5, 7, 10), (20, 25, 24, 14, 10, 5, 2))[0]

@@ -77,7 +77,6 @@ def lead(rng: random.Random, core: str, noise: list[str]) -> str:
     """Put random common words before what is asked for, and now and then after it.
 
     Args:
-        core: what is asked for.
         noise: words that mean nothing here, put among the common ones.
     """
     tail = " " + filler(rng, 1, 4) if rng.random() < 0.15 else ""

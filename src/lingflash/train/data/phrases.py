@@ -183,7 +183,6 @@ def request(
     """Word a request for one call.
 
     Args:
-        arguments: what it is to be called with.
         rivals: the other tools, from which the request must tell it apart.
         bare: leave out openers and closers, to join requests.
     """
