@@ -32,9 +32,7 @@ def make_dummy_model(
     """The model without its MTP layer, weights random and never zero.
 
     Args:
-        config: its shape.
         format_name: what `ling convert` would make of it, INT4 in groups of 128; None is BF16.
-        device: where the weights are.
         max_model_len: length of the rotary tables.
         mesh: ranks that share the model; what each has whole is the same on all.
     """
