@@ -37,9 +37,7 @@ def make_dummy_model(
     """The model without its MTP layer, weights random and never zero.
 
     Args:
-        config: its shape.
         layout: one of LAYOUTS.
-        device: where the weights are.
         max_model_len: length of the rotary tables.
         mesh: ranks that share the model; what each has whole is the same on all.
     """

@@ -18,8 +18,6 @@ from lingflash.core.anchors import ANCHOR
 from lingflash.kernels.lightning_attn import DecayTables
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["gated_lightning_decode_triton", "lightning_decode_triton"]
-
 
 @triton.jit
 def _normed_and_rotated(

@@ -13,8 +13,6 @@ from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.moe_route.triton_choose import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["ROUTER_PARTS", "route_decode"]
-
 # The product's columns are cut into this many parts, which are summed where the choice is made.
 ROUTER_PARTS = 8
 # What tensor cores take at least; a part's columns come in as many.

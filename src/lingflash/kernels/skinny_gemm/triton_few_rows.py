@@ -19,8 +19,6 @@ from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, check_prod
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["SkinnyTiles", "skinny_gemm_triton", "skinny_tiles"]
-
 
 @triton.jit
 def load_rows(at, row_ok, k_ok, EVEN: tl.constexpr):
