@@ -53,9 +53,8 @@ def test_requests_when_made_from_the_document_then_answers_are_as_it_says(
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def work(case):
-        if isinstance(case.body, dict):
-            if isinstance(case.body.get("timeout"), int | float):
-                case.body.pop("timeout")  # a short one ends in a 504, as it should
+        if isinstance(case.body, dict) and isinstance(case.body.get("timeout"), int | float):
+            case.body.pop("timeout")  # a short one ends in a 504, as it should
         response = case.call(base_url=shared_server.base_url, timeout=20)
         if response.status_code == 200 and response.headers["content-type"][0].startswith(
             "text/event-stream"

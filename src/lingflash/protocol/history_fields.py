@@ -231,4 +231,4 @@ OTHER_BLOCKS = {
 
 # The words for what is dropped that is no field.
 TOOL_NOT_OFFERED = "tools"
-OTHER_NAMES = frozenset(("image", "audio", "video", "file", "part", TOOL_NOT_OFFERED, "other"))
+LEFT_TO_MODEL = "schema"

@@ -1,7 +1,9 @@
 """From request fields to the grammar of the answer: response_format, structured_outputs, tools.
 
-All of it is enforced, with or without `strict`, but for one case: with tool_choice "auto", tools
-that are not strict, and nothing else asked for, the model is free (and its calls are only parsed).
+A form of answer and a strict tool are enforced to the letter or refused. Of a tool that is not
+strict, what can be enforced is, where a call is required; what is left to the model is named in the
+grammar's `dropped`. With tool_choice "auto", tools that are not strict, and nothing else asked for,
+the model is free (and its calls are only parsed).
 """
 
 from __future__ import annotations
@@ -172,6 +174,8 @@ def answer_grammar(
 ) -> GrammarSpec | None:
     """The grammar that a chat request asks for; None if the model is free.
 
+    Its `dropped` names the keywords of tools' schemas that are left to the model.
+
     Args:
         tools: chat's, or the `grammar_tools` of a conversation's.
         parallel_tool_calls: False allows one call.
@@ -212,6 +216,7 @@ def answer_grammar(
                 else None
             ),
             where=where,
+            strict=bool(f.get("strict")),
             form=form_of_text,
         )
         for f, where, form_of_text in offered

@@ -28,6 +28,7 @@ from lingflash.core.errors import InvalidRequestError, refuse
 from lingflash.protocol.fields import Dropped, says_nothing
 from lingflash.text.chat_template import ChatTemplate
 from lingflash.text.messages import normalize_messages
+from lingflash.text.start_check import check_text_files
 from lingflash.text.tokenizer import EncodeRun, Piece, Tokenizer
 from lingflash.text.tools import normalize_tools
 
@@ -78,8 +79,9 @@ class ModelText:
         """Read a checkpoint's tokenizer and template; None without tokenizer.json (token-id mode).
 
         Raises:
-            ModelLoadError: a file is there but unusable.
+            ModelLoadError: a file is there but unusable, or takes too much time or memory.
         """
+        check_text_files(folder)
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer is None:
             return None

@@ -196,6 +196,11 @@ class ToolSet:
         ]
         return fitting[0] if len(fitting) == 1 else None
 
+    def is_custom(self, name: str) -> bool:
+        """Whether the tool that the model means by a name takes free text."""
+        tool = self.called(name)
+        return tool is not None and tool.kind == "custom"
+
     def _prompt_name(self, namespace: str | None, name: str) -> str:
         if namespace is None:
             return name

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from lingflash.api.answer.conversation import Conversation
-from lingflash.api.answer.custom_inputs import CustomInputs
+from lingflash.api.answer.custom_inputs import with_texts
 from lingflash.api.answer.generation import Generation, never_written
 from lingflash.api.state import ServerState
 from lingflash.core.types import FinishReason, TokenLogprob, Usage
@@ -37,7 +37,7 @@ class ChatChoice:
     Args:
         parser: reads thinking and calls; None takes all for content.
         tools: that may be called.
-        remember: is given a turn that ended with calls, and its tokens, for later prompts.
+        remember: is given a turn that holds calls, and its tokens, for later prompts.
         tag_ids: tokens that end the thinking: its closing tag, and a call's opening tag.
     """
 
@@ -52,9 +52,7 @@ class ChatChoice:
         self.index = index
         self.parser = parser
         self.tools = tools
-        self._inputs = CustomInputs(tools) if tools.has_custom else None
-        # Indexes of the calls whose arguments are a text.
-        self.custom_calls: set[int] = set() if self._inputs is None else self._inputs.indexes
+        self._has_custom = tools.has_custom
         self._remember = remember
         self._tag_ids = tag_ids
         self.num_reasoning_tokens = 0
@@ -75,15 +73,15 @@ class ChatChoice:
             if was_thinking or parser.is_thinking:
                 self.num_reasoning_tokens += self._num_thinking(delta.token_ids)
             if reason is not None:
-                found += parser.finish(is_cut_off=is_cut_off(reason))
-            if self._inputs is not None:
-                found = self._inputs.read(found, is_end=reason is not None)
+                found += parser.finish()
+            if self._has_custom:
+                found = with_texts(found, self.tools)
             self.token_ids += delta.token_ids
             self.message.add(found)
             events = found
         if reason is not None:
             self.finish_reason = reason
-            if self.ended_with_calls:
+            if self.message.calls:
                 self._remember(self.message, self.token_ids)
         return events
 
@@ -135,5 +133,6 @@ def chat_choices(
 
     tag_ids: tuple[int | None, int | None] = (None, None)
     if tokenizer is not None:
-        tag_ids = tokenizer.token_id(END_THINK_TAG), tokenizer.token_id(OPEN_TAG)
+        open_call = tokenizer.token_id(OPEN_TAG) if parse_tools else None
+        tag_ids = tokenizer.token_id(END_THINK_TAG), open_call
     return [ChatChoice(i, parser(), tools, remember, tag_ids) for i in range(num_choices)]

@@ -7,14 +7,15 @@ import asyncio
 from fastapi import Request
 
 from lingflash.api.answer.conversation import Conversation
-from lingflash.api.answer.generation import Generation
+from lingflash.api.answer.generation import Generation, until_client_gone
 from lingflash.api.answer.sampling import build_sampling, check_text_size
 from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.limits import check_countable, check_lengths
-from lingflash.core.types import MAX_LOGPROBS, SamplingParams
+from lingflash.core.types import MAX_LOGPROBS, GrammarSpec, SamplingParams
 from lingflash.httpd.auth import caller_of
 from lingflash.protocol.chat import ChatOptions
+from lingflash.protocol.history_fields import LEFT_TO_MODEL
 
 # Rendering and encoding longer conversations would hold up the other streams.
 INLINE_CHARS = 4000
@@ -32,8 +33,11 @@ async def prepare_chat(
     """
     max_tokens = _max_tokens(options)
     salt = cache_salt(caller_of(request), options.cache_salt)
-    if conversation.grammar is not None:
-        await state.grammars.check(conversation.grammar, conversation.grammar_param)
+    grammar = await checked_grammar(
+        state, request, conversation.grammar, conversation.grammar_param, salt
+    )
+    for path in grammar.dropped if grammar is not None else ():
+        conversation.dropped.add(path, LEFT_TO_MODEL)
     token_ids = await encode_conversation(state, request, conversation, salt)
     max_model_len = state.engine.info.max_model_len
     check_lengths(len(token_ids), None, max_model_len, param="messages")
@@ -41,7 +45,6 @@ async def prepare_chat(
         max_tokens = min(max_tokens, max_model_len - len(token_ids))
     sampling = _sampling(state, options, max_tokens)
     request_id = request.state.request_id
-    grammar = conversation.grammar
     return Generation(state, request_id, options, [token_ids], sampling, grammar, salt)
 
 
@@ -51,6 +54,32 @@ def cache_salt(caller: str, wanted: str | None) -> str:
     Two keys never share computed prefixes, so that neither times nor counts tell what another sent.
     """
     return f"{caller}:{wanted or ''}"
+
+
+async def checked_grammar(
+    state: ServerState,
+    request: Request,
+    grammar: GrammarSpec | None,
+    param: str | None,
+    owner: str,
+) -> GrammarSpec | None:
+    """A grammar that is known to compile; its `dropped` names what is left to the model.
+
+    Args:
+        param: the request field that it came in, for messages.
+        owner: whose it is, a cache_salt.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+        ClientGone: the client left meanwhile; the work has ended.
+    """
+    if grammar is None:
+        return None
+    known = state.grammars.known(grammar, owner)
+    if known is not None:
+        return known
+    checking = state.grammars.check(grammar, param, owner=owner)
+    return await until_client_gone(checking, request.receive)
 
 
 async def encode_conversation(

@@ -22,7 +22,7 @@ from lingflash.text.tools import ToolSet
 
 
 def _call_object(call: ToolCall, tools: ToolSet) -> dict[str, Any]:
-    if _is_custom(call.name, tools):
+    if tools.is_custom(call.name):
         custom = {"name": call.name, "input": call.arguments}
         return {"id": call.call_id, "type": "custom", "custom": custom}
     return {
@@ -30,11 +30,6 @@ def _call_object(call: ToolCall, tools: ToolSet) -> dict[str, Any]:
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments},
     }
-
-
-def _is_custom(name: str, tools: ToolSet) -> bool:
-    tool = tools.called(name)
-    return tool is not None and tool.kind == "custom"
 
 
 def _delta_of(event: AnswerEvent, choice: ChatChoice) -> dict[str, Any] | None:
@@ -45,7 +40,7 @@ def _delta_of(event: AnswerEvent, choice: ChatChoice) -> dict[str, Any] | None:
         case Reasoning(text):
             return {"reasoning": text, "reasoning_content": text}
         case CallStart(index, call_id, name):
-            if _is_custom(name, choice.tools):
+            if choice.tools.is_custom(name):
                 custom = {"name": name, "input": ""}
                 call = {"index": index, "id": call_id, "type": "custom", "custom": custom}
                 return {"tool_calls": [call]}
@@ -53,10 +48,10 @@ def _delta_of(event: AnswerEvent, choice: ChatChoice) -> dict[str, Any] | None:
             call = {"index": index, "id": call_id, "type": "function", "function": function}
             return {"tool_calls": [call]}
         case CallDelta(index, arguments):
-            if index in choice.custom_calls:
+            if choice.tools.is_custom(choice.message.calls[index].name):
                 return {"tool_calls": [{"index": index, "custom": {"input": arguments}}]}
             return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
-    return None  # an end shows in the finish reason, what was broken follows as content
+    return None  # an end shows in the finish reason
 
 
 def _finish_reason(choice: ChatChoice) -> str | None:

@@ -8,7 +8,7 @@ from fastapi import Request
 
 from lingflash.api.answer.conversation import read_form
 from lingflash.api.answer.generation import Generation
-from lingflash.api.answer.prepare import INLINE_CHARS, cache_salt
+from lingflash.api.answer.prepare import INLINE_CHARS, cache_salt, checked_grammar
 from lingflash.api.answer.sampling import build_sampling, check_text_size
 from lingflash.api.state import ServerState
 from lingflash.core.errors import ContextLengthError, InvalidRequestError
@@ -35,10 +35,8 @@ async def prepare_completion(
         )
     prompts = await _encode(state, body, given)
     sampling = _sampling(state, body, prompts)
-    grammar, param = read_form(body)
-    if grammar is not None:
-        await state.grammars.check(grammar, param)
     salt = cache_salt(caller_of(request), body.cache_salt)
+    grammar = await checked_grammar(state, request, *read_form(body), salt)
     request_id = request.state.request_id
     return Generation(state, request_id, body, prompts, sampling, grammar, salt)
 

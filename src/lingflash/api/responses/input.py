@@ -120,11 +120,12 @@ class ItemReader:
             # Templates know one word for instructions.
             self.messages.add("system" if role == "developer" else role, content, where)
             return
-        if self._turn is not None and (self._has_text or self._turn.get("tool_calls")):
-            # A second text belongs to a turn of its own.
+        turn = self._turn
+        # After a call that has no result yet the turn goes on; another text has a turn of its own.
+        if turn is not None and self._has_text and not turn.get("tool_calls"):
             self._turn = None
         self.messages.extend(self._assistant(where), content)
-        self._has_text = any(content)
+        self._has_text = self._has_text or any(content)
 
     def _call(self, item: Mapping[str, Any], where: str) -> None:
         call = self._take(item, ITEM_CALL, where)
