@@ -200,7 +200,7 @@ def _rewritten(statement: Sequence[_Token], i: int, rules: dict[str, str], where
         if text.endswith("i") and any(char in _ESCAPES for char in decoded):
             refuse(f"{where}.definition", f"has {text}, a string without case that needs escapes")
         return json.dumps(_escaped(decoded), ensure_ascii=False) + "i" * text.endswith("i")
-    if text in ("<", "@"):
+    if text in ("<", "@") or (kind == "directive" and i):
         refuse(f"{where}.definition", f"holds {text!r}, which is not supported")
     return text
 
