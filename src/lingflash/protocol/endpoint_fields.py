@@ -23,19 +23,31 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class EndpointFields(Generic[ModelT]):
-    """What one endpoint does with each field that it knows."""
+    """What one endpoint does with each field that it knows.
+
+    Args:
+        too_long: what it says of a prompt that is longer than the context, in the words that its
+            clients look for to shorten it.
+    """
 
     path: str
     model: type[ModelT]
     table: FieldTable = COMPLETIONS_TABLE
+    too_long: str = (
+        "This model's maximum context length is {limit} tokens, but the prompt has {tokens}; "
+        "shorten it."
+    )
 
 
 CHAT = EndpointFields("/v1/chat/completions", ChatCompletionRequest, CHAT_TABLE)
 COMPLETIONS = EndpointFields("/v1/completions", CompletionRequest)
 RESPONSES = EndpointFields("/v1/responses", ResponsesRequest, RESPONSES_TABLE)
 INPUT_TOKENS = EndpointFields("/v1/responses/input_tokens", InputTokensRequest, RESPONSES_TABLE)
-MESSAGES = EndpointFields("/v1/messages", MessagesRequest, MESSAGES_TABLE)
-COUNT_TOKENS = EndpointFields("/v1/messages/count_tokens", CountTokensRequest, MESSAGES_TABLE)
+_TOO_LONG = "prompt is too long: {tokens} tokens > {limit} maximum"
+MESSAGES = EndpointFields("/v1/messages", MessagesRequest, MESSAGES_TABLE, _TOO_LONG)
+COUNT_TOKENS = EndpointFields(
+    "/v1/messages/count_tokens", CountTokensRequest, MESSAGES_TABLE, _TOO_LONG
+)
 TOKENIZE = EndpointFields("/tokenize", TokenizeRequest)
 DETOKENIZE = EndpointFields("/detokenize", DetokenizeRequest)
 

@@ -38,11 +38,11 @@ async def accept(
     model = state.require_model(getattr(body, "model", None))
     if needs_engine:
         state.require_ready()
-        _check_counts(body, state.engine.info.max_model_len)
+        _check_counts(body, state.engine.info.max_model_len, endpoint.too_long)
     return state, body, model, dropped
 
 
-def _check_counts(body: BaseModel, max_model_len: int) -> None:
+def _check_counts(body: BaseModel, max_model_len: int, too_long: str) -> None:
     """Refuse lists that cannot fit the context before anything is made of their items.
 
     Raises:
@@ -52,7 +52,5 @@ def _check_counts(body: BaseModel, max_model_len: int) -> None:
         items = getattr(body, name, None)
         if isinstance(items, list) and len(items) > max_model_len:
             raise ContextLengthError(
-                f"{name} has {len(items)} items, more than the context of {max_model_len} tokens "
-                "can hold.",
-                param=name,
+                too_long.format(tokens=len(items), limit=max_model_len), param=name
             )

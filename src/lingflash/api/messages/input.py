@@ -20,6 +20,7 @@ from lingflash.api.messages.tools import read_choice, read_tools
 from lingflash.api.state import ServerState
 from lingflash.core.errors import refuse
 from lingflash.protocol.chat import ChatOptions
+from lingflash.protocol.endpoint_fields import MESSAGES
 from lingflash.protocol.fields import Dropped, parse_request, take
 from lingflash.protocol.history_fields import (
     MESSAGE,
@@ -52,8 +53,7 @@ NAMES = ParamNames(
         "reasoning_effort": "thinking",
         "response_format": "output_config.format",
     },
-    # What Anthropic's clients wait for, to make a summary and go on.
-    too_long="prompt is too long: {tokens} tokens > {limit} maximum",
+    MESSAGES.too_long,
 )
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
