@@ -210,12 +210,14 @@ def take(
         InvalidRequestError: there is a field that is refused; it is named as `where.field`.
     """
     fields: dict[str, Any] = {}
+    known, options = table.known, table.options
     for name, value in given.items():
-        if name in table.known:
-            fields[name] = _take_option(value, table, name, f"{where}.{name}", dropped)
+        if name in known:
+            if options and name in options:
+                value = _take_option(value, table, name, f"{where}.{name}", dropped)
+            fields[name] = value
         elif (problem := _drop(name, value, table, f"{where}.{name}", dropped)) is not None:
-            known = ", ".join(table.known)
-            refuse(f"{where}.{name}", problem or f"is not a known field; known: {known}")
+            refuse(f"{where}.{name}", problem or f"is not a known field; known: {', '.join(known)}")
     return fields
 
 
