@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Steps that fail one after the other before the engine gives up instead of failing every request.
 _MAX_FAILED_STEPS = 3
+_MASK_POLL_S = 0.001
 
 
 class EngineLoop:
@@ -125,7 +126,7 @@ class EngineLoop:
         """
         if request.grammar is not None and matcher is None:
             self.scheduler.validate(request)
-            matcher = self.grammars.compile(request.grammar)
+            matcher = self.grammars.compile(request.grammar, request.cache_salt)
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=self._new_seed()))
         self.scheduler.add(request, time.monotonic(), matcher)
@@ -165,6 +166,8 @@ class EngineLoop:
                 )
             step = _Step(self.scheduler.schedule())
             if not step.output.scheduled:
+                if self.scheduler.has_work:  # but all of it waits for masks
+                    time.sleep(_MASK_POLL_S)
                 return events
         try:
             if step.pending is None:

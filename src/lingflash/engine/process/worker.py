@@ -13,7 +13,7 @@ import time
 
 from lingflash.core.errors import EngineError, LingflashError
 from lingflash.core.types import TokenEvent
-from lingflash.engine.grammar_thread import Compiled, GrammarThread
+from lingflash.engine.grammar_thread import Compiled, GrammarThreads
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.process.self_test import run_self_test
 from lingflash.engine.run.model_runner import ModelRunner
@@ -82,7 +82,7 @@ def _receive(sock: socket.socket, inbox: Inbox) -> None:
 
 def _serve(sock: socket.socket, inbox: Inbox, loop: EngineLoop) -> None:
     """Take messages, step while there is work, send events; returns when the server has closed."""
-    compiling = GrammarThread(loop.grammars, inbox.put, loop.scheduler.max_num_waiting)
+    compiling = GrammarThreads(loop.grammars, inbox.put, loop.scheduler.max_num_waiting)
     last_stats = 0.0
     was_busy = True
     while True:

@@ -180,7 +180,7 @@ class Scheduler:
         if self.num_draft_tokens:
             budget = self._add_drafts(chosen, budget)
         for sequence in self._running:
-            if sequence in chosen or budget <= 0:
+            if sequence in chosen or budget <= 0 or sequence.waits_for_mask:
                 continue
             chosen[sequence] = self._chunk(sequence, budget)
             budget -= chosen[sequence]
@@ -243,7 +243,7 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         for sequence in list(self._running):
             lease, num_tokens = sequence.lease, sequence.num_tokens
-            if lease is None or num_tokens - sequence.num_computed != 1:
+            if lease is None or not sequence.is_decoding:
                 continue
             if num_tokens > len(lease.blocks) * self.cache.block_size:
                 while not self.cache.grow(lease, num_tokens):
@@ -263,7 +263,7 @@ class Scheduler:
         for sequence in list(self._waiting):
             if budget <= 0 or len(self._running) >= self.max_num_seqs:
                 break
-            if self.prefixes.can_share_soon(sequence, self._running):
+            if sequence.waits_for_mask or self.prefixes.can_share_soon(sequence, self._running):
                 continue
             if self.prefixes.admit(sequence) is None:
                 self._lacks_memory = True
@@ -359,9 +359,9 @@ class Scheduler:
         end = item.start + num_certain
         self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
         if result.error is not None:
-            if drafts and isinstance(result.error, NonFiniteLogitsError):
-                # A draft's fault, perhaps: compute it again from the start, without any.
-                sequence.may_draft = False
+            # What may be a draft's fault is computed again, from the start and without any.
+            if result.is_late or (drafts and isinstance(result.error, NonFiniteLogitsError)):
+                sequence.may_draft &= result.is_late
                 self._preempt(sequence)
                 return None
             return self._finish(sequence, "error", result.error)
