@@ -307,6 +307,87 @@ def test_turn_when_its_thinking_is_left_out_later_then_text_after_a_call_keeps_i
         assert f"<role>ASSISTANT</role>One\n{CALL}\nTwo<|role_end|>" in prompt
 
 
+HALF = "a\ud83d"
+A_CALL = {
+    "id": "c",
+    "type": "function",
+    "function": {"name": HALF, "arguments": f'{{"a": "{HALF}"}}'},
+}
+ESCAPED_CALL = {
+    **A_CALL,
+    "function": {"name": "f", "arguments": json.dumps({"a": HALF})},
+}
+WITH_HALVES = [
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                QUESTION,
+                {"role": "assistant", "content": "", "tool_calls": [ESCAPED_CALL]},
+                {"role": "tool", "tool_call_id": "c", "content": "R"},
+            ],
+        },
+    ),
+    (
+        "/v1/responses",
+        {
+            "input": [
+                QUESTION,
+                {"type": "function_call", "call_id": "c", **ESCAPED_CALL["function"]},
+                {"type": "function_call_output", "call_id": "c", "output": "R"},
+            ],
+        },
+    ),
+    ("/v1/completions", {"prompt": HALF}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": HALF}]}),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                QUESTION,
+                {"role": "assistant", "content": None, "tool_calls": [A_CALL]},
+                {"role": "tool", "tool_call_id": "c", "content": "R"},
+            ],
+            "stop": [HALF],
+        },
+    ),
+    ("/v1/responses", {"input": HALF, "instructions": HALF, "metadata": {HALF: HALF}}),
+    (
+        "/v1/messages",
+        {
+            "model": "ling-nano",
+            "max_tokens": 9,
+            "messages": [
+                QUESTION,
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "tool_use", "id": "c", "name": "f", "input": {HALF: HALF}}
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": "c", "content": HALF}],
+                },
+            ],
+        },
+    ),
+    ("/tokenize", {"prompt": HALF}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), WITH_HALVES)
+def test_request_when_it_holds_half_a_surrogate_then_a_replacement_character(asker, path, body):
+    asker.tokens = TOKENIZER.encode("fine")
+    response = asker.server.client.post(path, content=json.dumps(body))
+    assert response.status_code == 200, response.text
+    if path == "/tokenize":
+        prompt = TOKENIZER.decode(response.json()["tokens"])
+    else:
+        prompt = TOKENIZER.decode(asker.server.engine.requests[-1].prompt_token_ids)
+    assert "a\ufffd" in prompt
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-99, 99) | st.text(max_size=6) | st.just("</think>"),
     lambda inner: (

@@ -135,8 +135,12 @@ def test_codex_when_ling_nano_serves_with_the_advised_context_then_a_turn_finds_
         done = cell.run([*codex, *arguments], environment=environment, timeout_s=250)
         print(done)
         assert done.code == 0
-    read = "import urllib.request as r; print(r.urlopen(f'{URL}/metrics').read().decode())"
-    metrics = cell.run([sys.executable, "-c", read.replace("{URL}", URL)]).out
+    read = (
+        "import urllib.request as r; "
+        f"q = r.Request('{URL}/metrics', headers={{'Authorization': 'Bearer {KEY}'}}); "
+        "print(r.urlopen(q).read().decode())"
+    )
+    metrics = cell.run([sys.executable, "-c", read]).out
     cached = re.search(r"^lingflash_prompt_tokens_cached_total ([0-9.e+]+)$", metrics, re.MULTILINE)
     assert cached, metrics
     assert float(cached[1]) > 12_000

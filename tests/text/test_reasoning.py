@@ -57,7 +57,12 @@ def test_parse_when_text_is_given_whole_or_by_character_then_expected_message(te
 
 @given(
     st.lists(
-        st.sampled_from(["<think>", "</think>", BLOCK, "\n", "<", "a", " ", "<tool_", "</th"]),
+        st.sampled_from(
+            [
+                *("<think>", "</think>", BLOCK, BLOCK[:-12], "\n", "<", "a", " "),
+                *("<tool_", "</th", "<tool_call>", '{"', "}"),
+            ]
+        ),
         max_size=9,
     ),
     st.data(),
@@ -67,3 +72,12 @@ def test_parse_when_cut_anywhere_then_same_message(parts, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     chunks = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
     assert parse(chunks) == parse([text]) == parse(list(text))
+
+
+@given(st.lists(st.sampled_from([BLOCK, "\n", "a ", "</think>\n"]), max_size=5))
+def test_parse_when_a_call_ends_thinking_then_the_first_end_tag_after_it_is_nowhere(parts):
+    rest = "".join(parts)
+    message = parse(list("<think>hm" + BLOCK + rest))
+    assert message.reasoning == "hm"
+    assert message.content.count("</think>") == max(0, rest.count("</think>") - 1)
+    assert len(message.calls) == 1 + rest.count(BLOCK)

@@ -168,6 +168,7 @@ fragments = st.lists(
         st.sampled_from(
             [
                 *(OPEN_TAG, CLOSE_TAG, BLOCK, BLOCK[:60], "\n", "<", "<tool_", '"', "{", "}", " "),
+                *(BLOCK[:-12], "\n<tool_call>", "\\", "\\ud83d", "null", '"{}"'),
                 *('{"name": "g"}', '{"name": "g", "arguments": {', '"x": "y"', "}}", "[1]", ":"),
             ]
         ),

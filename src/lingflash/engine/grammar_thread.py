@@ -95,9 +95,11 @@ class GrammarThreads:
         while (turn := self._begin()) is not None:
             owner, request = turn
             try:
-                # Left by the client before its turn came: skip the work.
-                if self._pending.get(request.request_id) is request:
-                    self._deliver(Compiled(request, self._compile(request)))
+                # Left by the client before its turn came: skip the work; meanwhile: its result.
+                if self._is_pending(request):
+                    compiled = Compiled(request, self._compile(request))
+                    if self._is_pending(request):
+                        self._deliver(compiled)
             finally:
                 with self._lock:
                     self._running[owner] -= 1
@@ -117,6 +119,9 @@ class GrammarThreads:
                     return owner, request
         return None
 
+    def _is_pending(self, request: EngineRequest) -> bool:
+        return self._pending.get(request.request_id) is request
+
     def _compile(self, request: EngineRequest) -> TokenMatcher | LingflashError:
         assert request.grammar is not None
         try:
@@ -131,7 +136,7 @@ class GrammarThreads:
     def is_wanted(self, compiled: Compiled) -> bool:
         """Whether the request still waits for this result; it does no longer then."""
         request_id = compiled.request.request_id
-        if self._pending.get(request_id) is not compiled.request:
+        if not self._is_pending(compiled.request):
             return False
         del self._pending[request_id]
         return True

@@ -23,6 +23,7 @@ from lingflash.core.errors import (
 from lingflash.httpd.context import context_of
 from lingflash.httpd.json_shape import Shape, deep_field, exceeded
 from lingflash.protocol.fields import Dropped, FieldTable, parse_request
+from lingflash.protocol.unicode import replace_escaped_surrogates
 
 # Deeper bodies would exhaust the stack of whatever walks them: templates, guards, encoders.
 MAX_DEPTH = 128
@@ -116,9 +117,20 @@ def decode_json(body: bytes) -> Any:
         what = "The request body" if name is None else name
         raise InvalidRequestError(f"{what} holds {excess}, which is too much.", param=name)
     try:
-        return msgspec.json.decode(body)
+        return _decoded(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from None
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        # It may only spell a half surrogate, as an answer of another server may.
+        repaired = replace_escaped_surrogates(body.decode()).encode()
+        if repaired == body:
+            raise
+        return msgspec.json.decode(repaired)
 
 
 def json_response(

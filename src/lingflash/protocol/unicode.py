@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 
 _HALF = re.compile("[\ud800-\udfff]")
-# Escapes of a JSON string: a pair of halves, a half, any other.
-_ESCAPE = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
+# In JSON: escaped backslashes, then the escapes of two halves that belong together, or of one.
+_ESCAPED = re.compile(
+    r"(?<!\\)((?:\\\\)*)"
+    r"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    r"|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
 
 
@@ -27,4 +28,4 @@ def replace_escaped_surrogates(json_text: str) -> str:
     """JSON without escapes of half surrogates; else to the letter as it was."""
     if "\\u" not in json_text:
         return json_text
-    return _ESCAPE.sub(lambda match: "\\ufffd" if match[1] else match[0], json_text)
+    return _ESCAPED.sub(lambda match: match[1] + (match[2] or "\\ufffd"), json_text)

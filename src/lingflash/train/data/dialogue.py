@@ -176,24 +176,7 @@ def call_turn(
                 f"{i + 1}. {t}" for i, t in enumerate(texts)
             )
         else:
-            glue = rng.choice(
-                (
-                    " and ",
-                    ", and ",
-                    ". Then ",
-                    ". Also, ",
-                    "; ",
-                    ", then ",
-                    ". ",
-                    " and then ",
-                    ", and also ",
-                    " plus ",
-                    "\n",
-                    ". And ",
-                    " as well as ",
-                    ". After that, ",
-                )
-            )
+            glue = rng.choice(WORDINGS["glue"])
             if rng.random() < 0.35:
                 glue = (
                     rng.choice((". ", "\n", "; ", ", ", " ", "! "))

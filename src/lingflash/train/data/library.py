@@ -51,11 +51,6 @@ def entries(file: str = "library.txt") -> tuple[_Entry, ...]:
     return tuple(found)
 
 
-def topics() -> frozenset[str]:
-    """Return all topics."""
-    return frozenset(e.topic for e in entries())
-
-
 def library_tool(rng: random.Random, words: Words, avoid: set[str]) -> Tool:
     """Draw an everyday tool of a topic not in `avoid`."""
     while True:

@@ -93,32 +93,12 @@ def _describe(rng: random.Random, words: Words, labels: list[str], bases: tuple[
     if x < 0.3:
         text = rng.choice(bases)
     elif x < 0.6:
-        text = rng.choice(
-            (
-                "The {0}",
-                "{0} to use",
-                "Which {0}",
-                "{0} of the {1}",
-                "Desired {0}",
-                "The {0} that applies",
-                "Value of {0}",
-            )
-        ).format(label, words.word(rng))
+        text = rng.choice(WORDINGS["descriptions"]).format(label, words.word(rng))
     elif x < 0.8:
         # The description brings a name of its own, which requests may use too.
         other = words.word(rng) + (" " + words.word(rng) if rng.random() < 0.3 else "")
         labels.append(other)
-        text = rng.choice(
-            (
-                "The {0}",
-                "{0} to use",
-                "Sets the {0}",
-                "The {0} of the {1}",
-                "{0}, if any",
-                "Optional {0}",
-                "Specifies the {0}",
-            )
-        ).format(other, words.word(rng))
+        text = rng.choice(WORDINGS["renamed_descriptions"]).format(other, words.word(rng))
     else:
         text = rng.choice(bases) + ", " + words.word(rng) + " " + words.word(rng)
     return text[0].upper() + text[1:] + ("." if rng.random() < 0.25 else "")
@@ -128,21 +108,7 @@ def _draw_structure(
     rng: random.Random, words: Words, kind: str, style: str, random_names: float
 ) -> tuple[str, list[Param], dict[str, Any]]:
     """Draw an "object" or a list of such, "rows": name, fields and schema."""
-    base = rng.choice(
-        (
-            "options",
-            "filter",
-            "address",
-            "settings",
-            "config",
-            "customer",
-            "profile",
-            "details",
-            "metadata",
-        )
-        if kind == "object"
-        else ("items", "entries", "rows", "lines", "orders")
-    )
+    base = rng.choice(POOLS["object_names" if kind == "object" else "rows_names"])
     inner: set[str] = set()
     fields = [
         make_param(rng, words, inner, style, random_names, 1) for _ in range(rng.randint(2, 3))

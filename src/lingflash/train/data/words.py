@@ -7,24 +7,10 @@ import zlib
 from functools import cache
 
 from lingflash.train.data.fillers import common_words
-from lingflash.train.data.tables import POOLS, read_text
+from lingflash.train.data.tables import POOLS, WORDINGS, read_text
 
 HELD_OUT_MODULUS = 10
 
-_TWO_WORD_CITIES = (
-    "New York",
-    "Los Angeles",
-    "San Francisco",
-    "Buenos Aires",
-    "Mexico City",
-    "Cape Town",
-    "Hong Kong",
-    "Tel Aviv",
-    "São Paulo",
-    "Rio de Janeiro",
-    "Kuala Lumpur",
-    "Salt Lake City",
-)
 
 _VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ou", "oo"]
 _CODAS = ["", "", "", "n", "r", "s", "l", "m", "x", "nd", "rt", "ck", "th", "ll", "p"]
@@ -67,7 +53,7 @@ class Words:
         self.first_names = _part(POOLS["first"], held_out)
         self.last_names = _part(POOLS["last"], held_out)
         self.cities = _part(POOLS["cities"], held_out)
-        self.two_word_cities = () if held_out else _TWO_WORD_CITIES
+        self.two_word_cities = () if held_out else tuple(WORDINGS["two_word_cities"])
         self.countries = _part(POOLS["countries"], held_out)
         self.languages = _part(POOLS["languages"], held_out)
         self.colors = _part(POOLS["colors"], held_out) or ("crimson",)
@@ -127,15 +113,6 @@ class Words:
 _ALNUM = "abcdefghijklmnopqrstuvwxyz0123456789"
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ACCENTS = "áàâäãåéèêëíìîïóòôöõøúùûüñçšžýłğş"
-_SCRIPTS = (
-    "абвгдежзиклмнопрстуфхцчшыя",
-    "αβγδεζηθικλμνξοπρστυφχψω",
-    "北京上海東京大阪今日天气你好世界文件市場山水花月人心",
-    "あいうえおかきくけこさしすせそたちつてとなにのはまやらりん",
-    "가나다라마바사아자차카타파하서울부산",
-    "אבגדהוזחטיכלמנ",
-    "अआइईकखगघचजटडतदनपबमयरलवसह",
-)
 _EMOJI = "😀🎉🚀❤🔥🌧☀🍕🎵📅✅⚠"
 
 
@@ -172,5 +149,5 @@ def unicode_text(rng: random.Random, words: Words) -> str:
             word[rng.randrange(len(word))] = rng.choice(_ACCENTS)
         return "".join(word).capitalize()
     if style < 0.9:
-        return "".join(rng.choices(rng.choice(_SCRIPTS), k=rng.randint(2, 6)))
+        return "".join(rng.choices(rng.choice(POOLS["scripts"]), k=rng.randint(2, 6)))
     return words.word(rng) + " " + rng.choice(_EMOJI)
