@@ -51,6 +51,7 @@ def _check_counts(body: BaseModel, max_model_len: int, too_long: str) -> None:
     for name in ("messages", "input", "tools"):
         items = getattr(body, name, None)
         if isinstance(items, list) and len(items) > max_model_len:
+            said = too_long.format(tokens=len(items), limit=max_model_len).rstrip(".")
             raise ContextLengthError(
-                too_long.format(tokens=len(items), limit=max_model_len), param=name
+                f"{said}: {name} has {len(items)} items, of a token each at least.", param=name
             )
