@@ -109,6 +109,11 @@ class ServerConfig:
     responses_max_age_s: float = setting(
         30 * 86400.0, "Stored responses that are older are dropped.", bound=above(0)
     )
+    unreadable_parts: str = setting(
+        "refuse",
+        "A picture, sound or PDF in the user's newest message: refuse, or note in its place.",
+        bound=one_of(("refuse", "note")),
+    )
     log_level: str = setting("info", "debug, info, warning or error.", bound=one_of(LEVELS))
 
     def __post_init__(self) -> None:

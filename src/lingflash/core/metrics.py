@@ -82,6 +82,9 @@ class ServerMetrics(HttpMetrics):
         self.responses_store_errors = self._counter(
             "responses_store_errors", "Calls that the disk of stored responses failed"
         )
+        self.dropped_fields = self._counter(
+            "dropped_fields", "What was accepted without being used, by what it was", "field"
+        )
         self.requests_aborted = self._counter(
             "requests_aborted", "Requests ended because the client went away"
         )

@@ -25,7 +25,7 @@ from lingflash.structured.json_schema import prepare_schema, refuse, refuse_long
 from lingflash.structured.masks import TokenMatcher
 from lingflash.structured.regex_size import check_regex
 from lingflash.structured.relax import RUNGS, drop_keywords
-from lingflash.structured.tool_grammar import answer_rules, call_schema
+from lingflash.structured.tool_grammar import answer_rules, call_rules
 from lingflash.structured.vocabulary import Vocabulary
 
 MAX_CHOICES = 10_000
@@ -155,7 +155,7 @@ def check_grammar(
 
 def _call_error(tool: Mapping[str, Any]) -> str | None:
     try:
-        lark = f"start: %json {to_json(call_schema(tool))}"
+        lark = call_rules(tool)
     except InvalidRequestError as error:
         return error.message
     return _error_of(lark, None)

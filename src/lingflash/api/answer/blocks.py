@@ -17,6 +17,7 @@ from lingflash.text.answer import AnswerEvent
 from lingflash.text.output import OutputDelta
 from lingflash.text.reasoning import Reasoning
 from lingflash.text.tool_parser import CallDelta, CallEnd, CallStart
+from lingflash.text.tools import Tool
 
 BlockKind = Literal["text", "reasoning", "call"]
 
@@ -26,7 +27,8 @@ class Block:
     """One piece of an answer.
 
     Args:
-        pieces: its text so far; of a call, the JSON of its arguments.
+        tool: that a call is of, if there is one of its name.
+        pieces: its text so far; of a call, the JSON of its arguments, or a custom tool's text.
         is_complete: False if the answer was cut off inside it; a call never is.
     """
 
@@ -34,8 +36,19 @@ class Block:
     kind: BlockKind
     call_id: str = ""
     name: str = ""
+    tool: Tool | None = None
     pieces: list[str] = field(default_factory=list)
     is_complete: bool = True
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether it is a call of a custom tool, whose input is text."""
+        return self.tool is not None and self.tool.kind == "custom"
+
+    @property
+    def own_name(self) -> str:
+        """The called tool's name as its client knows it."""
+        return self.name if self.tool is None else self.tool.own_name
 
     @property
     def text(self) -> str:
@@ -104,7 +117,8 @@ class Turn:
                     self._add("reasoning", text, steps)
                 case CallStart(_, call_id, name):
                     self._close(steps)
-                    self._begin(Block(len(self.blocks), "call", call_id, name), steps)
+                    tool = self._choice.tools.called(name)
+                    self._begin(Block(len(self.blocks), "call", call_id, name, tool), steps)
                 case CallDelta(_, arguments):
                     self._add("call", arguments, steps)
                 case CallEnd():

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingflash.text.answer import AnswerMessage
+from lingflash.text.messages import CUSTOM_ARGUMENT
 from lingflash.text.tokenizer import Piece
-from lingflash.text.tool_parser import CLOSE_TAG, OPEN_TAG
+from lingflash.text.tool_parser import CLOSE_TAG, OPEN_TAG, ToolCall
+from lingflash.text.tools import ToolSet
 
 MAX_BYTES = 64 * 2**20
 
@@ -66,17 +68,20 @@ class CallStore:
         self._num_bytes = 0
         self._turns: OrderedDict[tuple[str, str], _Turn] = OrderedDict()
 
-    def remember(self, caller: str, message: AnswerMessage, token_ids: Sequence[int]) -> None:
+    def remember(
+        self, caller: str, message: AnswerMessage, tools: ToolSet, token_ids: Sequence[int]
+    ) -> None:
         """Keep a finished turn.
 
         Args:
             caller: whose it is; nobody else finds it.
             message: the turn as it was sent out.
+            tools: that it called, whose names will come back.
             token_ids: the turn as it was generated, without the stop token.
         """
         if not message.calls or not all(call.is_complete for call in message.calls):
             return
-        calls = {call.call_id: _Call(call.name, call.arguments, call.raw) for call in message.calls}
+        calls = {call.call_id: _sent_back(call, tools) for call in message.calls}
         places = tuple(message.call_places)
         turn = _Turn(message.content, message.reasoning, calls, places, array("I", token_ids))
         # Found by its last call, so it is one entry.
@@ -136,6 +141,17 @@ class CallerHistory:
             if i + 1 < len(texts) and texts[i + 1]:
                 pieces.append(Piece(texts[i + 1], is_literal=True))
         return pieces
+
+
+def _sent_back(call: ToolCall, tools: ToolSet) -> _Call:
+    """A call as it will be read when its client sends it back."""
+    tool = tools.called(call.name)
+    if tool is None:
+        return _Call(call.name, call.arguments, call.raw)
+    arguments = call.arguments
+    if tool.kind == "custom":
+        arguments = json.dumps({CUSTOM_ARGUMENT: arguments})
+    return _Call(tool.name, arguments, call.raw)
 
 
 def _is_same(ours: _Call, function: Mapping[str, Any]) -> bool:

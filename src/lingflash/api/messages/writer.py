@@ -109,7 +109,7 @@ def _block(block: Block, text: str) -> dict[str, Any]:
         return {"type": "thinking", "thinking": text, "signature": ""}
     # As generated: numbers of any size stay what they are.
     arguments = msgspec.Raw(text.encode()) if text else {}
-    return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
+    return {"type": "tool_use", "id": block.call_id, "name": block.own_name, "input": arguments}
 
 
 _DELTAS = {
