@@ -75,7 +75,7 @@ async def checked_grammar(
     """
     if grammar is None:
         return None
-    known = state.grammars.known(grammar, owner)
+    known = state.grammars.known(grammar, owner, param)
     if known is not None:
         return known
     checking = state.grammars.check(grammar, param, owner=owner)
