@@ -3,6 +3,7 @@
 #   make serve   install, then serve ling-nano on 127.0.0.1:8000
 #   make check   lint, types, import rules
 #   make test    the fast tests (under 10 minutes on two cores)
+#   make base-install   the wheel without torch, alone in an empty environment, and what it must do
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 HAS_NVIDIA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: serve chat test test-slow check format bench-peers bench-report lock clean help
+.PHONY: serve chat test test-slow check base-install format bench-peers bench-report lock clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,14 +35,14 @@ else
 endif
 	@touch $@
 
-$(VENV)/.base: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e '.$(if $(filter-out 0,$(HAS_NVIDIA)),[cuda])'
+$(VENV)/.engine: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e '.[$(if $(filter-out 0,$(HAS_NVIDIA)),cuda,engine)]'
 ifeq ($(filter-out 0,$(HAS_NVIDIA)),)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda and f"torch {torch.__version__} is a CUDA build, but this machine has no NVIDIA GPU: rm -rf $(VENV) and try again where the CPU index can be reached")'
 endif
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base
+$(VENV)/.dev: $(VENV)/.engine
 	$(PIP) install --quiet -c constraints.txt -e '.[dev,plot]'
 	@touch $@
 
@@ -58,10 +59,10 @@ $(VENV)-llama-index/.clients: tests/llama-index.txt
 CLIENTS := $(VENV)/.clients $(VENV)-llama-index/.clients
 export LLAMA_INDEX_PYTHON = $(abspath $(VENV)-llama-index/bin/python)
 
-serve: $(VENV)/.base
+serve: $(VENV)/.engine
 	$(BIN)/ling serve $(MODEL) --host $(HOST) --port $(PORT)
 
-chat: $(VENV)/.base
+chat: $(VENV)/.engine
 	$(BIN)/ling chat $(MODEL)
 
 check: $(VENV)/.dev
@@ -76,6 +77,16 @@ test: $(CLIENTS)
 # What takes longer: more random schedules, a soak, long training checks.
 test-slow: $(CLIENTS)
 	$(BIN)/pytest -q -n 2 --dist load --maxschedchunk 1 -m slow
+
+# The README's `pip install lingflash`: an environment that only this target fills.
+BASE := build/base-install
+
+base-install:
+	rm -rf $(BASE)
+	$(PYTHON) -m venv $(BASE)/venv
+	$(BASE)/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(BASE) .
+	$(BASE)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(BASE)/*.whl
+	$(BASE)/venv/bin/python -I tests/base_install.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests

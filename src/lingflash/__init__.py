@@ -2,7 +2,7 @@
 
     from lingflash import LLM, SamplingParams
 
-Importing the package loads no torch; `LLM` does when it is first used.
+Importing the package loads no torch; `LLM` does when it is first used, and needs lingflash[engine].
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        from lingflash.core.extras import naming_extras
+
+        with naming_extras():
+            return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'lingflash' has no attribute {name!r}")
 
 

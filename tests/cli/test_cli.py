@@ -13,7 +13,8 @@ import pytest
 
 from lingflash import __version__
 from lingflash.cli import app, main
-from lingflash.core.env import SERVE_VARIABLES
+from lingflash.cli.options import SETTINGS
+from lingflash.core.settings import settings_of
 
 
 def run(*arguments, env=None, text=None):
@@ -133,7 +134,34 @@ def test_environment_then_every_option_of_serve_has_its_variable():
             continue
         flag = parameter.opts[0] if parameter.opts[0].startswith("--") else "MODEL"
         found[flag] = parameter.envvar
-    assert found == SERVE_VARIABLES
+    settings = [each for cls in SETTINGS for each in settings_of(cls).values()]
+    assert found == {each.flag: each.variable for each in settings}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve"],
+        ["chat"],
+        ["doctor"],
+        ["train"],
+        ["convert", "ling-nano", "x", "--format", "fp8"],
+        ["bench", "throughput"],
+        ["bench", "soak"],
+    ],
+)
+def test_command_when_torch_is_not_installed_then_one_line_names_the_extra(arguments):
+    code = (
+        "import sys; sys.modules['torch'] = None  # as if it were not there\n"
+        "from lingflash.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == (
+        "error: This needs torch, which is not installed: pip install 'lingflash[engine]'.\n"
+    )
 
 
 def test_chat_when_piped_then_answers_once_through_a_server(tmp_path):

@@ -7,26 +7,34 @@ from pathlib import Path
 import pytest
 
 from lingflash.api.app import create_app
-from lingflash.core.env import SERVE_VARIABLES
+from lingflash.cli.options import SETTINGS
 from lingflash.core.metrics import ServerMetrics
+from lingflash.core.settings import settings_of
 from lingflash.core.types import EngineStats
 from lingflash.httpd.error_map import ERROR_MAP
 from lingflash.link.scripted import ScriptedEngine
 from lingflash.protocol.endpoint_fields import ENDPOINT_FIELDS
+from settings_table import settings_table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+SETTINGS_OF_SERVE = [each for cls in SETTINGS for each in settings_of(cls).values()]
 
 
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(SERVE_VARIABLES.values(), id="variables"),
-        pytest.param(SERVE_VARIABLES.keys(), id="flags"),
+        pytest.param([each.variable for each in SETTINGS_OF_SERVE], id="variables"),
+        pytest.param([each.flag for each in SETTINGS_OF_SERVE], id="flags"),
         pytest.param([cls.code for cls in ERROR_MAP], id="errors"),
     ],
 )
 def test_page_then_names_all(names):
     assert [name for name in names if f"`{name}`" not in PAGE] == []
+
+
+def test_page_then_its_table_of_settings_is_the_one_made_from_the_fields():
+    table = settings_table(*SETTINGS)
+    assert table in PAGE, f"write this into docs/server.md:\n{table}"
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINT_FIELDS)

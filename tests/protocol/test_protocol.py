@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lingflash.core.env import check_environment
+from lingflash.cli.options import check_environment
 from lingflash.core.errors import ConfigError, InvalidRequestError
 from lingflash.core.log import KeyValueFormatter, log_event
 from lingflash.protocol.chat import ChatCompletionRequest

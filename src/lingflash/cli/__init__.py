@@ -15,9 +15,10 @@ from lingflash.cli.bench_speculation import speculation
 from lingflash.cli.chat import chat
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
+from lingflash.cli.options import check_environment
 from lingflash.cli.serve import serve
-from lingflash.core.env import check_environment
 from lingflash.core.errors import ConfigError, LingflashError
+from lingflash.core.extras import naming_extras
 from lingflash.train.command import train_command
 
 app = typer.Typer(
@@ -83,7 +84,8 @@ def report_errors(work: Callable[[], int | None]) -> int:
         The exit code for the process.
     """
     try:
-        return work() or 0
+        with naming_extras():
+            return work() or 0
     except ConfigError as error:
         return _complain(error.message, 2)
     except LingflashError as error:

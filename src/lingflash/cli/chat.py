@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from lingflash.cli.options import (
-    DEFAULTS,
-    DeviceOption,
-    DtypeOption,
-    MaxModelLenOption,
-    ModelArgument,
-    make_engine_config,
-)
-from lingflash.core.config import BUNDLED_MODEL
-from lingflash.core.env import SERVE_VARIABLES as ENV
+from lingflash.api.config import ServerConfig
+from lingflash.cli.options import takes_options
+from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError, InvalidRequestError, LingflashError
+from lingflash.core.settings import settings_of
 
+KEY_VARIABLE = settings_of(ServerConfig)["api_keys"].variable
 HELP = "/exit ends, /reset forgets the conversation, /system TEXT sets the instructions, /help"
 
 
+@takes_options(config=("model", "device", "dtype", "max_model_len"))
 def chat(
-    model: ModelArgument = BUNDLED_MODEL,
+    *,
     url: Annotated[
         str | None,
         typer.Option("--url", help="Talk to this server, such as http://127.0.0.1:8000/v1."),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar=ENV["--api-key"], help="Key for --url.")
+        str | None, typer.Option("--api-key", envvar=KEY_VARIABLE, help="Key for --url.")
     ] = None,
     system: Annotated[
         str | None, typer.Option("--system", help="Instructions for the model.")
@@ -42,9 +39,7 @@ def chat(
         int | None, typer.Option("--max-tokens", help="Longest answer; the context if left out.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="For repeatable answers.")] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    max_model_len: MaxModelLenOption = None,
+    config: EngineConfig,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; text from a pipe is answered once."""
     from lingflash.cli.chat_backends import ChatBackend, EngineBackend, ServerBackend
@@ -60,20 +55,10 @@ def chat(
     backend: ChatBackend
     if url is not None:
         key = (api_key or "").split()[:1]  # the variable may hold several, for `ling serve`
-        backend = ServerBackend(
-            url, key[0] if key else None, None if model == BUNDLED_MODEL else model, options
-        )
+        model = None if config.model == BUNDLED_MODEL else config.model
+        backend = ServerBackend(url, key[0] if key else None, model, options)
     else:
-        config = make_engine_config(
-            model,
-            device=device,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            rope_scaling=None,
-            max_num_seqs=1,
-            memory_fraction=DEFAULTS.memory_fraction,
-        )
-        backend = EngineBackend(config, options)
+        backend = EngineBackend(dataclasses.replace(config, max_num_seqs=1), options)
     with backend:
         conversation = Conversation(backend, system)
         if sys.stdin.isatty():

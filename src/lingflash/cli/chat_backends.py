@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from lingflash.cli.options import LoadingBar
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineError, InvalidRequestError, LingflashError
+from lingflash.core.extras import require_engine
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.httpd.error_map import error_from_event
@@ -66,6 +67,7 @@ class EngineBackend(ChatBackend):
     """
 
     def __init__(self, config: EngineConfig, options: Mapping[str, Any]) -> None:
+        require_engine()
         self.name = config.model
         self._sampling = SamplingParams(**options)
         text = ModelText.from_folder(resolve_model(config.model))

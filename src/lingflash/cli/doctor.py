@@ -9,39 +9,23 @@ import sys
 
 import typer
 
-from lingflash.cli.options import (
-    DEFAULTS,
-    DeviceOption,
-    DtypeOption,
-    MaxModelLenOption,
-    MaxNumSeqsOption,
-    MemoryFractionOption,
-    ModelArgument,
-    RopeScalingOption,
-    make_engine_config,
-)
-from lingflash.core.config import BUNDLED_MODEL
+from lingflash.cli.options import takes_options
+from lingflash.core.config import EngineConfig
 
 
-def doctor(
-    model: ModelArgument = BUNDLED_MODEL,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    max_model_len: MaxModelLenOption = None,
-    rope_scaling: RopeScalingOption = None,
-    max_num_seqs: MaxNumSeqsOption = DEFAULTS.max_num_seqs,
-    memory_fraction: MemoryFractionOption = DEFAULTS.memory_fraction,
-) -> None:
-    """Show device, memory and libraries, and whether a model fits and with which context."""
-    config = make_engine_config(
-        model,
-        device=device,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        rope_scaling=rope_scaling,
-        max_num_seqs=max_num_seqs,
-        memory_fraction=memory_fraction,
+@takes_options(
+    config=(
+        "model",
+        "device",
+        "dtype",
+        "max_model_len",
+        "rope_scaling",
+        "max_num_seqs",
+        "memory_fraction",
     )
+)
+def doctor(config: EngineConfig) -> None:
+    """Show device, memory and libraries, and whether a model fits and with which context."""
     for label, value in describe_machine():
         typer.echo(f"{label:<10} {value}")
     from lingflash.core.hub import resolve_model
@@ -51,8 +35,8 @@ def doctor(
     from lingflash.quant.scheme import describe_formats, read_formats
     from lingflash.text.chat_prompt import ModelText
 
-    folder = resolve_model(model)
-    typer.echo(f"\n{'model':<10} {model} ({folder})")
+    folder = resolve_model(config.model)
+    typer.echo(f"\n{'model':<10} {config.model} ({folder})")
     text = ModelText.from_folder(folder)
     if text is None:
         typer.echo(f"{'text':<10} no tokenizer.json: token-id mode")

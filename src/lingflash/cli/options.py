@@ -1,120 +1,130 @@
-"""Options that several commands share, and the settings made from them."""
+"""Options of the command line, made from the settings, and what several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from lingflash.core.config import (
-    BUNDLED_MODEL,
-    Device,
-    Dtype,
-    EngineConfig,
-    parse_num_speculative_tokens,
-    parse_rope_scaling,
-)
-from lingflash.core.env import SERVE_VARIABLES as ENV
+from lingflash.api.config import ServerConfig
+from lingflash.core.config import BUNDLED_MODEL, EngineConfig
+from lingflash.core.errors import ConfigError
+from lingflash.core.settings import PREFIX, Setting, nearest, settings_of
 
-DEFAULTS = EngineConfig()
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="[MODEL]",
-        envvar=ENV["MODEL"],
-        show_envvar=True,
-        help="Folder in Hugging Face layout, a hub id, or the bundled model.",
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option("--device", envvar=ENV["--device"], help="auto, cuda or cpu.")
-]
-DtypeOption = Annotated[
-    str, typer.Option("--dtype", envvar=ENV["--dtype"], help="auto, bfloat16 or float32.")
-]
-MaxModelLenOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-model-len",
-        envvar=ENV["--max-model-len"],
-        help="Context limit in tokens; the model's own, or what fits, if left out.",
-    ),
-]
-RopeScalingOption = Annotated[
-    str | None,
-    typer.Option(
-        "--rope-scaling",
-        envvar=ENV["--rope-scaling"],
-        metavar="JSON",
-        help="Stretch the context with YaRN; changes short answers too.",
-    ),
-]
-MemoryFractionOption = Annotated[
-    float,
-    typer.Option(
-        "--memory-fraction",
-        envvar=ENV["--memory-fraction"],
-        help="Part of the free memory that weights, states and cache may use.",
-    ),
-]
-MaxNumSeqsOption = Annotated[
-    int,
-    typer.Option(
-        "--max-num-seqs", envvar=ENV["--max-num-seqs"], help="Sequences that run at once."
-    ),
-]
+SETTINGS = (EngineConfig, ServerConfig)
+"""The classes whose settings are options of some command and variables of the environment."""
 
 
-def make_engine_config(
-    model: str,
-    *,
-    device: str,
-    dtype: str,
-    max_model_len: int | None,
-    rope_scaling: str | None,
-    max_num_seqs: int,
-    memory_fraction: float,
-    max_num_batched_tokens: int = DEFAULTS.max_num_batched_tokens,
-    max_num_waiting: int = DEFAULTS.max_num_waiting,
-    block_size: int = DEFAULTS.block_size,
-    tensor_parallel_size: int = 1,
-    num_speculative_tokens: str = "auto",
-    batch_invariant: bool = False,
-    prefix_caching: bool = True,
-    cache_self_test: bool = True,
-    host_cache_gib: float | None = None,
-    seed: int | None = None,
-) -> EngineConfig:
-    """Build the engine's settings from options as typed.
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Refuse variables that begin with LINGFLASH_ and mean nothing.
+
+    A misspelt setting that does nothing is worse than a refused start.
+
+    Args:
+        environ: such as os.environ.
 
     Raises:
-        ConfigError: one is wrong; the message names its flag.
+        ConfigError: one is unknown; the message names it and the closest known one.
     """
-    return EngineConfig(
-        model=model,
-        device=cast(Device, device),
-        dtype=cast(Dtype, dtype),
-        max_model_len=max_model_len,
-        rope_scaling=None if rope_scaling is None else parse_rope_scaling(rope_scaling),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_num_waiting=max_num_waiting,
-        memory_fraction=memory_fraction,
-        block_size=block_size,
-        tensor_parallel_size=tensor_parallel_size,
-        num_speculative_tokens=parse_num_speculative_tokens(num_speculative_tokens),
-        batch_invariant=batch_invariant,
-        prefix_caching=prefix_caching,
-        cache_self_test=cache_self_test,
-        host_cache_gib=host_cache_gib,
-        seed=seed,
+    known = {each.variable for cls in SETTINGS for each in settings_of(cls).values()}
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            raise ConfigError(
+                f"The environment variable {name} is not known{nearest(name, known)} "
+                "Unset it, or see `ling serve --help` for those that are.",
+                param=name,
+            )
+
+
+def takes_options(**only: Collection[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of its settings.
+
+    A parameter of the command that is annotated with one of SETTINGS becomes the options of that
+    class's fields; the command gets the value made from them. Its other parameters are typer's.
+
+    Args:
+        only: by the parameter's name the fields that are options; all, if it is not named.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        taken: dict[str, list[Setting]] = {}
+        for each in inspect.signature(command).parameters.values():
+            hint = hints[each.name]
+            if hint in SETTINGS:
+                settings = settings_of(hint)
+                taken[each.name] = [settings[name] for name in only.get(each.name, settings)]
+                parameters += map(_parameter, taken[each.name])
+            else:
+                parameters.append(each.replace(annotation=hint, kind=each.KEYWORD_ONLY))
+
+        @functools.wraps(command)
+        def run(**options: Any) -> None:
+            made = {}
+            for name, settings in taken.items():
+                typed = {each: options.pop(each.name) for each in settings}
+                made[name] = hints[name](
+                    **{
+                        each.name: _read(each, value)
+                        for each, value in typed.items()
+                        if value is not None and value != []
+                    }
+                )
+            command(**options, **made)
+
+        run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]  # what typer reads
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """A setting as a parameter that typer makes an option of."""
+    kind, default = setting.type, setting.as_typed(setting.default)
+    if get_origin(kind) is tuple:
+        kind, default = list[get_args(kind)[0]], None
+    elif setting.parse is not None or get_origin(kind) is Literal:
+        kind = str
+    elif setting.unit != 1:
+        kind = float
+    if default is None:
+        kind = kind | None
+    shown: dict[str, Any] = {"envvar": setting.variable, "help": setting.help}
+    if setting.flag.startswith("--"):
+        off = f"/--no{setting.flag[1:]}" if kind is bool and default else ""
+        info = typer.Option(setting.flag + off, metavar=setting.metavar, **shown)
+    else:
+        metavar = setting.flag if default is dataclasses.MISSING else f"[{setting.flag}]"
+        info = typer.Argument(metavar=metavar, show_envvar=True, **shown)
+    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, info],
     )
+
+
+def _read(setting: Setting, typed: Any) -> Any:
+    """The field's value from what was typed."""
+    if setting.parse is not None:
+        return setting.parse(typed)
+    if setting.unit != 1:
+        if not math.isfinite(typed):
+            raise ConfigError(f"{setting.flag} is {typed}; allowed: a number that is finite.")
+        return int(typed * setting.unit)
+    return tuple(typed) if isinstance(typed, list) else typed
 
 
 def served_name(model: str) -> str:

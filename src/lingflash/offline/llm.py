@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lingflash.core.config import BUNDLED_MODEL, Device, Dtype, EngineConfig
+from lingflash.core.config import EngineConfig
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.hub import resolve_model
+from lingflash.core.settings import takes_settings
 from lingflash.core.types import (
     EngineInfo,
     EngineRequest,
@@ -76,52 +77,19 @@ class LLM:
     >>> llm = LLM()
     >>> llm.chat([{"role": "user", "content": "Hello!"}])[0].outputs[0].text
 
-    Args are those of the command's flags; see EngineConfig.
+    Its keywords are the fields of EngineConfig, which are the flags of `ling serve` too: editors
+    and `help()` show them, though they are not written here a second time. Only `max_num_waiting`
+    is missing, since prompts wait for their turn in this class.
 
     Raises:
+        ConfigError: a keyword is unknown or its value out of range.
         LingflashError: the model cannot be loaded or does not fit.
     """
 
-    def __init__(
-        self,
-        model: str = BUNDLED_MODEL,
-        *,
-        device: Device = "auto",
-        dtype: Dtype = "auto",
-        max_model_len: int | None = None,
-        rope_scaling: dict[str, Any] | None = None,
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 2048,
-        memory_fraction: float = 0.8,
-        block_size: int = 16,
-        prefix_caching: bool = True,
-        cache_self_test: bool = True,
-        host_cache_gib: float | None = None,
-        tensor_parallel_size: int = 1,
-        num_speculative_tokens: int | Literal["auto"] = "auto",
-        batch_invariant: bool = False,
-        seed: int | None = None,
-    ) -> None:
-        config = EngineConfig(
-            model=model,
-            device=device,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            rope_scaling=rope_scaling,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_waiting=_MAX_QUEUED,
-            memory_fraction=memory_fraction,
-            block_size=block_size,
-            prefix_caching=prefix_caching,
-            cache_self_test=cache_self_test,
-            host_cache_gib=host_cache_gib,
-            tensor_parallel_size=tensor_parallel_size,
-            num_speculative_tokens=num_speculative_tokens,
-            batch_invariant=batch_invariant,
-            seed=seed,
-        )
-        self._text = ModelText.from_folder(resolve_model(model))
+    @takes_settings(EngineConfig, without=("max_num_waiting",))
+    def __init__(self, config: EngineConfig) -> None:
+        config = replace(config, max_num_waiting=_MAX_QUEUED)
+        self._text = ModelText.from_folder(resolve_model(config.model))
         self._loop = EngineLoop(config, ModelRunner.from_config(config))
         run_self_test(self._loop)
         self._ids = itertools.count()

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from lingflash.core.errors import EngineError
+from lingflash.core.extras import require_engine
 from lingflash.link.http_client import Address, BadAnswer, call
 from lingflash.records.record import require
 
@@ -53,6 +54,7 @@ class ServerProcess:
     @classmethod
     def ling_serve(cls, model: str, flags: Sequence[str] = ()) -> ServerProcess:
         """`ling serve MODEL` with further flags, on a free port."""
+        require_engine()
         address = Address(_HOST, free_port())
         where = ["--host", _HOST, "--port", str(address.port)]
         return cls(address, [sys.executable, "-c", _MAIN, "serve", model, *where, *flags])

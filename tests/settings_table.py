@@ -1,0 +1,24 @@
+"""The tables of settings in the docs, made from the fields; a test compares them."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from typing import Any
+
+from lingflash.core.settings import settings_of
+
+
+def settings_table(*classes: Any) -> str:
+    """A row for each setting of these classes, in Markdown."""
+    rows = ["| flag | variable | default | what it is |", "|---|---|---|---|"]
+    for each in (each for cls in classes for each in settings_of(cls).values()):
+        flag, default = f"`{each.flag}`", each.default
+        if each.type is bool:
+            flag += f", `--no{each.flag[1:]}`" if default else ""
+            shown = "on" if default else "off"
+        elif default is None or default is MISSING or isinstance(default, tuple):
+            shown = ""
+        else:
+            shown = f"`{each.as_typed(default)}`"
+        rows.append(f"| {flag} | `{each.variable}` | {shown} | {each.help} |")
+    return "\n".join(rows)
