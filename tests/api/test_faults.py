@@ -349,7 +349,7 @@ def test_request_id_when_repeated_by_concurrent_requests_then_both_are_served(ma
 
 
 def test_logs_when_requests_are_served_then_ids_but_no_text_and_no_key(make_server, capfd):
-    from lingflash.core.log import setup_logging
+    from lingflash.core.log import flush_logs, setup_logging
 
     server = make_server("secretanswer", api_keys=("secretkey",))
     setup_logging("debug")
@@ -364,6 +364,7 @@ def test_logs_when_requests_are_served_then_ids_but_no_text_and_no_key(make_serv
         assert response.json()["error"]["code"] == "internal_error"
         assert "secret" not in response.text
     finally:
+        assert flush_logs()
         logged = capfd.readouterr().err
         setup_logging("warning")
     assert "event=request_finished request_id=id-1 prompt_tokens=" in logged

@@ -6,7 +6,7 @@ Standard-library dataclasses, so that they load anywhere; `engine/ipc.py` encode
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lingflash.core.errors import InvalidRequestError
 
@@ -14,6 +14,8 @@ FinishReason = Literal["stop", "length", "error", "aborted"]
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
+MAX_COUNT = 2**31 - 1
+"""Bound of every count in a request: it fits what tensors and wire hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,31 +69,83 @@ class SamplingParams:
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, allowed: str) -> None:
             if not ok:
-                given = getattr(self, name)
-                raise InvalidRequestError(f"{name} is {given!r}; allowed: {allowed}.", param=name)
+                given = _shortened(getattr(self, name))
+                raise InvalidRequestError(f"{name} is {given}; allowed: {allowed}.", param=name)
 
-        check(0.0 <= self.temperature <= 100.0, "temperature", "0 to 100")
-        check(0.0 < self.top_p <= 1.0, "top_p", "above 0, at most 1")
-        check(self.top_k >= 0, "top_k", "0 (off) or a positive integer")
-        check(0.0 <= self.min_p <= 1.0, "min_p", "0 to 1")
-        check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "-2 to 2")
-        check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "-2 to 2")
-        check(0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", "above 0, at most 100")
-        check(1 <= self.n <= MAX_CHOICES, "n", f"1 to {MAX_CHOICES}")
-        check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "0 or more")
-        check(self.min_tokens >= 0, "min_tokens", "0 or more")
+        def number(name: str, lowest: float, highest: float, allowed: str) -> None:
+            check(_is_within(getattr(self, name), lowest, highest), name, allowed)
+
+        def count(name: str, lowest: int, highest: int, allowed: str, *, optional: bool) -> None:
+            value = getattr(self, name)
+            is_none = optional and value is None
+            check(is_none or _is_count(value, lowest, highest), name, allowed)
+
+        number("temperature", 0.0, 100.0, "0 to 100")
+        number("top_p", _LEAST, 1.0, "above 0, at most 1")
+        number("min_p", 0.0, 1.0, "0 to 1")
+        number("presence_penalty", -2.0, 2.0, "-2 to 2")
+        number("frequency_penalty", -2.0, 2.0, "-2 to 2")
+        number("repetition_penalty", _LEAST, 100.0, "above 0, at most 100")
+        count("top_k", 0, MAX_COUNT, f"0 (off) to {MAX_COUNT}", optional=False)
+        count("n", 1, MAX_CHOICES, f"1 to {MAX_CHOICES}", optional=False)
+        count("max_tokens", 0, MAX_COUNT, f"0 to {MAX_COUNT}", optional=True)
+        count("min_tokens", 0, MAX_COUNT, f"0 to {MAX_COUNT}", optional=False)
         check(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
             "min_tokens",
             "at most max_tokens",
         )
-        check(all(self.stop), "stop", "non-empty strings")
-        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            check(value is None or 0 <= value <= MAX_LOGPROBS, name, f"0 to {MAX_LOGPROBS}")
-        for bias in (self.logit_bias or {}).values():
-            check(-100.0 <= bias <= 100.0, "logit_bias", "token ids with a bias from -100 to 100")
+        count("seed", -(2**63), 2**63 - 1, "a signed 64-bit integer", optional=True)
+        count("logprobs", 0, MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}", optional=True)
+        count("prompt_logprobs", 0, MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}", optional=True)
+        check(
+            isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
+            "stop",
+            "non-empty strings",
+        )
+        check(
+            isinstance(self.stop_token_ids, tuple) and all(map(_is_token_id, self.stop_token_ids)),
+            "stop_token_ids",
+            "token ids",
+        )
+        check(isinstance(self.ignore_eos, bool), "ignore_eos", "true or false")
+        bias = {} if self.logit_bias is None else self.logit_bias
+        check(
+            isinstance(bias, dict)
+            and all(
+                _is_token_id(token) and _is_within(value, -100.0, 100.0)
+                for token, value in bias.items()
+            ),
+            "logit_bias",
+            "token ids with a bias from -100 to 100",
+        )
+
+
+_LEAST = 1e-38  # the least positive number that is normal in float32
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_within(value: Any, lowest: float, highest: float) -> bool:
+    return (isinstance(value, float) or _is_int(value)) and lowest <= value <= highest
+
+
+def _is_count(value: Any, lowest: int, highest: int) -> bool:
+    return _is_int(value) and lowest <= value <= highest
+
+
+def _is_token_id(value: Any) -> bool:
+    return _is_count(value, 0, MAX_COUNT)
+
+
+def _shortened(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits, which Python does not write
+        return "too large a number"
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 CacheResult = Literal[
