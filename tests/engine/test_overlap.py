@@ -18,9 +18,10 @@ from deferred_runner import DeferredRunner
 from engine_support import Recorder, finish, new_engine, poison_rows, request, tokens_of
 from lingflash.cache.memory_ops import StoreBlocks, StoreState
 from lingflash.core.errors import EngineError
-from lingflash.engine.process.worker import _serve
+from lingflash.engine.process.connection import Connection
+from lingflash.engine.process.serving import serve
 from lingflash.engine.run import model_runner
-from lingflash.link import ipc
+from lingflash.link import messages
 from lingflash.link.frames import read_frame
 from models_support import load
 from oracle import write_checkpoint
@@ -267,23 +268,23 @@ def test_deadline_when_it_passes_with_a_step_in_flight_then_ends_once(model):
 def test_engine_process_when_steps_overlap_then_serves_aborts_and_leaves_nothing(model):
     loop, inbox = engine(model), queue.SimpleQueue()
     ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=_serve, args=(theirs, inbox, loop), daemon=True)
+    thread = threading.Thread(target=serve, args=(Connection(theirs), inbox, loop), daemon=True)
     thread.start()
     expected = ask(engine(model, overlaps=False), "a", PROMPT)
     options = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True}
-    inbox.put(ipc.Submit(request("b", PROMPT[:9], max_tokens=100, ignore_eos=True)))
-    inbox.put(ipc.Submit(request("a", PROMPT, **options)))
+    inbox.put(messages.Submit(request("b", PROMPT[:9], max_tokens=100, ignore_eos=True)))
+    inbox.put(messages.Submit(request("a", PROMPT, **options)))
     events, stats = [], None
     while ends_of(events).keys() != {("a", 0), ("b", 0)} or stats is None or stats.num_running:
-        message = ipc.from_engine_decoder.decode(read_frame(ours))
-        if isinstance(message, ipc.Events):
+        message = messages.from_engine_decoder.decode(read_frame(ours))
+        if isinstance(message, messages.Events):
             events, stats = events + message.events, message.stats
             if ("a", 0) in ends_of(events) and ("b", 0) not in ends_of(events):
-                inbox.put(ipc.Abort("b"))
+                inbox.put(messages.Abort("b"))
     assert (tokens_of(events)["a", 0], ends_of(events)["a", 0]) == expected
     assert ends_of(events)["b", 0][0] == "aborted"
     assert loop.runner.num_ahead > 10
-    inbox.put(ipc.Submit(request("left", PROMPT, **options)))
+    inbox.put(messages.Submit(request("left", PROMPT, **options)))
     inbox.put(None)  # the server goes away
     thread.join(30)
     assert not thread.is_alive()

@@ -77,7 +77,7 @@ class ServerState:
         if self.is_draining:
             return "The server is shutting down."
         if not self.engine.is_ready:
-            return "The engine is not running; it is loading the model or restarting."
+            return f"The engine is not running. {self.engine.trouble}"
         return None
 
     def require_ready(self) -> None:

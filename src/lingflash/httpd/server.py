@@ -16,7 +16,7 @@ import uvicorn
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
 from lingflash.api.state import ServerState
-from lingflash.core.errors import ConfigError, EngineDeadError
+from lingflash.core.errors import ConfigError
 from lingflash.core.log import log_event
 from lingflash.link.client import EngineClient
 
@@ -115,7 +115,7 @@ async def run_server(
                 await asyncio.wait((stopping, dead, serving), return_when=asyncio.FIRST_COMPLETED)
                 if dead.done():
                     engine_lives = False
-                    raise EngineDeadError("The engine is gone and no restarts are left.")
+                    raise dead.result()
                 await _drain(state, signals)
     finally:
         state.is_draining = True
@@ -138,6 +138,7 @@ async def run_server(
 async def _drain(state: ServerState, signals: _Signals) -> None:
     """Refuse new requests, let running ones finish, abort the rest."""
     state.is_draining = True
+    state.engine.drain()
     timeout_s = state.config.drain_timeout_s
     log_event(logger, "draining", {"running": len(state.in_flight), "timeout_s": timeout_s})
     deadline = time.monotonic() + timeout_s

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lingflash.core.errors import LingflashError
+from lingflash.core.log import flush_logs, setup_logging
 from lingflash.engine.memory.cache_memory import CacheMemory
 from lingflash.engine.memory.tensors import allocate_cache
 from lingflash.engine.run.ranks import STEP_TIMEOUT_S, read_message, write_message
@@ -79,15 +80,12 @@ def main(fd: int) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=os.environ.get("LINGFLASH_LOG_LEVEL", "info").upper(),
-        format="%(asctime)s %(levelname)s rank %(name)s: %(message)s",
-    )
+    setup_logging(os.environ.get("LINGFLASH_LOG_LEVEL", "info"))
     try:
         code = main(int(sys.argv[1]))
     except Exception:
         log.exception("this rank ends, and the engine with it")
         code = 1
-    logging.shutdown()
+    flush_logs()
     # Peers may be gone already; a tidy farewell to them would only wait.
     os._exit(code)
