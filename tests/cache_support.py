@@ -92,6 +92,6 @@ def check_idle(cache: CacheManager) -> None:
     cache.take_ops()
     cache.reset()
     check_cache(cache)
-    assert cache.num_empty_blocks == cache.num_blocks
+    assert cache._kept.blocks.num_free == cache.num_blocks
     assert cache.num_checkpoints == cache._kept.host.num_used == len(cache._kept.tree) == 0
     assert len(cache._kept.offers.queue) == len(cache._kept.host._queue) == 0

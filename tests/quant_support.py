@@ -50,3 +50,10 @@ def write_dense(quantized: Path, out: Path) -> Path:
     save_file(tensors, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(raw))
     return out
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Frobenius norm of the difference over that of the expected matrix; 0 for a zero matrix."""
+    norm = torch.linalg.vector_norm(expected.float())
+    difference = torch.linalg.vector_norm(actual.float() - expected.float())
+    return float(difference / norm) if norm > 0 else float(difference)

@@ -18,7 +18,7 @@ from lingflash.kernels.moe_gemm.decode import (
     plan_rows,
 )
 from lingflash.kernels.moe_route import RoutingRule, route_tokens
-from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+from lingflash.kernels.moe_route.triton_few_tokens import ROUTER_PARTS, route_decode
 from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 from lingflash.kernels.rmsnorm import group_rms_norm_reference, rms_norm_reference
 from lingflash.kernels.rmsnorm.triton_add_parts import add_parts_rms_norm
@@ -28,6 +28,7 @@ from lingflash.kernels.skinny_gemm import skinny_gemm_reference
 from lingflash.kernels.skinny_gemm.triton_few_rows import skinny_gemm_triton
 from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm, RowNorm, one_row_product
 from lingflash.quant.pack import dequantize, quantize_fp8, quantize_int4
+from quant_support import relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-6
@@ -35,10 +36,6 @@ EPS = 1e-6
 
 def randn(*shape, dtype=torch.float32):
     return torch.randn(*shape, device=DEVICE).to(dtype)
-
-
-def relative_error(got, expected):
-    return ((got.float() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3, 40])

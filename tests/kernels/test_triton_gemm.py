@@ -10,7 +10,7 @@ from lingflash.kernels.moe_gemm.formats import expert_format
 from lingflash.kernels.moe_gemm.triton_grouped import GroupedTile, expert_mlp_grouped
 from lingflash.kernels.moe_gemm.triton_sort import sort_rows
 from lingflash.kernels.moe_route import RoutingRule, route_tokens
-from lingflash.kernels.moe_route.triton_scores import gate_logits, split_bfloat16
+from lingflash.kernels.moe_route.triton_logits import gate_logits, split_bfloat16
 from lingflash.kernels.quant_gemm import (
     Fp8Rows,
     Rows,
@@ -29,7 +29,8 @@ from lingflash.kernels.quant_gemm.triton_fp8 import (
 )
 from lingflash.quant import matrix
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, gated_linear, linear
-from lingflash.quant.pack import quantize_fp8, quantize_int4, relative_error
+from lingflash.quant.pack import quantize_fp8, quantize_int4
+from quant_support import relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"

@@ -12,7 +12,8 @@ from lingflash.kernels.moe_gemm.triton_grouped_int4 import in_fragment_order
 from lingflash.kernels.moe_gemm.triton_nibbles import fragment_order
 from lingflash.kernels.moe_gemm.triton_sort import sort_rows
 from lingflash.quant.matrix import QuantizedExperts
-from lingflash.quant.pack import dequantize, quantize_int4, relative_error
+from lingflash.quant.pack import dequantize, quantize_int4
+from quant_support import relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"

@@ -164,6 +164,11 @@ def test_single_file_when_there_is_no_index_then_loads_the_same(folder, tmp_path
         ({"architectures": None}, UnsupportedModelError, "names nothing"),
         ({"hidden_act": "gelu"}, UnsupportedModelError, "hidden_act is 'gelu'"),
         ({"score_function": "softmax"}, UnsupportedModelError, "score_function"),
+        (
+            {"num_attention_heads": 0, "num_kv_heads_for_linear_attn": 0},
+            ModelLoadError,
+            "num_attention_heads is 0; 1 or more",
+        ),
         ({"use_bias": True}, UnsupportedModelError, "use_bias"),
         ({"rope_interleave": False}, UnsupportedModelError, "rope_interleave"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, UnsupportedModelError, "llama3"),

@@ -113,11 +113,6 @@ class CacheManager:
         return self._kept.num_unowned
 
     @property
-    def num_empty_blocks(self) -> int:
-        """Blocks that hold nothing."""
-        return self._kept.blocks.num_free
-
-    @property
     def keeps_prefixes(self) -> bool:
         """Whether anything can be found again."""
         return self.checkpoint_blocks > 0

@@ -222,13 +222,8 @@ def read_rope_scaling(raw: dict[str, Any] | None) -> RopeScaling | None:
     )
 
 
-def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
-    """Turn config.json's object into a ModelConfig.
-
-    Raises:
-        UnsupportedModelError: another architecture, or a value that we do not compute.
-        ModelLoadError: a field is missing, of the wrong type, or contradicts another.
-    """
+def _check_supported(raw: dict[str, Any]) -> None:
+    """Refuse other architectures, and values of known fields that would change the result."""
     architectures = raw.get("architectures") or []
     if ARCHITECTURE not in architectures:
         named = ", ".join(map(str, architectures)) or "nothing"
@@ -251,7 +246,6 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
         ("linear_silu", (False, True), False),
     ):
         _only(raw, key, allowed, default)
-    num_layers = _required(raw, "num_hidden_layers", int)
     heads = _required(raw, "num_attention_heads", int)
     kv_heads = raw.get("num_kv_heads_for_linear_attn", heads)
     if kv_heads != heads:
@@ -259,8 +253,18 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
             f"config.json: num_kv_heads_for_linear_attn is {kv_heads}, num_attention_heads "
             f"{heads}; lingflash computes lightning attention with equal numbers only."
         )
+
+
+def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
+    """Turn config.json's object into a ModelConfig.
+
+    Raises:
+        UnsupportedModelError: another architecture, or a value that we do not compute.
+        ModelLoadError: a field is missing, of the wrong type, or contradicts another.
+    """
+    _check_supported(raw)
+    heads = _required(raw, "num_attention_heads", int)
     hidden = _required(raw, "hidden_size", int)
-    num_experts = _required(raw, "num_experts", int)
     q_lora_rank = raw.get("q_lora_rank")
     if q_lora_rank is not None:
         _typed(q_lora_rank, "q_lora_rank", int)
@@ -269,9 +273,9 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
     config = ModelConfig(
         vocab_size=_required(raw, "vocab_size", int),
         hidden_size=hidden,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=_required(raw, "num_hidden_layers", int),
         num_attention_heads=heads,
-        head_dim=_typed(raw.get("head_dim", hidden // heads), "head_dim", int),
+        head_dim=_typed(raw.get("head_dim", hidden // max(heads, 1)), "head_dim", int),
         layer_group_size=_required(raw, "layer_group_size", int),
         group_norm_size=_typed(raw.get("group_norm_size", 1), "group_norm_size", int),
         kv_lora_rank=_required(raw, "kv_lora_rank", int),
@@ -281,7 +285,7 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
         v_head_dim=_required(raw, "v_head_dim", int),
         intermediate_size=_required(raw, "intermediate_size", int),
         moe_intermediate_size=_required(raw, "moe_intermediate_size", int),
-        num_experts=num_experts,
+        num_experts=_required(raw, "num_experts", int),
         num_experts_per_tok=_required(raw, "num_experts_per_tok", int),
         num_shared_experts=_typed(raw.get("num_shared_experts", 0), "num_shared_experts", int),
         n_group=_typed(raw.get("n_group", 1), "n_group", int),

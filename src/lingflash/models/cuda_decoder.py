@@ -258,12 +258,12 @@ class CudaDecoder:
         return run
 
     def _mla(self, layer: DecoderLayer, a: MlaLayer) -> _Part:
-        from lingflash.kernels.mla.triton_decode import mla_decode_triton
-        from lingflash.kernels.mla.triton_decode_ends import (
+        from lingflash.kernels.mla.triton_absorb import (
             absorb_queries,
             unabsorb_values,
             write_latents,
         )
+        from lingflash.kernels.mla.triton_decode import mla_decode_triton
 
         c = self._model.config
         latents = self._cache.latents[a.latent_index]
@@ -338,7 +338,7 @@ class CudaDecoder:
             gate_up_decode,
             plan_rows,
         )
-        from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+        from lingflash.kernels.moe_route.triton_few_tokens import ROUTER_PARTS, route_decode
         from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 
         c, w_norm = self._model.config, layer.w_post_norm

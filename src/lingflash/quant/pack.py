@@ -171,10 +171,3 @@ def quantize_int4(
     assert best_scale is not None
     assert best_values is not None
     return pack_int4(best_values.flatten(1).to(torch.int8)), best_scale.contiguous()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Frobenius norm of the difference over that of the expected matrix; 0 for a zero matrix."""
-    norm = torch.linalg.vector_norm(expected.float())
-    difference = torch.linalg.vector_norm(actual.float() - expected.float())
-    return float(difference / norm) if norm > 0 else float(difference)

@@ -50,7 +50,6 @@ class SequenceOutput:
         "_may_stop_from",
         "_stops",
         "finish_reason",
-        "num_cached_tokens",
         "num_generated_tokens",
     )
 
@@ -69,7 +68,6 @@ class SequenceOutput:
         self._may_stop_from = sampling.min_tokens
         self.finish_reason: FinishReason | None = None
         self.num_generated_tokens = 0
-        self.num_cached_tokens = 0
 
     def push(self, event: TokenEvent) -> OutputDelta:
         """Take one event of this choice; return what it adds.
@@ -78,8 +76,6 @@ class SequenceOutput:
         """
         if self.finish_reason is not None:
             return OutputDelta()
-        if event.num_cached_tokens:
-            self.num_cached_tokens = event.num_cached_tokens
         detokenizer, stops = self._detokenizer, self._stops
         if stops is None:
             self.num_generated_tokens += len(event.token_ids)

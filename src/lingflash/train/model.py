@@ -9,7 +9,6 @@ positions from 0 in each row; RoPE is relative, so documents see only distances.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -430,8 +429,3 @@ class TrainModel(nn.Module):
 def num_parameters(model: nn.Module) -> int:
     """Count the parameters."""
     return sum(p.numel() for p in model.parameters())
-
-
-def expected_loss(config: ModelConfig) -> float:
-    """Loss of a model that knows nothing."""
-    return math.log(config.vocab_size)

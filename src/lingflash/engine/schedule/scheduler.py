@@ -28,7 +28,8 @@ from lingflash.core.errors import (
     NonFiniteLogitsError,
     QueueFullError,
 )
-from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent, TokenLogprob
+from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent
+from lingflash.engine.schedule.finish import last_event, take_result
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
 from lingflash.engine.schedule.sequence import Sequence, check_limits, sequences_of
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
@@ -161,7 +162,7 @@ class Scheduler:
 
     def fail(self, sequences: Iterable[Sequence], error: LingflashError) -> list[TokenEvent]:
         """End these sequences with an error."""
-        return [self._finish(sequence, "error", error=error) for sequence in sequences]
+        return [self._finish(sequence, "error", error) for sequence in sequences]
 
     def expire(self, now_s: float) -> list[TokenEvent]:
         """End sequences whose deadline has passed."""
@@ -177,28 +178,8 @@ class Scheduler:
         """Choose the next step's tokens and lease memory for them."""
         output = SchedulerOutput(num_draft_tokens=self.num_draft_tokens)
         chosen: dict[Sequence, int] = {}
-        budget = self.max_num_batched_tokens
-        preempted = False
-        block_size = self.cache.block_size
-        for sequence in list(self._running):
-            num_tokens = sequence.num_tokens
-            if sequence.lease is None or num_tokens - sequence.num_computed != 1:
-                continue
-            if num_tokens <= len(sequence.lease.blocks) * block_size:
-                chosen[sequence] = 1
-                budget -= 1
-                continue
-            while not self.cache.grow(sequence.lease, num_tokens):
-                victim = self._running[-1]
-                preempted = True
-                budget += chosen.pop(victim, 0)
-                self._preempt(victim)
-                if victim is sequence:
-                    break
-            if sequence.lease is None:
-                break
-            chosen[sequence] = 1
-            budget -= 1
+        num_preemptions = self._num_preemptions
+        budget = self._add_decoding(chosen)
         if self.num_draft_tokens:
             budget = self._add_drafts(chosen, budget)
         for sequence in self._running:
@@ -207,19 +188,8 @@ class Scheduler:
             chosen[sequence] = self._chunk(sequence, budget)
             budget -= chosen[sequence]
         # Right after a preemption the memory just freed belongs to those who needed it.
-        has_room = budget > 0 and len(self._running) < self.max_num_seqs and not preempted
-        for sequence in list(self._waiting) if has_room else ():
-            if budget <= 0 or len(self._running) >= self.max_num_seqs:
-                break
-            if self.prefixes.can_share_soon(sequence, self._running):
-                continue
-            if self.prefixes.admit(sequence) is None:
-                self._lacks_memory = True
-                break
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
-            chosen[sequence] = self._chunk(sequence, budget)
-            budget -= chosen[sequence]
+        if num_preemptions == self._num_preemptions:
+            self._admit(chosen, budget)
         for sequence, count in chosen.items():
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count >= num_tokens < sequence.max_total_tokens
@@ -270,6 +240,41 @@ class Scheduler:
             item.sequence.num_in_flight += 1
         output.memory_ops = self.cache.take_ops()
         return output
+
+    def _add_decoding(self, chosen: dict[Sequence, int]) -> int:
+        """Give each decoding sequence a token, or the youngest's memory; the budget left."""
+        budget = self.max_num_batched_tokens
+        for sequence in list(self._running):
+            lease, num_tokens = sequence.lease, sequence.num_tokens
+            if lease is None or num_tokens - sequence.num_computed != 1:
+                continue
+            if num_tokens > len(lease.blocks) * self.cache.block_size:
+                while not self.cache.grow(lease, num_tokens):
+                    victim = self._running[-1]
+                    budget += chosen.pop(victim, 0)
+                    self._preempt(victim)
+                    if victim is sequence:
+                        return budget  # it was the last
+            chosen[sequence] = 1
+            budget -= 1
+        return budget
+
+    def _admit(self, chosen: dict[Sequence, int], budget: int) -> None:
+        """Let those that wait begin, in the order of arrival, while there is room for them."""
+        if budget <= 0 or len(self._running) >= self.max_num_seqs:
+            return
+        for sequence in list(self._waiting):
+            if budget <= 0 or len(self._running) >= self.max_num_seqs:
+                break
+            if self.prefixes.can_share_soon(sequence, self._running):
+                continue
+            if self.prefixes.admit(sequence) is None:
+                self._lacks_memory = True
+                break
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            chosen[sequence] = self._chunk(sequence, budget)
+            budget -= chosen[sequence]
 
     def _add_drafts(self, chosen: dict[Sequence, int], budget: int) -> int:
         """Let decoding sequences bring their drafts, as far as there is room; the budget left."""
@@ -362,7 +367,7 @@ class Scheduler:
                 sequence.may_draft = False
                 self._preempt(sequence)
                 return None
-            return self._finish(sequence, "error", error=result.error)
+            return self._finish(sequence, "error", result.error)
         self._advance(sequence, end)
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
@@ -373,108 +378,41 @@ class Scheduler:
             return None
         if not item.wants_token:
             return self._finish(sequence, "length")
-        tokens: list[int] = []
-        logprobs: list[TokenLogprob] | None = None if result.logprob is None else []
-        event = self._take_token(sequence, result, tokens, logprobs)
-        num_accepted = 0
-        for following in result.following:
-            if event is not None:
-                break
-            num_accepted += 1
-            sequence.num_computed += 1  # an accepted draft is a token that was computed
-            event = self._take_token(sequence, following, tokens, logprobs)
-        if event is None:
-            if num_accepted:
-                self.prefixes.keep(sequence, checkpoint=False)
-            event = TokenEvent(
-                request_id=sequence.request_id,
-                choice=sequence.choice,
-                token_ids=tokens,
-                logprobs=logprobs,
-                num_cached_tokens=sequence.num_cached_tokens,
-                cache_report=sequence.take_cache_report(),
-                prompt_logprobs=self._first_prompt_logprobs(sequence),
-            )
+        num_generated = len(sequence.output_token_ids)
+        event = take_result(sequence, result)
+        self._generated_tokens += len(sequence.output_token_ids) - num_generated
+        num_accepted = sequence.num_computed - end
+        if event.finish_reason is not None:
+            self._end(sequence, is_sound=event.error_code is None)
+        elif num_accepted:
+            self.prefixes.keep(sequence, checkpoint=False)
         if drafts:
             event.drafts = num_accepted, len(drafts) - num_accepted
             self._num_drafted += len(drafts)
             self._num_accepted += num_accepted
         return event
 
-    def _take_token(
-        self,
-        sequence: Sequence,
-        result: StepResult,
-        tokens: list[int],
-        logprobs: list[TokenLogprob] | None,
-    ) -> TokenEvent | None:
-        """Append one sampled token; the last event if the sequence ends with it."""
-        token = result.token_id
-        if result.error is not None:  # after an accepted draft
-            return self._finish(
-                sequence, "error", token_ids=tokens, logprobs=logprobs, error=result.error
-            )
-        if token is None:
-            assert result.is_complete
-            return self._finish(sequence, "stop", token_ids=tokens, logprobs=logprobs)
-        self._generated_tokens += 1
-        sequence.output_token_ids.append(token)
-        if token in sequence.stop_token_ids:
-            return self._finish(
-                sequence, "stop", token_ids=tokens, logprobs=logprobs, stop_token_id=token
-            )
-        tokens.append(token)
-        if logprobs is not None and result.logprob is not None:
-            logprobs.append(result.logprob)
-        if result.is_complete:
-            return self._finish(sequence, "stop", token_ids=tokens, logprobs=logprobs)
-        if sequence.num_tokens >= sequence.max_total_tokens:
-            return self._finish(sequence, "length", token_ids=tokens, logprobs=logprobs)
-        return None
-
-    @staticmethod
-    def _first_prompt_logprobs(sequence: Sequence) -> list[TokenLogprob | None] | None:
-        wanted = sequence.sampling.prompt_logprobs is not None and sequence.choice == 0
-        if not wanted or len(sequence.output_token_ids) > 1:
-            return None
-        return [None, *sequence.prompt_logprobs]
-
     def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        *,
-        token_ids: list[int] | None = None,
-        logprobs: list[TokenLogprob] | None = None,
-        stop_token_id: int | None = None,
-        error: LingflashError | None = None,
+        self, sequence: Sequence, reason: FinishReason, error: LingflashError | None = None
     ) -> TokenEvent:
-        """Make a sequence's last event and free its memory, now or when it is out of use."""
-        sequence.has_ended, sequence.ended_soundly = True, error is None
+        """End a sequence without a token of this step."""
+        self._end(sequence, is_sound=error is None)
+        return last_event(sequence, reason, error)
+
+    def _end(self, sequence: Sequence, *, is_sound: bool) -> None:
+        """Take a sequence out and free its memory, now or when it is out of use."""
+        sequence.has_ended, sequence.ended_soundly = True, is_sound
         if sequence.lease is None:
             self._waiting.remove(sequence)
             self._lacks_memory = False  # the next in the queue may need less
         else:
             self._running.remove(sequence)
             if not sequence.num_in_flight:
-                self._release(sequence, is_sound=error is None)
+                self._release(sequence, is_sound=is_sound)
         siblings = self._by_request[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
             del self._by_request[sequence.request_id]
-        return TokenEvent(
-            request_id=sequence.request_id,
-            choice=sequence.choice,
-            token_ids=token_ids or [],
-            logprobs=logprobs or None,
-            finish_reason=reason,
-            stop_token_id=stop_token_id,
-            num_cached_tokens=sequence.num_cached_tokens,
-            cache_report=sequence.take_cache_report(),
-            error_code=None if error is None else error.code,
-            error_message=None if error is None else error.message,
-            prompt_logprobs=self._first_prompt_logprobs(sequence) if error is None else None,
-        )
 
     def _release(self, sequence: Sequence, *, is_sound: bool) -> None:
         """Free an ended sequence's memory; what it computed is kept unless it is in doubt."""

@@ -1,4 +1,14 @@
-"""Lightning linear attention with an anchored state: prefill, decode, verification in one."""
+"""Lightning linear attention with an anchored state: prefill, decode, verification in one.
+
+    tokens                               on a CPU, float32    on a GPU, BF16
+    one of each sequence                 __init__.py          triton_decode.py
+    ... of one sequence, fast mode       ../cpu/decode.c      triton_decode.py
+    up to 8 of each of 1 or 2 (drafts)   chunks.py            triton_verify.py
+    more                                 chunks.py            triton_prepare.py, triton_prefill.py
+                                                              over segments.py
+
+plan.py chooses for a step; its definition is reference.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lingflash.core.anchors import ANCHOR
+from lingflash.kernels.lightning_attn.chunks import ChunkTables
 from lingflash.kernels.lightning_attn.plan import LightningPlan, plan_lightning
 from lingflash.kernels.lightning_attn.reference import lightning_attention_reference
 
@@ -23,6 +34,8 @@ __all__ = [
 
 # Chunks whose states are held at once: bounds the workspace, so that time is linear in the prompt.
 _SEGMENT_CHUNKS = 32
+
+_Memory = tuple[Tensor, Tensor, Tensor]  # states, tail_k, tail_v
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +148,20 @@ def lightning_attention(
         )
     if q.dtype != torch.float32 or states.dtype != torch.float32:
         raise ValueError(f"q is {q.dtype}, states {states.dtype}; both must be float32.")
+    memory = states, tail_k, tail_v
     if plan.decode_one is not None:
-        return _decode_one(q, k, v, tables, states, tail_k, tail_v, plan.decode_one)
+        return _decode_one(q, k, v, tables, memory, plan.decode_one)
     if plan.decode_slots is not None:
-        return _decode(q, k, v, tables, states, tail_k, tail_v, plan)
-    return _chunked(q, k, v, tables, states, tail_k, tail_v, plan)
+        return _decode(q, k, v, tables, memory, plan)
+    assert plan.chunks is not None
+    return _chunked(q, k, v, tables, memory, plan.chunk, plan.chunks)
 
 
 def _decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tables: DecayTables,
-    states: Tensor,
-    tail_k: Tensor,
-    tail_v: Tensor,
-    plan: LightningPlan,
+    q: Tensor, k: Tensor, v: Tensor, tables: DecayTables, memory: _Memory, plan: LightningPlan
 ) -> Tensor:
     """One query token per sequence: read the state once, write it only when the tail is full."""
+    states, tail_k, tail_v = memory
     slots, offsets = plan.decode_slots, plan.decode_offsets
     assert slots is not None
     assert offsets is not None
@@ -172,16 +181,10 @@ def _decode(
 
 
 def _decode_one(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tables: DecayTables,
-    states: Tensor,
-    tail_k: Tensor,
-    tail_v: Tensor,
-    place: tuple[int, int],
+    q: Tensor, k: Tensor, v: Tensor, tables: DecayTables, memory: _Memory, place: tuple[int, int]
 ) -> Tensor:
     """_decode for a single sequence, on views of its own memory."""
+    states, tail_k, tail_v = memory
     slot, offset = place
     keys, values, state = tail_k[slot, :, :ANCHOR], tail_v[slot, :, :ANCHOR], states[slot]
     keys[:, offset].copy_(k[0])
@@ -203,22 +206,22 @@ def _chunked(
     k: Tensor,
     v: Tensor,
     tables: DecayTables,
-    states: Tensor,
-    tail_k: Tensor,
-    tail_v: Tensor,
-    plan: LightningPlan,
+    memory: _Memory,
+    chunk: int,
+    plan: ChunkTables,
 ) -> Tensor:
     """Any number of query tokens per sequence: chunks in parallel, states carried along."""
-    num_heads, chunk = q.shape[1], plan.chunk
-    has_tail = plan.tail_rows.numel() > 0
+    states, tail_k, tail_v = memory
+    num_heads = q.shape[1]
+    tail_slots, tail_offsets, tail_rows = plan.tail
 
     def grid(x: Tensor, tail: Tensor | None) -> Tensor:
         if plan.token_rows is None:
             return x
         out = x.new_zeros(plan.num_chunks * chunk, num_heads, x.shape[-1])
         out.index_copy_(0, plan.token_rows, x)
-        if tail is not None and has_tail:
-            out.index_copy_(0, plan.tail_rows, tail[plan.tail_slots, :, plan.tail_offsets])
+        if tail is not None and tail_rows.numel():
+            out.index_copy_(0, tail_rows, tail[tail_slots, :, tail_offsets])
         return out
 
     def chunks(x: Tensor, lo: int, hi: int) -> Tensor:  # [G, H, d] to [hi - lo, H, C, d]
@@ -231,7 +234,7 @@ def _chunked(
 
     q_grid, k_grid, v_grid = grid(q, None), grid(k, tail_k), grid(v, tail_v)
     out_grid = torch.empty_like(v_grid)
-    owner = {first: slot for slot, first, _ in plan.sequence_chunks}
+    owner = {first: slot for slot, first in plan.sequences}
     state = states[0]
     for lo in range(0, plan.num_chunks, _SEGMENT_CHUNKS):
         hi = min(lo + _SEGMENT_CHUNKS, plan.num_chunks)
@@ -253,7 +256,8 @@ def _chunked(
                 state.mul_(tables.carry[folds[c - lo]]).add_(updates[c - lo])
         out += torch.matmul(q_c * tables.query, before)
         out_grid[lo * chunk : hi * chunk] = out.transpose(1, 2).reshape(-1, *out_grid.shape[1:])
-    if plan.keep_rows.numel():
-        tail_k[plan.keep_slots, :, plan.keep_offsets] = k_grid.index_select(0, plan.keep_rows)
-        tail_v[plan.keep_slots, :, plan.keep_offsets] = v_grid.index_select(0, plan.keep_rows)
+    slots, offsets, rows = plan.keep
+    if rows.numel():
+        tail_k[slots, :, offsets] = k_grid.index_select(0, rows)
+        tail_v[slots, :, offsets] = v_grid.index_select(0, rows)
     return out_grid if plan.token_rows is None else out_grid.index_select(0, plan.token_rows)

@@ -3,7 +3,17 @@
 Two forms of one product. Expanded: keys and values are made from the latents, cheap per score,
 used for long query runs. Absorbed: W_kvb is folded into the query and applied to the result, so
 that one token reads R + P values per cached token instead of H (N + V); used for short runs, and
-over a long prefix for longer ones where the processor has AMX tiles (kernels/cpu/mla_run.c).
+over a long prefix for longer ones where the processor has AMX tiles.
+
+    tokens                               on a CPU             on a GPU, BF16
+    one of each sequence                 ../cpu/mla_rows.py   triton_absorb.py, triton_decode.py
+    ... of one sequence, fast mode       ../cpu/decode.c      the same
+    a run, absorbed                      __init__.py, or      triton_decode.py, a row each
+                                         ../cpu/mla_run.c
+    a run, expanded                      __init__.py          triton_prefill.py
+    batch-invariant, float32             __init__.py          no
+
+gpu_plan.py lays a step out for the GPU; the definition is reference.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,16 @@
-"""Expert feed-forward: tokens sorted by expert, one pair of matrix products per expert in use."""
+"""Expert feed-forward: tokens sorted by expert, one pair of matrix products per expert in use.
+
+    tokens                        format            kernel
+    any, on a CPU                 any               __init__.py
+    other rows, on a GPU          others, too       __init__.py
+    any, BF16 rows on a GPU       BF16, FP8         triton_sort.py, triton_grouped.py
+    any, BF16 rows on a GPU       INT4              triton_sort.py, triton_grouped_int4.py
+    up to 256, a decode step      BF16, FP8, INT4   triton_few_tokens.py  } launched by decode.py
+    one, a decode step            BF16, FP8, INT4   triton_one_token.py   }
+
+formats.py says what counts as which format, triton_nibbles.py how INT4 is read; reference.py is
+the definition.
+"""
 
 from __future__ import annotations
 

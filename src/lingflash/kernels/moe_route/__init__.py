@@ -1,33 +1,21 @@
-"""Expert choice: sigmoid scores, a bias for the choice alone, a limit on groups, the top k."""
+"""Expert choice: sigmoid scores, a bias for the choice alone, a limit on groups, the top k.
+
+tokens                      kernel
+any, on a CPU               reference.py, which is the definition
+any, on a GPU               triton_logits.py (BF16 rows), triton_choose.py
+up to 256, a decode step    triton_few_tokens.py, triton_choose.py
+one, a decode step          triton_one_token.py, triton_choose.py
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["RoutingRule", "route_tokens"]
+from lingflash.kernels.moe_route.reference import RoutingRule, route_tokens_reference
 
-
-@dataclass(frozen=True, slots=True)
-class RoutingRule:
-    """How a router chooses from its scores.
-
-    Args:
-        num_groups: groups of E / num_groups consecutive experts.
-        topk_groups: groups that stay.
-        topk: experts per token.
-        norm_topk_prob: divide the weights by their sum + 1e-20.
-        scaling_factor: multiplies the weights.
-    """
-
-    num_groups: int
-    topk_groups: int
-    topk: int
-    norm_topk_prob: bool
-    scaling_factor: float
+__all__ = ["RoutingRule", "route_tokens", "route_tokens_reference"]
 
 
 def route_tokens(
@@ -36,12 +24,7 @@ def route_tokens(
     expert_bias: Tensor | None,
     rule: RoutingRule,
 ) -> tuple[Tensor, Tensor]:
-    """Choose some experts for each token.
-
-    Scores are sigmoid(x W^T). The choice is made on score + bias: of the groups of consecutive
-    experts the `topk_groups` with the largest sum of their two best stay, the others count as -inf
-    (not 0: a biased score can be negative). Weights are the scores without bias, normalised if
-    asked, times the factor.
+    """Choose some experts for each token, by the rule of reference.py.
 
     Args:
         x: any float dtype [T, D].
@@ -56,21 +39,9 @@ def route_tokens(
     """
     if x.is_cuda:
         from lingflash.kernels.moe_route.triton_choose import choose_experts_triton
-        from lingflash.kernels.moe_route.triton_scores import gate_logits
+        from lingflash.kernels.moe_route.triton_logits import gate_logits
 
         exact = x.dtype == torch.bfloat16
         logits = gate_logits(x, w_gate) if exact else F.linear(x.float(), w_gate)
         return choose_experts_triton(logits, expert_bias, rule)
-    scores = F.linear(x.float(), w_gate).sigmoid()
-    biased = scores if expert_bias is None else scores + expert_bias
-    if rule.num_groups > rule.topk_groups:
-        grouped = biased.view(x.shape[0], rule.num_groups, -1)
-        best_of_group = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
-        keep = best_of_group.topk(rule.topk_groups, -1, sorted=False).indices
-        dropped = torch.ones_like(best_of_group, dtype=torch.bool).scatter_(1, keep, False)
-        biased = grouped.masked_fill(dropped[..., None], float("-inf")).view_as(scores)
-    topk_ids = biased.topk(rule.topk, -1).indices
-    weights = scores.gather(1, topk_ids)
-    if rule.norm_topk_prob:
-        weights = weights.div_(weights.sum(-1, keepdim=True).add_(1e-20))
-    return topk_ids, weights.mul_(rule.scaling_factor)
+    return route_tokens_reference(x, w_gate, expert_bias, rule)

@@ -3,6 +3,12 @@
 The published FP8 checkpoints ask for dynamic activation scales, so a product of many rows is one of
 FP8 by FP8: one float32 scale per row and 128 columns, and one per 128 x 128 weights or per weight
 row. Nothing here waits for the device.
+
+    scales of the weight          kernel, on a GPU (on a CPU reference.py)
+    a block of 128 x 128          cuBLAS through torch, if it takes the shape; else triton_fp8.py
+    one per row                   triton_fp8.py
+
+Few rows and other formats: skinny_gemm, and quant/matrix.py for what it turns into BF16 first.
 """
 
 from __future__ import annotations
@@ -33,9 +39,6 @@ __all__ = [
 
 # Up to here a product reads its weights once at most and is bound by that: other kernels.
 FEW_ROWS = 64
-
-# Products with blocks of 128 x 128: "triton", or "cublas" for torch's own; the faster one.
-BLOCK_GEMM = "cublas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,7 @@ def fp8_gemm(x: Fp8Rows, w8: Tensor, w_scale: Tensor) -> Tensor:
         return fp8_gemm_reference(x.values, x.scale, w8, w_scale).to(torch.bfloat16)
     if not num_rows:
         return torch.empty(0, w8.shape[0], dtype=torch.bfloat16, device=w8.device)
-    if BLOCK_GEMM == "cublas" and _cublas_takes(w8, w_scale):
+    if _cublas_takes(w8, w_scale):  # the faster one
         return fp8_block_gemm_cublas(x, w8, w_scale)
     from lingflash.kernels.quant_gemm.triton_fp8 import fp8_gemm_triton
 

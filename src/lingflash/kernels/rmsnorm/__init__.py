@@ -1,4 +1,12 @@
-"""Root-mean-square normalisation, over the last axis or over groups of it."""
+"""Root-mean-square normalisation, over the last axis or over groups of it.
+
+    what                                        on a CPU       on a GPU
+    rows, with or without the residual          __init__.py    triton_rows.py
+    groups, gated (lightning's output)          __init__.py    triton_rows.py
+    rows, after adding experts' parts           no             triton_add_parts.py, a decode step
+
+The definition is reference.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Rotary position embedding: the angle table, plain or YaRN, and its two pairings of channels."""
+"""Rotary position embedding: the angle table, plain or YaRN, and its two pairings of channels.
+
+It has no kernel and no reference of its own: these functions are the definition, and the kernels
+of lightning_attn and mla that rotate are tested against them.
+"""
 
 from __future__ import annotations
 

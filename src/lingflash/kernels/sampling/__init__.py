@@ -1,4 +1,11 @@
-"""Token choice from logits: keyed noise and truncation of the distribution."""
+"""Token choice from logits: keyed noise and truncation of the distribution.
+
+    what          on a CPU        on a GPU
+    truncation    __init__.py     __init__.py
+    the draw      reference.py    triton_sample.py
+
+The draw's definition is reference.py.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +14,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["gumbel_noise", "noise_key", "sample_tokens", "truncate_logits"]
+from lingflash.kernels.sampling.reference import GOLDEN, gumbel_noise, sample_tokens_reference
+
+__all__ = [
+    "gumbel_noise",
+    "noise_key",
+    "sample_tokens",
+    "sample_tokens_reference",
+    "truncate_logits",
+]
 
 _MASK64 = (1 << 64) - 1
 # Best tokens that are looked at before all are put in order.
 _FEW = 256
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def _mix(x: int) -> int:
@@ -24,36 +38,10 @@ def _mix(x: int) -> int:
 
 def noise_key(seed: int, choice: int, position: int) -> int:
     """One signed 64-bit key per (seed, choice, position of the token to be drawn)."""
-    key = _mix((seed + _GOLDEN) & _MASK64)
-    key = _mix((key ^ choice) + _GOLDEN & _MASK64)
-    key = _mix((key ^ position) + _GOLDEN & _MASK64)
+    key = _mix((seed + GOLDEN) & _MASK64)
+    key = _mix((key ^ choice) + GOLDEN & _MASK64)
+    key = _mix((key ^ position) + GOLDEN & _MASK64)
     return key - (1 << 64) if key >> 63 else key
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >> 63 else x
-
-
-def gumbel_noise(keys: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
-    """Standard Gumbel noise, a function of (key, token id) alone.
-
-    Args:
-        keys: one per row, from noise_key.
-        vocab_size: V.
-        device: where it is computed; the integers are the same everywhere.
-
-    Returns:
-        float64 [len(keys), V]; double precision, so that rounding of the logarithm does not choose
-        tokens.
-    """
-    token = torch.arange(vocab_size, dtype=torch.int64, device=device) * _signed(_GOLDEN)
-    x = torch.tensor(list(keys), dtype=torch.int64, device=device)[:, None] + token
-    # The same finaliser in wrapping int64; a right shift must not copy the sign.
-    x = (x ^ (x >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
-    x = x ^ (x >> 31 & (1 << 33) - 1)
-    uniform = ((x >> 11 & (1 << 53) - 1).double() + 0.5) * 2.0**-53
-    return -torch.log(-torch.log(uniform))
 
 
 def truncate_logits(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -118,6 +106,4 @@ def sample_tokens(logits: Tensor, temperature: Tensor, keys: Sequence[int]) -> T
 
         drawn = (temperature > 0).float()  # the logits are already divided by it
         return sample_tokens_triton(logits, drawn, torch.tensor(list(keys), device=logits.device))
-    noise = gumbel_noise(keys, logits.shape[-1], logits.device)
-    noise = noise.masked_fill_(temperature[:, None] == 0, 0.0)
-    return (logits.double() + noise).argmax(-1)
+    return sample_tokens_reference(logits, temperature, keys)

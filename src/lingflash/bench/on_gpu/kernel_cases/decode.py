@@ -25,7 +25,7 @@ from lingflash.kernels.moe_gemm.decode import (
     plan_rows,
 )
 from lingflash.kernels.moe_route import RoutingRule
-from lingflash.kernels.moe_route.triton_decode import ROUTER_PARTS, route_decode
+from lingflash.kernels.moe_route.triton_few_tokens import ROUTER_PARTS, route_decode
 from lingflash.kernels.moe_route.triton_one_token import norm_and_route_one
 from lingflash.kernels.rmsnorm.triton_add_parts import add_parts_rms_norm
 from lingflash.kernels.rmsnorm.triton_rows import gated_group_rms_norm_triton
