@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.loader import load_model, load_stop_token_ids
 from lingflash.parallel.mesh import Mesh
 from lingflash.parallel.shard import Shard
+
+log = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -79,7 +82,7 @@ class ModelRunner:
         cpu_decoder = None if batch_invariant else CpuDecoder.create(model, self.cache)
         if cpu_decoder is not None:
             self.ways.insert(0, CpuDecode(cpu_decoder, self.general))
-        graphs = self._decode_graphs(model) if ranks is None else None
+        self._graphs = graphs = self._decode_graphs(model) if ranks is None else None
         if graphs is not None:
             self.ways[:0] = DrawnGraph(graphs), SampledGraph(graphs, model.config.vocab_size)
         # Whether some steps run behind the host, so that it pays to schedule ahead of them.
@@ -154,7 +157,20 @@ class ModelRunner:
         of their launches: on the GPU in that of one stream.
         """
         self.memory.run(output.memory_ops)
+        output.memory_ops = []  # done, whatever becomes of the rest
         return self.way_of(output).launch(output)
+
+    def is_sound(self) -> bool:
+        """Whether the device still computes after a step that failed, and knows what it must."""
+        if self._graphs is not None:
+            self._graphs.forget_tables()
+        try:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)
+            return torch.ones(2, device=self.model.device).sum().item() == 2.0
+        except Exception as error:
+            log.error("the device computes no more: %s", error)
+            return False
 
     def way_of(self, output: SchedulerOutput) -> Way:
         """How a step runs: the first of `ways` that can run it."""

@@ -6,7 +6,7 @@ They are computed in a thread while the model runs; both give up the interpreter
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +87,10 @@ class StepMasks:
                     found[first + i] = fill_mask(mask, sequence, matcher, i)
             matcher.rollback(taken)
         return found
+
+    def settle(self) -> None:
+        """Wait until no thread works on a matcher of this step any more, which has failed."""
+        wait([self._future])
 
     def forbidden(self, device: torch.device) -> dict[int, Tensor]:
         """Wait for the masks.
