@@ -103,6 +103,34 @@ def test_step_when_sequences_are_preempted_then_the_same_answers():
         assert set(json.loads(text_of(token_ids))) == {"ab", "n"}
 
 
+@pytest.mark.parametrize("num_speculative_tokens", [0, 3])
+@pytest.mark.parametrize("place", ["forward", "launch"])
+def test_step_when_it_fails_after_grammars_moved_on_then_the_same_answers(
+    place, num_speculative_tokens, monkeypatch
+):
+    def run(fails):
+        loop = engine(num_speculative_tokens=num_speculative_tokens)
+        for i in range(4):
+            loop.add(constrained(f"r{i}", OBJECT, prompt=range(1 + i, 15 + i), seed=i))
+        target = loop.runner if place == "launch" else loop.runner.general
+        original, calls = getattr(target, place), []
+
+        def failing(argument):
+            result = original(argument)
+            calls.append(1)
+            num_seqs = len(argument.scheduled if place == "launch" else argument.logits_indices)
+            if fails and num_seqs > 1 and len(calls) % 3 == 0:
+                raise RuntimeError("once in a while")
+            return result
+
+        monkeypatch.setattr(target, place, failing)
+        events = finish(loop)
+        assert {e.error_code for e in events} == {None}
+        return tokens_of(events)
+
+    assert run(fails=True) == run(fails=False)
+
+
 def test_step_when_the_grammar_may_end_then_stop_tokens_count_only_there():
     spec = GrammarSpec("regex", "[ab]+")
     loop = engine()
