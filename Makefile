@@ -98,7 +98,7 @@ bench-peers:
 	.peers/bin/python -m pip install --quiet 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
 
 bench-report: $(VENV)/.dev
-	$(BIN)/python -m lingflash.records.report
+	$(BIN)/ling bench report
 
 # The exact versions that CI installs.
 lock: $(VENV)/.clients

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import httpx
 
+from lingflash.api.server import serve_engine
 from lingflash.core.types import EngineInfo
-from lingflash.httpd.server import bind_socket, run_server
+from lingflash.httpd.server import bind_socket
 from lingflash.link.scripted import Behaviour, ScriptedEngine
 from toy_text import TEMPLATE, toy_definition, toy_tokenizer
 
@@ -136,7 +137,7 @@ class RunningServer:
         async def main():
             self._loop = asyncio.get_running_loop()
             self._task = asyncio.current_task()
-            await run_server(self.engine, config, sock, on_ready=on_ready)
+            await serve_engine(self.engine, config, sock, on_ready=on_ready)
 
         def run():
             try:

@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from api_support import engine_info, says
 from lingflash.api.config import ServerConfig
+from lingflash.api.server import serve_engine
 from lingflash.cli import report_errors
 from lingflash.core.log import setup_logging
-from lingflash.httpd.server import bind_socket, run_server
+from lingflash.httpd.server import bind_socket
 from lingflash.link.scripted import Behaviour, ScriptedEngine
 
 
@@ -29,7 +30,7 @@ async def _serve(folder: str, drain_timeout_s: float, dies: bool) -> None:
         if dies:
             asyncio.get_running_loop().call_later(0.2, lambda: engine.die(for_good=True))
 
-    await run_server(engine, config, sock, on_ready=on_ready)
+    await serve_engine(engine, config, sock, on_ready=on_ready)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import socket
@@ -174,7 +175,8 @@ def test_engine_when_it_dies_midway_then_error_ready_is_red_and_it_comes_back(ma
     assert refused.status_code == 503
     assert refused.headers["retry-after"]
     assert server.metric("lingflash_engine_ready") == 0
-    server.call(server.engine.revive)
+    server.call(asyncio.ensure_future, server.engine.start())
+    wait_until(lambda: server.engine.is_ready)
     assert server.chat(max_tokens=1).status_code == 200
 
 

@@ -43,7 +43,7 @@ def test_run_when_small_then_the_cache_computes_little_more_than_what_is_new(tmp
     # Of the two first turns nothing is known; all others continue what was said.
     assert derived["turns by what was found, cache on"] == "new_tokens 6, no_prefix 2"
     assert "checkpoints" in derived["memory MiB, cache on"]
-    write_report(tmp_path)
+    write_report(tmp_path, {"agent": "Conversations"})
     assert "turn of the conversation" in (tmp_path / "agent.svg").read_text()
     assert "agent.svg" in (tmp_path / "RESULTS.md").read_text()
 

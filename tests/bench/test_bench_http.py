@@ -16,10 +16,10 @@ from lingflash.bench.over_http.serve import (
     run_clients,
     serve_load,
 )
-from lingflash.bench.over_http.soak import find_leaks, run_soak, soak
+from lingflash.bench.over_http.soak import find_leaks, read_metrics, run_soak, soak
 from lingflash.bench.over_http.soak_clients import Limits, _malformed, find_limits, send_malformed
 from lingflash.core.errors import ConfigError, EngineError
-from lingflash.link.http_client import Address, BadAnswer, call, open_request, read_metrics
+from lingflash.link.http_client import Address, BadAnswer, call, open_request
 from lingflash.link.scripted import Behaviour, ScriptedEngine
 
 MANY = TOKENIZER.encode("a") * 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lingflash.bench.in_engine.speculation import Outcome, run_speculation
+from lingflash.bench.in_engine.speculation import Outcome, measure
 from lingflash.core.types import TokenEvent
 
 
@@ -27,7 +27,7 @@ def test_outcome_when_events_come_then_counts_by_place():
 
 def test_run_when_small_then_ling_nano_accepts_most_first_drafts(tmp_path):
     out = tmp_path / "speculation.json"
-    run_speculation(
+    measure(
         cases=[{"messages": [{"role": "user", "content": "Hello! Who are you?"}], "tools": None}],
         model="ling-nano",
         device="cpu",

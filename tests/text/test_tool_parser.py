@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lingflash.text.call_scanner import parse_call
+from lingflash.text.call_scanner import CallScanner
 from lingflash.text.tool_parser import (
     CLOSE_TAG,
     OPEN_TAG,
@@ -20,6 +20,17 @@ from lingflash.text.tool_parser import (
     ToolCall,
     ToolParser,
 )
+
+
+def parse_call(body):
+    """Name and arguments' text of a whole block's body, or None if it is no call."""
+    scanner = CallScanner()
+    scanner.text = body + CLOSE_TAG
+    if scanner.scan() != "closed" or scanner.position != len(scanner.text):
+        return None
+    if scanner.arguments_start is None:
+        return scanner.name, "{}"
+    return scanner.name, body[scanner.arguments_start : scanner.arguments_end]
 
 
 def parse_events(chunks, is_cut_off=False):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
-from fastapi import Depends, FastAPI, Request, Response
-from starlette.exceptions import HTTPException
+from fastapi import Depends, FastAPI
 
 from lingflash.api.chat import route as chat
 from lingflash.api.completions import route as completions
@@ -14,18 +11,30 @@ from lingflash.api.messages import route as messages
 from lingflash.api.plain import admin, health, models, tokenize
 from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState
-from lingflash.core.errors import InvalidRequestError, LingflashError
-from lingflash.httpd import error_map
+from lingflash.httpd.app import make_app
 from lingflash.httpd.auth import require_key
-from lingflash.httpd.body import json_response
-from lingflash.httpd.middleware import RequestContextMiddleware
 from lingflash.httpd.openapi import install_openapi
 from lingflash.link.client import EngineClient
-from lingflash.protocol.chat import ChatCompletionRequest
-from lingflash.protocol.completions import CompletionRequest
-from lingflash.protocol.messages import CountTokensRequest, MessagesRequest
-from lingflash.protocol.responses import ResponsesRequest
-from lingflash.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from lingflash.protocol.endpoint_fields import DETOKENIZE, ENDPOINT_FIELDS, TOKENIZE
+
+# Fields that the answers of an endpoint always have.
+_COMPLETION = ("id", "object", "created", "model", "choices", "usage")
+_ANSWERS = {
+    "/v1/chat/completions": _COMPLETION,
+    "/v1/completions": _COMPLETION,
+    "/v1/responses": ("id", "object", "created_at", "model", "output", "status", "usage"),
+    "/v1/responses/{response_id}": ("id", "object"),
+    "/v1/responses/{response_id}/cancel": ("id", "object", "status"),
+    "/v1/responses/{response_id}/input_items": ("object", "data", "has_more"),
+    "/v1/messages": ("id", "type", "role", "model", "content", "stop_reason", "usage"),
+    "/v1/messages/count_tokens": ("input_tokens",),
+    "/v1/models": ("object", "data"),
+    "/v1/models/{name}": ("id", "object", "created", "owned_by"),
+    "/reset_prefix_cache": ("status", "blocks", "checkpoints"),
+    "/tokenize": ("tokens", "count"),
+    "/detokenize": ("prompt",),
+}
+_STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
 def create_app(engine: EngineClient, config: ServerConfig | None = None) -> FastAPI:
@@ -33,88 +42,18 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
 
     Args:
         engine: whoever made it starts and stops it.
-        config: of the server; None takes the defaults.
 
     Returns:
-        The application; `app.state.server` is its ServerState.
+        The application; `app.state.context` is its ServerState.
 
     Raises:
         ModelLoadError: tokenizer, template or generation_config.json cannot be read.
     """
-    state = ServerState(engine, config or ServerConfig())
-    # The documentation pages would load scripts from elsewhere; the document itself has its route.
-    app = FastAPI(title="lingflash", openapi_url=None, docs_url=None, redoc_url=None)
-    app.state.server = state
-    app.add_middleware(RequestContextMiddleware, state=state)
-    app.add_exception_handler(LingflashError, _on_lingflash_error)
-    app.add_exception_handler(RecursionError, _on_recursion_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    with_key = [Depends(require_key)]
+    app = make_app(ServerState(engine, config or ServerConfig()))
     app.include_router(health.router)
     app.include_router(admin.router)
     for module in (chat, completions, responses, messages, models, tokenize):
-        app.include_router(module.router, dependencies=with_key)
-    install_openapi(
-        app,
-        (
-            ChatCompletionRequest,
-            CompletionRequest,
-            ResponsesRequest,
-            MessagesRequest,
-            CountTokensRequest,
-            TokenizeRequest,
-            DetokenizeRequest,
-        ),
-        version=_installed_version(),
-    )
-
-    @app.get("/openapi.json", include_in_schema=False, dependencies=with_key)
-    async def openapi_document() -> Response:
-        return json_response(app.openapi())
-
+        app.include_router(module.router, dependencies=[Depends(require_key)])
+    endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
+    install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
     return app
-
-
-def _installed_version() -> str:
-    try:
-        return version("lingflash")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        return "unknown"
-
-
-async def _on_lingflash_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, LingflashError)
-    return json_response(
-        error_map.envelope_for(request.scope["path"], error),
-        status=error_map.http_error(error).status,
-        headers=error_map.headers(error),
-    )
-
-
-async def _on_recursion_error(request: Request, error: Exception) -> Response:
-    # Only nested data can do this, such as the arguments of a call in the history.
-    return await _on_lingflash_error(
-        request, InvalidRequestError("Something in the request is nested too deeply.")
-    )
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    # Starlette raises these for unknown paths and methods.
-    assert isinstance(error, HTTPException)
-    method, path = request.method, request.url.path
-    if error.status_code == 404:
-        message, code = (
-            f"There is no {path} here; see /openapi.json for what there is.",
-            "not_found",
-        )
-    elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        message = f"{path} does not take {method}; allowed: {allowed}."
-        code = "method_not_allowed"
-    else:
-        message, code = str(error.detail), "http_error"
-    return json_response(
-        error_map.http_envelope(request.scope["path"], error.status_code, message, code),
-        status=error.status_code,
-        headers=dict(error.headers or {}),
-    )

@@ -13,9 +13,13 @@ from lingflash.api.answer.call_store import CallStore
 from lingflash.api.answer.grammar_check import GrammarChecker
 from lingflash.api.config import ServerConfig
 from lingflash.api.responses.store import ResponseStore
-from lingflash.core.errors import CapacityError, ModelLoadError, NotFoundError
+from lingflash.core.errors import ModelLoadError, NotFoundError
 from lingflash.core.metrics import ServerMetrics
+from lingflash.httpd.context import HttpContext, context_of
 from lingflash.link.client import EngineClient
+from lingflash.protocol.endpoint_fields import MESSAGES
+from lingflash.protocol.errors import OPENAI_ERRORS, ErrorDialect
+from lingflash.protocol.messages import ANTHROPIC_ERRORS
 from lingflash.text.chat_prompt import ModelText
 from lingflash.text.run_memo import RunMemo
 
@@ -37,12 +41,8 @@ class LiveResponse(Protocol):
         ...
 
 
-class ServerState:
-    """Engine, settings, text and counters of one application.
-
-    Args:
-        engine: started by whoever made it.
-        config: of the server.
+class ServerState(HttpContext):
+    """What `httpd` shares, and engine, settings and text of one application.
 
     Raises:
         ModelLoadError: tokenizer, template or generation_config.json cannot be read.
@@ -50,6 +50,15 @@ class ServerState:
     """
 
     def __init__(self, engine: EngineClient, config: ServerConfig) -> None:
+        self.metrics = ServerMetrics(lambda: engine.stats, lambda: self.not_ready is None)
+        super().__init__(
+            self.metrics,
+            api_keys=config.api_keys,
+            admin_api_key=config.admin_api_key,
+            max_body_bytes=config.max_body_bytes,
+            drain_timeout_s=config.drain_timeout_s,
+            dialect_of=_dialect_of,
+        )
         self.engine = engine
         self.config = config
         folder = config.model_folder
@@ -66,29 +75,18 @@ class ServerState:
         # Responses that are being generated, by id.
         self.live_responses: dict[str, LiveResponse] = {}
         self.created = int(time.time())
-        self.is_draining = False
-        # Engine request ids in flight, for the drain's end.
-        self.in_flight: set[str] = set()
-        self.metrics = ServerMetrics(lambda: self.engine.stats, lambda: self.not_ready is None)
 
     @property
     def not_ready(self) -> str | None:
         """Why no request can be served now, or None."""
-        if self.is_draining:
-            return "The server is shutting down."
-        if not self.engine.is_ready:
+        if not self.is_draining and not self.engine.is_ready:
             return f"The engine is not running. {self.engine.trouble}"
-        return None
+        return super().not_ready
 
-    def require_ready(self) -> None:
-        """Refuse work that could not be served.
-
-        Raises:
-            CapacityError: the engine is not ready, or the server drains.
-        """
-        reason = self.not_ready
-        if reason is not None:
-            raise CapacityError(f"{reason} Try again.")
+    def live_response(self, owner: str, response_id: str) -> LiveResponse | None:
+        """A response that is being generated for this owner."""
+        live = self.live_responses.get(response_id)
+        return live if live is not None and live.owner == owner else None
 
     def require_model(self, name: str | None) -> str:
         """Check a request's model; return the name for its answer.
@@ -109,7 +107,14 @@ class ServerState:
 
 def state_of(request: Request) -> ServerState:
     """The state of the application that a request came to."""
-    return request.app.state.server
+    state = context_of(request)
+    assert isinstance(state, ServerState)
+    return state
+
+
+def _dialect_of(path: str) -> ErrorDialect:
+    is_anthropics = path == MESSAGES.path or path.startswith(MESSAGES.path + "/")
+    return ANTHROPIC_ERRORS if is_anthropics else OPENAI_ERRORS
 
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

@@ -26,7 +26,6 @@ class IndexPool:
         """Hand out `count` of them, or None (and nothing) if there are not so many.
 
         Args:
-            count: how many.
             highest: the highest free ones, in descending order.
         """
         if count > self.num_free:

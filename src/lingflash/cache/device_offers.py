@@ -15,9 +15,6 @@ class DeviceOffers:
     An item is "state", a checkpoint in blocks; "slot", one in a lent slot, which gives no block but
     at a leaf keeps its blocks from going; "block", a leaf's latents once it has no checkpoint; or
     "end", a sequence's end, which goes with all that it holds.
-
-    Args:
-        block_size: tokens in a block.
     """
 
     def __init__(self, block_size: int) -> None:

@@ -22,7 +22,6 @@ class KeptPrefixes:
 
     Args:
         num_blocks, num_state_slots, num_host_blocks: see CacheManager.
-        block_size: tokens in a block.
         checkpoint_blocks, end_blocks: blocks that the states of a node, and of an end, take.
     """
 
@@ -66,7 +65,6 @@ class KeptPrefixes:
         """Take so many blocks, evicting what is least worth keeping; None if leases have too many.
 
         Args:
-            count: how many.
             highest: see IndexPool.take.
         """
         if count > self.num_free_blocks:

@@ -42,7 +42,6 @@ class CacheManager:
 
     Args:
         num_blocks: blocks of the paged cache, for latents and checkpoints.
-        block_size: tokens in a block.
         num_state_slots: sequences that can hold a state.
         checkpoint_blocks: blocks that hold one state checkpoint; 0 keeps none, so that nothing is
             ever found again.

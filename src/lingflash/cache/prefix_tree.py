@@ -37,7 +37,6 @@ def block_keys(root: bytes, token_ids: Sequence[int], block_size: int) -> list[b
     Args:
         root: from root_key, or the key that the first token's block hangs on.
         token_ids: below 2**32 each.
-        block_size: tokens in a block.
     """
     keys, parent = [], root
     tokens = array("I", token_ids)

@@ -11,7 +11,6 @@ import typer
 
 from lingflash import __version__
 from lingflash.bench.command import app as bench_app
-from lingflash.cli.bench_speculation import speculation
 from lingflash.cli.chat import chat
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
@@ -53,7 +52,6 @@ app.command()(chat)
 app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)
-bench_app.command()(speculation)
 app.add_typer(bench_app, name="bench")
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import json
 import queue
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, assert_never
 
 from lingflash.cli.options import LoadingBar
 from lingflash.core.config import EngineConfig
@@ -20,12 +18,14 @@ from lingflash.core.errors import ConfigError, EngineError, InvalidRequestError,
 from lingflash.core.extras import require_engine
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.httpd.error_map import error_from_event
+from lingflash.link.http_client import Address, BadAnswer, Deadlines, open_request
 from lingflash.link.ipc import IpcEngineClient
 from lingflash.text.chat_prompt import ModelText
 from lingflash.text.output import SequenceOutput
 
 T = TypeVar("T")
+# A long prompt on a busy server may take minutes to its first word.
+_DEADLINES = Deadlines(connect_s=30, first_byte_s=600, idle_s=600)
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -130,9 +130,13 @@ class EngineBackend(ChatBackend):
                     )
                 )
                 async for event in events:
-                    if event.finish_reason == "error":
-                        raise error_from_event(event)
-                    pieces.put(output.push(event).text)
+                    match event.finish_reason:
+                        case "error":
+                            raise event.error()
+                        case None | "stop" | "length" | "aborted":
+                            pieces.put(output.push(event).text)
+                        case _:
+                            assert_never(event.finish_reason)
             except LingflashError as error:
                 pieces.put(error)
             finally:
@@ -167,49 +171,49 @@ class ServerBackend(ChatBackend):
     def __init__(
         self, url: str, api_key: str | None, model: str | None, options: Mapping[str, Any]
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url is {url!r}; give one such as http://127.0.0.1:8000/v1.")
         self.name = url
-        self._connect = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        )
-        self._address = (parts.hostname, parts.port)
-        base = parts.path.rstrip("/")
-        self._path = (base if base.endswith("/v1") else base + "/v1") + "/chat/completions"
-        self._headers = {"content-type": "application/json"}
-        if api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
+        self._address = Address.parse_any(url, api_key or None)
         self._options = {**options, **({"model": model} if model else {})}
-        self._connection: http.client.HTTPConnection | None = None
+        # Each piece of an answer is one run, in which Ctrl-C stops the wait for it.
+        self._runner = asyncio.Runner()
+        self._pieces: AsyncGenerator[str] | None = None
 
     def stream(self, messages: Messages) -> Iterator[str]:
         """See ChatBackend."""
-        body = json.dumps({"messages": list(messages), "stream": True, **self._options})
-        self._connection = connection = self._connect(*self._address, timeout=600)
+        self._pieces = pieces = self._ask(messages)
+        while (piece := self._runner.run(anext(pieces, None))) is not None:
+            yield piece
+
+    async def _ask(self, messages: Messages) -> AsyncGenerator[str]:
+        body = json.dumps({"messages": list(messages), "stream": True, **self._options}).encode()
+        path = "/v1/chat/completions"
         try:
-            connection.request("POST", self._path, body.encode(), self._headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                raise _error_of(response.status, response.read())
-            for line in response:
-                if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
-                    continue
-                event = json.loads(line[6:])
-                if "error" in event:
-                    raise EngineError(str(event["error"].get("message")))
-                for choice in event["choices"]:
-                    if text := choice["delta"].get("content"):
-                        yield text
-        except (OSError, http.client.HTTPException) as error:
+            async with open_request(
+                self._address, "POST", path, body, deadlines=_DEADLINES
+            ) as answer:
+                if answer.status != 200:
+                    raise _error_of(answer.status, await answer.read())
+                async for data in answer.events():
+                    if data == "[DONE]":
+                        return
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise EngineError(str(event["error"].get("message")))
+                    for choice in event["choices"]:
+                        if text := choice["delta"].get("content"):
+                            yield text
+        except (OSError, BadAnswer) as error:
             raise EngineError(f"{self.name} cannot be reached or broke off: {error}.") from None
-        finally:
-            connection.close()
 
     def cancel(self) -> None:
         """See ChatBackend."""
-        if self._connection is not None:
-            self._connection.close()
+        if self._pieces is not None:
+            self._runner.run(self._pieces.aclose())
+
+    def __exit__(self, *exc: object) -> None:
+        """Close the connection."""
+        self.cancel()
+        self._runner.close()
 
 
 def _error_of(status: int, body: bytes) -> LingflashError:

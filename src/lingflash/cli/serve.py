@@ -29,9 +29,10 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
         name = served_name(engine_config.model)
         config = dataclasses.replace(config, served_model_names=(name,))
     # Late: these take longer to import than `ling --help` may take in all.
+    from lingflash.api.server import serve_engine
     from lingflash.core.hub import resolve_model
     from lingflash.core.log import setup_logging
-    from lingflash.httpd.server import bind_socket, run_server
+    from lingflash.httpd.server import bind_socket
     from lingflash.link.ipc import IpcEngineClient
 
     setup_logging(config.log_level)
@@ -56,7 +57,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
                     bar.update,
                     config.engine_hang_timeout_s,
                 )
-                await run_server(engine, config, sock, on_ready=announce)
+                await serve_engine(engine, config, sock, on_ready=announce)
 
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             runner.run(run())

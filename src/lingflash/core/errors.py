@@ -18,11 +18,13 @@
         └── DeadlineExceededError   the request's deadline passed (HTTP 504)
 
 Messages say what was given, what is allowed and what to change. The command line prints them
-without a traceback; `api/error_map.py` maps each class to a status and an envelope. To add one:
+without a traceback; `httpd/error_map.py` maps each class to a status. To add one:
 put it in the tree above, give it a `code`, and map it there (a test fails until you do).
 """
 
 from __future__ import annotations
+
+from typing import NoReturn
 
 
 class LingflashError(Exception):
@@ -132,3 +134,28 @@ class DeadlineExceededError(EngineError, TimeoutError):
     """The request's deadline passed before it finished."""
 
     code = "deadline_exceeded"
+
+
+_BY_CODE: dict[str, type[LingflashError]] = {
+    cls.code: cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, LingflashError)
+}
+
+
+def from_code(code: str | None, message: str, *, param: str | None = None) -> LingflashError:
+    """An error that crossed a process as its code; an EngineError if no class has the code."""
+    return _BY_CODE.get(code or "", EngineError)(message, param=param)
+
+
+def refuse(param: str, problem: str) -> NoReturn:
+    """Refuse a request for one of its fields.
+
+    Args:
+        param: the field, such as `messages[2].content`; the message begins with it.
+        problem: goes on from there, such as "is empty; at least one message is needed".
+
+    Raises:
+        InvalidRequestError: always.
+    """
+    raise InvalidRequestError(f"{param} {problem}.", param=param)

@@ -24,8 +24,34 @@ _LATENCY_BUCKETS_S = (
 _REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
-class ServerMetrics:
-    """All series of one server.
+class HttpMetrics:
+    """What any HTTP server counts, in a registry that more can be added to."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.http_requests_in_flight = Gauge(
+            "lingflash_http_requests_in_flight",
+            "HTTP requests being answered",
+            registry=self.registry,
+        )
+        self.http_responses = self._counter("http_responses", "HTTP answers by status", "status")
+        self.request_errors = self._counter(
+            "request_errors", "Failed requests by error code", "code"
+        )
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"lingflash_{name}", what, labels, registry=self.registry)
+
+    def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"lingflash_{name}", what, buckets=buckets, registry=self.registry)
+
+    def render(self) -> bytes:
+        """Return all series in the text format."""
+        return generate_latest(self.registry)
+
+
+class ServerMetrics(HttpMetrics):
+    """All series of a server in front of an engine.
 
     Args:
         read_stats: gives the engine's newest numbers.
@@ -35,52 +61,34 @@ class ServerMetrics:
     def __init__(
         self, read_stats: Callable[[], EngineStats], read_ready: Callable[[], bool]
     ) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__()
         self.registry.register(_EngineCollector(read_stats, read_ready))
-
-        def counter(name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"lingflash_{name}", what, labels, registry=self.registry)
-
-        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"lingflash_{name}", what, buckets=buckets, registry=self.registry)
-
-        self.http_requests_in_flight = Gauge(
-            "lingflash_http_requests_in_flight",
-            "HTTP requests being answered",
-            registry=self.registry,
-        )
-        self.http_responses = counter("http_responses", "HTTP answers by status", ("status",))
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests")
-        self.cached_prompt_tokens = counter(
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests")
+        self.cached_prompt_tokens = self._counter(
             "prompt_tokens_cached", "Prompt tokens that were not computed anew"
         )
-        self.generation_tokens = counter("generation_tokens", "Tokens generated for answers")
-        self.request_success = counter(
-            "request_success", "Finished sequences by finish reason", ("finished_reason",)
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated for answers")
+        self.request_success = self._counter(
+            "request_success", "Finished sequences by finish reason", "finished_reason"
         )
-        self.request_errors = counter("request_errors", "Failed requests by error code", ("code",))
-        self.requests_aborted = counter(
+        self.requests_aborted = self._counter(
             "requests_aborted", "Requests ended because the client went away"
         )
-        self.time_to_first_token_s = histogram(
+        self.time_to_first_token_s = self._histogram(
             "time_to_first_token_seconds",
             "From acceptance to the first token of a request",
             _LATENCY_BUCKETS_S,
         )
-        self.inter_token_latency_s = histogram(
+        self.inter_token_latency_s = self._histogram(
             "inter_token_latency_seconds",
             "Between two events of a sequence, per token",
             _LATENCY_BUCKETS_S,
         )
-        self.e2e_request_latency_s = histogram(
+        self.e2e_request_latency_s = self._histogram(
             "e2e_request_latency_seconds",
             "From acceptance to the end of a request",
             _REQUEST_BUCKETS_S,
         )
-
-    def render(self) -> bytes:
-        """Return all series in the text format."""
-        return generate_latest(self.registry)
 
 
 class _EngineCollector(Collector):

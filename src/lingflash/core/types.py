@@ -1,6 +1,6 @@
 """Plain data that crosses rooms and processes: what is asked of the engine and what it answers.
 
-Standard-library dataclasses, so that they load anywhere; `engine/ipc.py` encodes them for the wire.
+Standard-library dataclasses, so that they load anywhere; `link/ipc.py` encodes them for the wire.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import InvalidRequestError, LingflashError, from_code
 
 FinishReason = Literal["stop", "length", "error", "aborted"]
 
@@ -208,7 +208,7 @@ class EngineRequest:
     Args:
         request_id: unique among the requests in flight.
         prompt_token_ids: at least one token.
-        sampling: how to choose tokens; `seed` must be set (the client fills it in).
+        sampling: how to choose tokens; where it has no seed, `EngineLoop.add` draws one.
         timeout_s: the request ends with a deadline error this long after it was accepted.
         cache_salt: requests share computed prefixes only with those of the same salt.
         grammar: what each answer must look like.
@@ -277,6 +277,37 @@ class TokenEvent:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     drafts: tuple[int, int] | None = None
     cache_report: CacheReport | None = None
+
+    def error(self) -> LingflashError:
+        """What the finish_reason "error" stands for."""
+        message = self.error_message or "The engine failed while serving this request."
+        return from_code(self.error_code, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one answer; its writer puts them into the words of its dialect.
+
+    Args:
+        prompt_tokens: of all prompts.
+        cached_tokens: of those, the ones that were not computed anew.
+        completion_tokens: generated, in all choices.
+        reasoning_tokens: of those, thinking; None where it is not looked for.
+        drafts: guesses that were accepted and rejected; None from an engine that makes none.
+        cache_reports: per prompt the tokens found in the cache and why not more, if asked for.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int | None = None
+    drafts: tuple[int, int] | None = None
+    cache_reports: tuple[tuple[int, CacheReport], ...] | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

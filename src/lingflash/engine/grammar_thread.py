@@ -17,7 +17,6 @@ class Compiled:
     """A request whose grammar has been dealt with.
 
     Args:
-        request: the request.
         outcome: the matcher, or why there is none.
     """
 
@@ -39,7 +38,6 @@ class GrammarThread:
     """Compiles requests' grammars in a thread of its own; all methods belong to the engine's loop.
 
     Args:
-        grammars: the compiler.
         deliver: called in the thread with each result.
         max_waiting: requests that may wait to be compiled.
     """

@@ -24,12 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """Scheduler and model runner together.
-
-    Args:
-        config: settings.
-        runner: the loaded model.
-    """
+    """Scheduler and model runner together."""
 
     def __init__(self, config: EngineConfig, runner: ModelRunner) -> None:
         plan = runner.plan
@@ -119,7 +114,6 @@ class EngineLoop:
         """Queue a request; one without a seed gets one, so that preemption repeats its samples.
 
         Args:
-            request: what to serve.
             matcher: of its grammar, if that was compiled elsewhere; else it is compiled here.
 
         Raises:

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
-from lingflash.api.state import state_of
 from lingflash.core.errors import AuthenticationError, NotFoundError
+from lingflash.httpd.context import context_of
 
 
 def caller_of(request: Request) -> str:
     """A name for whoever holds the request's key, for what must not be shared between keys."""
-    if not state_of(request).config.api_keys:
+    if not context_of(request).api_keys:
         return ""
     return _digest(_given_key(request)).hex()
 
@@ -29,7 +29,7 @@ def require_key(request: Request) -> None:
     Raises:
         AuthenticationError: no key, or not one of ours.
     """
-    keys = state_of(request).config.api_keys
+    keys = context_of(request).api_keys
     if keys:
         _require_one_of(keys, request)
 
@@ -41,7 +41,7 @@ def require_admin_key(request: Request) -> None:
         NotFoundError: the server was started without one, so there is no such endpoint.
         AuthenticationError: no key, or another.
     """
-    key = state_of(request).config.admin_api_key
+    key = context_of(request).admin_api_key
     if key is None:
         raise NotFoundError(
             f"{request.scope['path']} is off; start the server with --admin-api-key KEY to use it."
@@ -62,14 +62,6 @@ def _require_one_of(keys: Sequence[str], request: Request) -> None:
         matches += hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest())
     if not matches:
         raise AuthenticationError("The API key is not valid.")
-
-
-def cache_salt(request: Request, wanted: str | None) -> str:
-    """Salt of a request's place in the prefix cache: its API key's own, and what the client adds.
-
-    Two keys never share computed prefixes, so that neither times nor counts tell what another sent.
-    """
-    return f"{caller_of(request)}:{wanted or ''}"
 
 
 def _given_key(request: Request) -> str:

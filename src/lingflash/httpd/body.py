@@ -10,7 +10,8 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from lingflash.core.errors import InvalidRequestError, RequestTooLargeError
-from lingflash.protocol.fields import COMPLETIONS_TABLE, FieldTable, parse_request
+from lingflash.httpd.context import context_of
+from lingflash.protocol.fields import FieldTable, parse_request
 
 # Deeper bodies would exhaust the stack of whatever walks them: templates, guards, encoders.
 MAX_DEPTH = 128
@@ -18,24 +19,19 @@ MAX_DEPTH = 128
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
 
 
-async def read_request(
-    request: Request,
-    model: type[ModelT],
-    max_bytes: int,
-    table: FieldTable = COMPLETIONS_TABLE,
-) -> ModelT:
-    """Read and check the body of a request.
+_NO_OTHERS = FieldTable(inert={}, refused={})
 
-    Args:
-        request: the HTTP request.
-        model: what the body must be.
-        max_bytes: limit on its size, checked while it arrives.
-        table: the endpoint's inert and refused fields.
+
+async def read_request(
+    request: Request, model: type[ModelT], table: FieldTable = _NO_OTHERS
+) -> ModelT:
+    """Read and check the body of a request; its size is checked while it arrives.
 
     Raises:
         InvalidRequestError: it is no JSON, or not what the model says.
         RequestTooLargeError: it is over the limit.
     """
+    max_bytes = context_of(request).max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)

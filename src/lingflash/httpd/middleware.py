@@ -12,11 +12,12 @@ from collections.abc import Awaitable
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lingflash.api.state import ServerState
 from lingflash.core.log import log_event
-from lingflash.httpd.error_map import http_envelope, is_messages_path
+from lingflash.httpd.context import HttpContext
+from lingflash.httpd.error_map import status_envelope
+from lingflash.protocol.errors import ErrorDialect
 
-logger = logging.getLogger("lingflash.api")
+logger = logging.getLogger("lingflash.httpd")
 
 _CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -26,15 +27,11 @@ class RequestContextMiddleware:
 
     The id is the client's `x-request-id` if that is short and printable, else a new one. It is in
     `scope["state"]["request_id"]`, in the answer's headers and in every log line.
-
-    Args:
-        app: the application below.
-        state: for the metrics.
     """
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
         self._app = app
-        self._state = state
+        self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -44,11 +41,12 @@ class RequestContextMiddleware:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         headers = [(b"x-request-id", request_id.encode("ascii"))]
-        if is_messages_path(scope["path"]):
-            headers.append((b"request-id", request_id.encode("ascii")))  # Anthropic's name for it
+        dialect = self._context.dialect_of(scope["path"])
+        if dialect.id_header is not None:
+            headers.append((dialect.id_header.encode("ascii"), request_id.encode("ascii")))
         status = 0
         started = time.perf_counter()
-        metrics = self._state.metrics
+        metrics = self._context.metrics
         metrics.http_requests_in_flight.inc()
 
         # A plain function: an `async def` here would cost a coroutine for every streamed token.
@@ -76,7 +74,7 @@ class RequestContextMiddleware:
             )
             metrics.request_errors.labels("internal_error").inc()
             if status == 0:
-                await _send_internal_error(send_with_id, scope["path"])
+                await _send_internal_error(send_with_id, dialect)
             else:
                 raise ConnectionAbortedError(
                     "an answer that had begun could not be ended"
@@ -109,15 +107,9 @@ def _request_id(scope: Scope) -> str:
     return secrets.token_hex(16)
 
 
-async def _send_internal_error(send: Send, path: str) -> None:
-    body = msgspec.json.encode(
-        http_envelope(
-            path,
-            500,
-            "The server failed on this request; its log says where, under the request id.",
-            "internal_error",
-        )
-    )
+async def _send_internal_error(send: Send, dialect: ErrorDialect) -> None:
+    message = "The server failed on this request; its log says where, under the request id."
+    body = msgspec.json.encode(status_envelope(500, message, "internal_error", dialect))
     await send(
         {
             "type": "http.response.start",

@@ -2,148 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from lingflash.httpd.error_map import is_messages_path
-from lingflash.protocol.responses import INCLUDABLE
+from lingflash.httpd.auth import require_key
+from lingflash.httpd.body import json_response
+from lingflash.protocol.errors import ErrorDialect
 
 _REF = "#/components/schemas/{model}"
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose body is a JSON object.
-
-    Args:
-        model: of the body.
-    """
+    """The `openapi_extra` of a route whose body is a JSON object."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     content = {"application/json": {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def query_parameters(*names: str) -> dict[str, Any]:
-    """The `openapi_extra` of a route that reads its query itself.
-
-    Args:
-        names: of its optional parameters, from QUERY_SCHEMAS.
-    """
+def query_parameters(**schemas: dict[str, Any]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads its query itself: optional parameters."""
     return {
         "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": QUERY_SCHEMAS[name]}
-            for name in names
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in schemas.items()
         ]
     }
 
 
-def _object(*required: str) -> dict[str, Any]:
-    return {"type": "object", "required": list(required)}
-
-
-# Fields that the answers of an endpoint always have.
-ANSWERS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": _object("id", "object", "created", "model", "choices", "usage"),
-    "/v1/completions": _object("id", "object", "created", "model", "choices", "usage"),
-    "/v1/responses": _object("id", "object", "created_at", "model", "output", "status", "usage"),
-    "/v1/responses/{response_id}": _object("id", "object"),
-    "/v1/responses/{response_id}/cancel": _object("id", "object", "status"),
-    "/v1/responses/{response_id}/input_items": _object("object", "data", "has_more"),
-    "/v1/messages": _object("id", "type", "role", "model", "content", "stop_reason", "usage"),
-    "/v1/messages/count_tokens": _object("input_tokens"),
-    "/v1/models": _object("object", "data"),
-    "/v1/models/{name}": _object("id", "object", "created", "owned_by"),
-    "/reset_prefix_cache": _object("status", "blocks", "checkpoints"),
-    "/tokenize": _object("tokens", "count"),
-    "/detokenize": _object("prompt"),
-}
-_STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-_NULLABLE = {"type": ["string", "null"]}
-_ERRORS: dict[str, dict[str, Any]] = {
-    "Error": {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "param", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": _NULLABLE,
-                    "code": _NULLABLE,
-                },
-            }
-        },
-    },
-    "MessagesError": {
-        "type": "object",
-        "required": ["type", "error"],
-        "properties": {
-            "type": {"const": "error"},
-            "error": {
-                "type": "object",
-                "required": ["type", "message"],
-                "properties": {
-                    "type": {"type": "string"},
-                    "message": {"type": "string"},
-                    "param": {"type": "string"},
-                },
-            },
-        },
-    },
-}
-
-
-def _responses(path: str) -> dict[str, Any]:
-    """The answers of a path: its own, and errors."""
-    if path == "/metrics":
-        content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
-    else:
-        content = {"application/json": {"schema": ANSWERS.get(path, {"type": "object"})}}
-    if path in _STREAMS:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
-    name = "MessagesError" if is_messages_path(path) else "Error"
-    error = {"schema": {"$ref": _REF.format(model=name)}}
-    return {
-        "200": {"description": "The answer", "content": content},
-        "4XX": {
-            "description": "The request cannot be served",
-            "content": {"application/json": error},
-        },
-        "5XX": {"description": "The server failed", "content": {"application/json": error}},
-    }
-
-
-QUERY_SCHEMAS: dict[str, dict[str, Any]] = {
-    "after": {"type": "string"},
-    "include": {"type": "array", "items": {"enum": list(INCLUDABLE)}},
-    "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
-    "order": {"enum": ["asc", "desc"], "default": "desc"},
-    "stream": {"enum": ["false"]},
-}
-
-
-def install_openapi(app: FastAPI, models: tuple[type[BaseModel], ...], *, version: str) -> None:
-    """Make `app.openapi()` include the schemas that `json_body` refers to.
+def install_openapi(
+    app: FastAPI,
+    models: Iterable[type[BaseModel]] = (),
+    *,
+    answers: Mapping[str, Sequence[str]] | None = None,
+    streams: Collection[str] = (),
+) -> None:
+    """Describe the routes that there are by now, and add the route that gives the document.
 
     Args:
-        app: the application.
         models: every model that json_body was given.
-        version: of the server.
+        answers: path to the fields that its answers always have.
+        streams: paths that can also answer with an event stream.
     """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(title="lingflash", version=version, routes=app.routes)
+            schema = get_openapi(title=app.title, version=_installed_version(), routes=app.routes)
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas.clear()  # of answers to malformed requests that are never given
-            schemas.update(_ERRORS)
             for path, item in schema["paths"].items():
+                dialect = app.state.context.dialect_of(path)
+                schemas[dialect.name] = dialect.schema
+                required = (answers or {}).get(path)
                 for operation in item.values():
-                    operation["responses"] = _responses(path)
+                    operation["responses"] = _responses(path, required, path in streams, dialect)
             for model in models:
                 own = model.model_json_schema(ref_template=_REF)
                 schemas.update(own.pop("$defs", {}))
@@ -152,3 +68,33 @@ def install_openapi(app: FastAPI, models: tuple[type[BaseModel], ...], *, versio
         return app.openapi_schema
 
     app.openapi = document  # pyright: ignore[reportAttributeAccessIssue]
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(require_key)])
+    async def openapi_document() -> Response:
+        return json_response(app.openapi())
+
+
+def _installed_version() -> str:
+    try:
+        return version("lingflash")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "unknown"
+
+
+def _responses(
+    path: str, required: Sequence[str] | None, is_stream: bool, dialect: ErrorDialect
+) -> dict[str, Any]:
+    """The answers of a path: its own, and errors."""
+    if path == "/metrics":
+        content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    else:
+        fields = {} if required is None else {"required": list(required)}
+        content = {"application/json": {"schema": {"type": "object", **fields}}}
+    if is_stream:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    error = {"application/json": {"schema": {"$ref": _REF.format(model=dialect.name)}}}
+    return {
+        "200": {"description": "The answer", "content": content},
+        "4XX": {"description": "The request cannot be served", "content": error},
+        "5XX": {"description": "The server failed", "content": error},
+    }

@@ -1,4 +1,4 @@
-"""Runs the application: socket, engine, signals, drain, exit code."""
+"""Runs an application: socket, signals, drain, and the service that it stands in front of."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from lingflash.api.app import create_app
-from lingflash.api.config import ServerConfig
-from lingflash.api.state import ServerState
-from lingflash.core.errors import ConfigError
+from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.core.log import log_event
-from lingflash.link.client import EngineClient
+from lingflash.httpd.context import HttpContext
 
-logger = logging.getLogger("lingflash.api")
+logger = logging.getLogger("lingflash.httpd")
 
 _POLL_S = 0.05
 # After the aborts, how long the last answers may take to be written.
@@ -60,26 +59,48 @@ def bind_socket(host: str, port: int) -> socket.socket:
     return sock
 
 
+class Service(Protocol):
+    """What a server stands in front of, such as an engine."""
+
+    @property
+    def name(self) -> str:
+        """What log lines call it."""
+        ...
+
+    async def start(self) -> None:
+        """Return when it can serve.
+
+        Raises:
+            LingflashError: it could not be started.
+        """
+        ...
+
+    async def wait_dead(self) -> LingflashError:
+        """Return why, when it has failed for good; not after stop()."""
+        ...
+
+    def drain(self) -> None:
+        """No new work will come; it need not be mended any more."""
+        ...
+
+    async def stop(self) -> None:
+        """End it and what still runs; it may not have been started, or be dead."""
+        ...
+
+
 async def run_server(
-    engine: EngineClient,
-    config: ServerConfig,
+    app: ASGIApp,
+    context: HttpContext,
+    service: Service,
     sock: socket.socket,
     *,
-    on_ready: Callable[[ServerState], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Start the engine, serve until a signal, drain, stop. While it loads, /ready says so.
-
-    Args:
-        engine: not yet started.
-        config: of the server.
-        sock: from `bind_socket`.
-        on_ready: called when the engine can serve.
+    """Start the service, serve until a signal, drain, stop. It listens while the service starts.
 
     Raises:
-        LingflashError: the engine could not start, or is gone for good.
+        LingflashError: the service could not start, or is gone for good.
     """
-    app = create_app(engine, config)
-    state: ServerState = app.state.server
     server = _Server(
         uvicorn.Config(
             app,
@@ -93,63 +114,61 @@ async def run_server(
             timeout_graceful_shutdown=max(1, round(_LAST_WORDS_S)),
         )
     )
-    engine_lives = False
+    is_alive = False
     stop = asyncio.Event()
     signals = _Signals(stop)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stopping = asyncio.create_task(stop.wait())
-    tasks: list[asyncio.Task[object]] = [serving, stopping]
+    tasks: list[asyncio.Task[Any]] = [serving, stopping]
     try:
         with signals.installed():
-            starting = asyncio.create_task(engine.start())
+            starting = asyncio.create_task(service.start())
             tasks.append(starting)
             await asyncio.wait((starting, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
-                starting.result()  # raises what the engine said
-                engine_lives = True
-                log_event(logger, "ready", {"models": ",".join(config.served_model_names)})
+                starting.result()  # raises what the service said
+                is_alive = True
                 if on_ready is not None:
-                    on_ready(state)
-                dead = asyncio.create_task(engine.wait_dead())
+                    on_ready()
+                dead = asyncio.create_task(service.wait_dead())
                 tasks.append(dead)
                 await asyncio.wait((stopping, dead, serving), return_when=asyncio.FIRST_COMPLETED)
                 if dead.done():
-                    engine_lives = False
+                    is_alive = False
                     raise dead.result()
-                await _drain(state, signals)
+                service.drain()
+                await _drain(context, signals)
     finally:
-        state.is_draining = True
+        context.is_draining = True
         server.should_exit = True
-        # The engine first: its end ends the answers that uvicorn waits for.
+        # The service first: its end ends the answers that uvicorn waits for.
         try:
-            await engine.stop()
+            await service.stop()
         except Exception as error:
-            # It must not hide why we are here; of an engine that is gone it is no news either.
+            # It must not hide why we are here; of a service that is gone it is no news either.
             fields = {"error": type(error).__name__, "message": str(error)}
-            level = logging.ERROR if engine_lives else logging.DEBUG
-            log_event(logger, "engine_stop_failed", fields, level=level)
+            level = logging.ERROR if is_alive else logging.DEBUG
+            log_event(logger, f"{service.name}_stop_failed", fields, level=level)
         await asyncio.gather(serving, return_exceptions=True)
-        state.responses.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _drain(state: ServerState, signals: _Signals) -> None:
+async def _drain(context: HttpContext, signals: _Signals) -> None:
     """Refuse new requests, let running ones finish, abort the rest."""
-    state.is_draining = True
-    state.engine.drain()
-    timeout_s = state.config.drain_timeout_s
-    log_event(logger, "draining", {"running": len(state.in_flight), "timeout_s": timeout_s})
+    context.is_draining = True
+    running, timeout_s = context.in_flight, context.drain_timeout_s
+    log_event(logger, "draining", {"running": len(running), "timeout_s": timeout_s})
     deadline = time.monotonic() + timeout_s
-    while state.in_flight and time.monotonic() < deadline and not signals.is_impatient:
+    while running and time.monotonic() < deadline and not signals.is_impatient:
         await asyncio.sleep(_POLL_S)
-    if state.in_flight:
-        log_event(logger, "drain_aborts", {"running": len(state.in_flight)})
-        for request_id in list(state.in_flight):
-            state.engine.abort(request_id)
+    if running:
+        log_event(logger, "drain_aborts", {"running": len(running)})
+        for abort in list(running.values()):
+            abort()
         deadline = time.monotonic() + _LAST_WORDS_S
-        while state.in_flight and time.monotonic() < deadline:
+        while running and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
 
 

@@ -1,26 +1,66 @@
-"""A small HTTP/1.1 client on asyncio streams, for load: one connection per request, streaming.
+"""The HTTP/1.1 client of everything that asks a server: one connection per request, streaming.
 
-It exists so that measuring needs no HTTP library, adds little time of its own, and can misbehave.
+    async with open_request(address, "POST", "/v1/completions", body) as answer:
+        async for data in answer.events():
+
+Leaving the block closes the connection, which the server takes as the client's going away; so does
+cancelling the task. Redirects are not followed and nothing is tried again: that is for who asks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-from lingflash.core.errors import ConfigError
+import httptools
 
-_MAX_LINE = 1 << 20
-_JSON_TYPE = "application/json"
+from lingflash.core.errors import ConfigError
+from lingflash.link.sse_reader import EventReader, event_data
+
+T = TypeVar("T")
+_MAX_HEAD_BYTES = 1 << 18
+_MAX_EVENT_BYTES = 1 << 24
+# More of a body is not read from the socket before some was taken.
+_MAX_WAITING_BYTES = 1 << 18
 
 
 class BadAnswer(Exception):
     """The server's bytes are not the HTTP or the events that were expected."""
+
+
+class TooSlow(TimeoutError):
+    """A deadline has passed; `deadline` is its name in Deadlines."""
+
+    def __init__(self, deadline: str, seconds: float) -> None:
+        super().__init__(f"{deadline.removesuffix('_s')} took more than {seconds:g} s")
+        self.deadline = deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds that a server may take; None waits for ever.
+
+    Args:
+        connect_s: until the connection stands, TLS included.
+        first_byte_s: from then until the answer's head is there.
+        idle_s: until the next piece of the body, or the next whole event where events are read.
+        total_s: for everything.
+    """
+
+    connect_s: float | None = None
+    first_byte_s: float | None = None
+    idle_s: float | None = None
+    total_s: float | None = None
+
+
+_PATIENT = Deadlines()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,129 +70,307 @@ class Address:
     Args:
         host, port: of its socket.
         api_key: sent as a bearer token if not None.
+        is_tls: whether it speaks HTTPS.
+        prefix: what comes before every path.
     """
 
     host: str
     port: int
     api_key: str | None = None
+    is_tls: bool = False
+    prefix: str = ""
 
     @classmethod
     def parse(cls, url: str, api_key: str | None = None) -> Address:
-        """Read a URL such as http://127.0.0.1:8000.
+        """Read the base URL of a server that is measured: plain HTTP, no path.
 
         Raises:
-            ConfigError: it is none, or not plain HTTP.
+            ConfigError: it is none.
         """
-        parts = urlsplit(url)
-        try:
-            port = parts.port or 80
-        except ValueError:
-            port = 0
-        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or not port:
-            raise ConfigError(
-                f"--url is {url!r}; a base URL such as http://127.0.0.1:8000 is needed.",
-                param="url",
-            )
-        return cls(parts.hostname, port, api_key)
+        address = _read_url(url, api_key, "http://127.0.0.1:8000")
+        if address.is_tls or urlsplit(url).path not in ("", "/"):
+            raise _bad_url(url, "http://127.0.0.1:8000")
+        return address
 
-    def encode(self, method: str, path: str, body: bytes | None) -> bytes:
-        """The bytes of a request."""
+    @classmethod
+    def parse_any(cls, url: str, api_key: str | None = None) -> Address:
+        """Read a base URL of an OpenAI-compatible server, with or without its last part, /v1.
+
+        Raises:
+            ConfigError: it is none, or the key cannot be sent.
+        """
+        return _read_url(url, api_key, "http://127.0.0.1:8000/v1")
+
+    def encode(
+        self, method: str, path: str, body: bytes | None, headers: Iterable[tuple[str, str]] = ()
+    ) -> bytes:
+        """The bytes of a request; a body is JSON."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [
-            f"{method} {path} HTTP/1.1",
-            f"Host: {self.host}:{self.port}",
+            f"{method} {self.prefix}{path} HTTP/1.1",
+            f"Host: {host}:{self.port}",
             "Connection: close",
         ]
         if self.api_key is not None:
             lines.append(f"Authorization: Bearer {self.api_key}")
+        lines += [f"{name}: {value}" for name, value in headers]
         if body is not None:
-            lines += [f"Content-Type: {_JSON_TYPE}", f"Content-Length: {len(body)}"]
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        if not all(map(_is_sendable, lines)):
+            raise ValueError("a header or the path holds what is no printable ASCII")
         return "\r\n".join([*lines, "", ""]).encode("ascii") + (body or b"")
 
 
-@dataclass(slots=True)
-class Answer:
-    """The head of an answer; its body is read with `read` or `events`."""
+def _read_url(url: str, api_key: str | None, example: str) -> Address:
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise _bad_url(url, example) from None
+    path = parts.path
+    if parts.scheme not in ("http", "https") or not host or not _is_sendable(path) or " " in path:
+        raise _bad_url(url, example)
+    if api_key is not None and not _is_sendable(api_key):
+        raise ConfigError("--api-key has characters that no HTTP header holds.", param="api_key")
+    prefix = path.rstrip("/").removesuffix("/v1")
+    return Address(host, port, api_key, parts.scheme == "https", prefix)
 
-    status: int
-    headers: dict[str, str]
-    reader: asyncio.StreamReader
+
+def _is_sendable(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _bad_url(url: str, example: str) -> ConfigError:
+    return ConfigError(f"--url is {url!r}; a base URL such as {example} is needed.", param="url")
+
+
+class _Connection(asyncio.Protocol):
+    """One answer as its bytes come; the callbacks named on_* are the parser's."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._head_bytes = 0
+        self._parts: list[bytes] = []
+        self._waiting_bytes = 0
+        self._is_paused = False
+        self._is_whole = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_whole or self._error is not None:
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self._is_whole:  # what comes behind a whole answer is nobody's
+                self._fail(BadAnswer(f"no HTTP answer: {error}"))
+        self._head_bytes += len(data)
+        if not self.status and self._head_bytes > _MAX_HEAD_BYTES:
+            self._fail(BadAnswer(f"no HTTP answer: a head of over {_MAX_HEAD_BYTES} bytes"))
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        has_length = "content-length" in self.headers or "transfer-encoding" in self.headers
+        if self.status and not has_length and exc is None:
+            self._is_whole = True
+        elif not self._is_whole:
+            where = "inside the body" if self.status else "before an answer"
+            self._fail(exc or BadAnswer(f"the connection ended {where}"))
+        self._wake()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.status:
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # "go on" or hints: the answer follows
+            self.headers.clear()
+        elif not self.status:
+            self.status = status
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+        self._waiting_bytes += len(body)
+        if self._waiting_bytes > _MAX_WAITING_BYTES and self.transport and not self._is_paused:
+            self._is_paused = True
+            self.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        self._is_whole = bool(self.status)
+
+    def _fail(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait_for_head(self) -> None:
+        """Return when status and headers are there.
+
+        Raises:
+            BadAnswer, OSError: they will not come.
+        """
+        while not self.status:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+
+    async def take(self) -> bytes:
+        """All bytes of the body that came since the last call; b"" is the end.
+
+        Raises:
+            BadAnswer, OSError: the body ends early.
+        """
+        while not self._parts:
+            if self._is_whole:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        data = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0]
+        self._parts.clear()
+        self._waiting_bytes = 0
+        if self._is_paused and self.transport is not None:
+            self._is_paused = False
+            self.transport.resume_reading()
+        return data
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+class Answer:
+    """An answer whose head is there; the body is read once, with one of parts, read and events."""
+
+    def __init__(self, connection: _Connection, idle_s: float | None = None) -> None:
+        self.status = connection.status
+        self.headers = connection.headers
+        self._connection = connection
+        self._idle_s = idle_s
+
+    @classmethod
+    def of_bytes(cls, raw: bytes) -> Answer:
+        """One whose bytes were all kept, to be read now.
+
+        Raises:
+            BadAnswer: they have no whole head.
+        """
+        connection = _Connection()
+        connection.data_received(raw)
+        connection.connection_lost(None)
+        if not connection.status:
+            raise BadAnswer(f"no HTTP answer: {raw[:80]!r}")
+        return cls(connection)
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The body as it arrives.
 
         Raises:
-            BadAnswer: it ends early.
+            BadAnswer, OSError: it ends early; TooSlow is one of the latter.
         """
-        try:
-            if self.headers.get("transfer-encoding") == "chunked":
-                while size := int(await self.reader.readline() or b"", 16):
-                    yield (await self.reader.readexactly(size + 2))[:-2]
-                await self.reader.readline()
-            elif "content-length" in self.headers:
-                yield await self.reader.readexactly(int(self.headers["content-length"]))
-            else:
-                while part := await self.reader.read(1 << 16):
-                    yield part
-        except (ValueError, asyncio.IncompleteReadError) as error:
-            raise BadAnswer(f"the body ended early: {error}") from None
+        while part := await _within("idle_s", self._idle_s, self._connection.take()):
+            yield part
 
     async def read(self) -> bytes:
-        """The whole body."""
+        """The whole body. See parts for what it raises."""
         return b"".join([part async for part in self.parts()])
 
     async def events(self) -> AsyncIterator[str]:
-        """The data of each server-sent event, "[DONE]" included."""
-        rest = b""
-        async for part in self.parts():
-            *whole, rest = (rest + part).split(b"\n\n")
-            for event in whole:
-                for line in event.split(b"\n"):
-                    if line.startswith(b"data: "):
-                        yield line[6:].decode("utf-8")
-        if rest.strip():
+        """The data of each server-sent event, "[DONE]" included. See parts for what it raises."""
+        reader = EventReader()
+        while events := await _within("idle_s", self._idle_s, self._next_events(reader)):
+            for event in events:
+                try:
+                    data = event_data(event)
+                except ValueError as error:
+                    raise BadAnswer(f"an event is no UTF-8: {error}") from None
+                if data is not None:
+                    yield data
+        if reader.rest.strip():
             raise BadAnswer("the stream ended inside an event")
+
+    async def _next_events(self, reader: EventReader) -> list[bytes]:
+        while part := await self._connection.take():
+            if events := reader.feed(part):
+                return events
+            if len(reader.rest) > _MAX_EVENT_BYTES:
+                raise BadAnswer(f"an event has more than {_MAX_EVENT_BYTES} bytes")
+        return []
+
+
+async def _within(name: str, seconds: float | None, work: Awaitable[T]) -> T:
+    if seconds is None:
+        return await work
+    async with _deadline(name, seconds):
+        return await work
 
 
 @contextlib.asynccontextmanager
-async def connect(
-    address: Address,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection that is closed at the end without waiting for the other side."""
-    reader, writer = await asyncio.open_connection(address.host, address.port, limit=_MAX_LINE)
+async def _deadline(name: str, seconds: float | None) -> AsyncIterator[None]:
+    scope = asyncio.timeout(seconds)
     try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        async with scope:
+            yield
+    except TimeoutError:
+        if seconds is not None and scope.expired():
+            raise TooSlow(name, seconds) from None
+        raise
 
 
-async def read_head(reader: asyncio.StreamReader) -> Answer:
-    """Read status and headers.
-
-    Raises:
-        BadAnswer: the connection ended, or it is no HTTP.
-    """
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        status = int(first.split(" ", 2)[1])
-        pairs = (line.partition(":") for line in lines if line)
-        headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    except (asyncio.IncompleteReadError, ValueError, IndexError) as error:
-        raise BadAnswer(f"no HTTP answer: {error}") from None
-    return Answer(status, headers, reader)
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 @contextlib.asynccontextmanager
 async def open_request(
-    address: Address, method: str, path: str, body: bytes | None = None
+    address: Address,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    *,
+    headers: Iterable[tuple[str, str]] = (),
+    deadlines: Deadlines = _PATIENT,
 ) -> AsyncIterator[Answer]:
-    """Send a request; gives the answer's head as soon as it is there."""
-    async with connect(address) as (reader, writer):
-        writer.write(address.encode(method, path, body))
-        await writer.drain()
-        yield await read_head(reader)
+    """Send a request; gives the answer as soon as its head is there.
+
+    Raises:
+        OSError: no connection, or it broke; TooSlow is one.
+        BadAnswer: what came is no HTTP.
+    """
+    request = address.encode(method, path, body, headers)
+    connection = _Connection()
+    async with _deadline("total_s", deadlines.total_s):
+        try:
+            tls = _tls() if address.is_tls else None
+            connecting = asyncio.get_running_loop().create_connection(
+                lambda: connection, address.host, address.port, ssl=tls
+            )
+            await _within("connect_s", deadlines.connect_s, connecting)
+            assert connection.transport is not None
+            connection.transport.write(request)
+            await _within("first_byte_s", deadlines.first_byte_s, connection.wait_for_head())
+            yield Answer(connection, deadlines.idle_s)
+        finally:
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 async def call(address: Address, method: str, path: str, payload: Any = None) -> tuple[int, bytes]:
@@ -160,20 +378,3 @@ async def call(address: Address, method: str, path: str, payload: Any = None) ->
     body = None if payload is None else json.dumps(payload).encode()
     async with open_request(address, method, path, body) as answer:
         return answer.status, await answer.read()
-
-
-async def read_metrics(address: Address) -> dict[str, float]:
-    """The series of /metrics that have no labels, without the lingflash_ prefix.
-
-    Raises:
-        BadAnswer: there are none.
-    """
-    status, body = await call(address, "GET", "/metrics")
-    if status != 200:
-        raise BadAnswer(f"/metrics answered {status}")
-    found: dict[str, float] = {}
-    for line in body.decode().splitlines():
-        name, _, value = line.rpartition(" ")
-        if name.startswith("lingflash_") and "{" not in name:
-            found[name.removeprefix("lingflash_")] = float(value)
-    return found

@@ -25,6 +25,7 @@ from lingflash.core.errors import (
     InvalidRequestError,
     LingflashError,
     QueueFullError,
+    from_code,
 )
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.link.engine_process import EngineProcess
@@ -43,7 +44,6 @@ from lingflash.link.messages import (
     ResetDone,
     Start,
     Submit,
-    error_from,
     frame,
 )
 from lingflash.link.pulse import PING_EVERY_S, Pulse
@@ -325,7 +325,7 @@ class IpcEngineClient:
                 if stats is not None:
                     self._stats = stats
             case Answer(request_id, code, text, param):
-                self._on_answer(request_id, None if code is None else error_from(code, text, param))
+                self._on_answer(request_id, None if code is None else from_code(code, text, param=param))
             case ResetDone(number, blocks, checkpoints):
                 reset = self._resets.get(number)
                 if reset is not None and not reset.done():
@@ -341,7 +341,7 @@ class IpcEngineClient:
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(None)
             case Failed(code, text, param):
-                error = error_from(code, text, param)
+                error = from_code(code, text, param=param)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_exception(error)
                 else:

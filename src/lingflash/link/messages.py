@@ -11,9 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lingflash.core import errors
 from lingflash.core.config import EngineConfig
-from lingflash.core.errors import EngineError, LingflashError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.link import frames
 
@@ -111,11 +109,3 @@ from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
 def frame(message: Any) -> bytes:
     """One message, encoded."""
     return frames.frame(encoder.encode(message))
-
-
-def error_from(code: str, message: str, param: str | None = None) -> LingflashError:
-    """The error class with this code, EngineError if there is none."""
-    for value in vars(errors).values():
-        if isinstance(value, type) and issubclass(value, LingflashError) and value.code == code:
-            return value(message, param=param)
-    return EngineError(message, param=param)

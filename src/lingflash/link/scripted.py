@@ -219,10 +219,6 @@ class ScriptedEngine:
     def drain(self) -> None:
         """Nothing is started again here in any case."""
 
-    def revive(self) -> None:
-        """Take requests again, as after a restart."""
-        self._ready = True
-
     def _tokens(self, request: EngineRequest, choice: int) -> Sequence[int]:
         if isinstance(self._script, Mapping):
             prompt = tuple(request.prompt_token_ids)

@@ -144,7 +144,6 @@ class BailingHybrid:
         config: its shape; that of the rank's share (ModelConfig.share) if there are several.
         shapes: of the checkpoint's tensors, by name.
         dtype: of activations and of weights that are not quantized.
-        device: where they are.
         max_model_len: length of the rotary tables.
         with_mtp: whether the checkpoint has the MTP layer.
         formats: how the quantized matrices are stored, by name.

@@ -127,8 +127,6 @@ class ForwardBatch:
         positions: int64 [T_pad], place of each token in its sequence.
         slot_mapping: int64 [T], block * block_size + offset of each token's latent.
         logits_indices: int64 [R], rows whose logits are wanted.
-        lightning: layout for the lightning layers.
-        mla: layout for the MLA layers.
         batch_invariant: bitwise independence of the company (CPU, float32).
         block_table: int64 on the host, blocks of the only sequence, if there is one with one token.
         mla_length: tokens of that sequence with this step.
@@ -173,11 +171,7 @@ def make_forward_batch(
         token_ids: each sequence's query tokens, at least one.
         starts: position of each first query token.
         block_tables: each sequence's blocks, enough for all its tokens with this step.
-        state_slots: each sequence's slot.
         logits_indices: rows of the flattened tokens whose logits are wanted.
-        block_size: tokens in a block.
-        device: where tensors go.
-        batch_invariant: see ForwardBatch.
         anchors: position that each state is folded to; the last anchor at or before the start by
             default.
         num_certain: query tokens that are no drafts; all by default.
@@ -292,8 +286,6 @@ def make_mtp_batch(
             after it are attended to.
         block_tables: each sequence's blocks, enough for all its rows.
         asked: sequences whose last row's output is wanted.
-        block_size: tokens in a block.
-        device: where tensors go.
     """
     lens = [len(ids) for ids in token_ids]
     num_rows = sum(lens)

@@ -48,7 +48,6 @@ def load_model(
     Args:
         folder: Hugging Face layout.
         dtype: of activations and of weights that are not quantized.
-        device: where the weights go.
         max_model_len: length of the rotary tables.
         rope_scaling: replaces config.json's entry.
         progress: told about bytes read.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, assert_never
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import InvalidRequestError
@@ -293,7 +293,13 @@ class _Running:
             choice.logprobs = (choice.logprobs or []) + delta.logprobs
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
-            choice.error = event.error_message
+            match delta.finish_reason:
+                case "error":
+                    choice.error = event.error().message
+                case "stop" | "length" | "aborted":
+                    pass
+                case _:
+                    assert_never(delta.finish_reason)
         return delta.stopped_by_string
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -11,33 +12,29 @@ from lingflash.protocol.completions import CompletionRequest
 from lingflash.protocol.fields import COMPLETIONS_TABLE, FieldTable
 from lingflash.protocol.messages import MESSAGES_TABLE, CountTokensRequest, MessagesRequest
 from lingflash.protocol.responses import RESPONSES_TABLE, ResponsesRequest
+from lingflash.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointFields:
-    """What one endpoint does with each field that it knows.
+class EndpointFields(Generic[ModelT]):
+    """What one endpoint does with each field that it knows."""
 
-    Args:
-        model: its fields are supported.
-        table: inert and refused ones.
-    """
-
-    model: type[BaseModel]
-    table: FieldTable
-
-    def verdict(self, field: str) -> str | None:
-        """'supported', 'inert' or 'refused'; None if the field is not known."""
-        if field in self.model.model_fields:
-            return "supported"
-        if field in self.table.inert:
-            return "inert"
-        return "refused" if field in self.table.refused else None
+    path: str
+    model: type[ModelT]
+    table: FieldTable = COMPLETIONS_TABLE
 
 
-ENDPOINT_FIELDS: dict[str, EndpointFields] = {
-    "/v1/chat/completions": EndpointFields(ChatCompletionRequest, COMPLETIONS_TABLE),
-    "/v1/completions": EndpointFields(CompletionRequest, COMPLETIONS_TABLE),
-    "/v1/responses": EndpointFields(ResponsesRequest, RESPONSES_TABLE),
-    "/v1/messages": EndpointFields(MessagesRequest, MESSAGES_TABLE),
-    "/v1/messages/count_tokens": EndpointFields(CountTokensRequest, MESSAGES_TABLE),
+CHAT = EndpointFields("/v1/chat/completions", ChatCompletionRequest)
+COMPLETIONS = EndpointFields("/v1/completions", CompletionRequest)
+RESPONSES = EndpointFields("/v1/responses", ResponsesRequest, RESPONSES_TABLE)
+MESSAGES = EndpointFields("/v1/messages", MessagesRequest, MESSAGES_TABLE)
+COUNT_TOKENS = EndpointFields("/v1/messages/count_tokens", CountTokensRequest, MESSAGES_TABLE)
+TOKENIZE = EndpointFields("/tokenize", TokenizeRequest)
+DETOKENIZE = EndpointFields("/detokenize", DetokenizeRequest)
+
+# Those that generate, or count what they would read.
+ENDPOINT_FIELDS = {
+    endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS)
 }

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import InvalidRequestError, refuse
 
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
 
@@ -104,12 +104,7 @@ REFUSED: dict[str, Refusal] = {
 
 @dataclass(frozen=True, slots=True)
 class FieldTable:
-    """What an endpoint knows besides its model's fields.
-
-    Args:
-        inert: field to what it is for.
-        refused: field to why.
-    """
+    """What an endpoint knows besides its model's fields."""
 
     inert: Mapping[str, str]
     refused: Mapping[str, Refusal]
@@ -123,8 +118,6 @@ def parse_request(model: type[ModelT], body: Any, table: FieldTable = COMPLETION
 
     Args:
         model: the request's pydantic model, strict and without extra fields.
-        body: the decoded JSON.
-        table: of the endpoint.
 
     Raises:
         InvalidRequestError: something is wrong; `param` names the field.
@@ -153,6 +146,17 @@ def parse_request(model: type[ModelT], body: Any, table: FieldTable = COMPLETION
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
         raise _to_request_error(error) from None
+
+
+def check_keys(block: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    """Refuse keys of an object inside a request that are not known.
+
+    Raises:
+        InvalidRequestError: there is one; it is named as `where.key`.
+    """
+    for key in block:
+        if key not in known:
+            refuse(f"{where}.{key}", f"is not a known field; known: {', '.join(known)}")
 
 
 _UNION_TAGS = frozenset(("str", "int", "float", "bool", "dict", "constrained-str"))

@@ -1,4 +1,4 @@
-"""Wire schemas of /v1/messages (Anthropic's API), its field table and its error envelope."""
+"""Wire schemas of /v1/messages (Anthropic's API), its field table and its errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lingflash.protocol.chat import MAX_STOP_STRINGS, StopString
+from lingflash.protocol.errors import ErrorDialect, WireError, object_schema
 from lingflash.protocol.fields import FieldTable, Refusal
 
 _NEVER = "is not supported"
@@ -86,18 +87,35 @@ class CountTokensRequest(_Conversation):
     """Body of POST /v1/messages/count_tokens."""
 
 
-def messages_error(message: str, *, type: str, param: str | None = None) -> dict[str, Any]:
-    """Anthropic's error envelope.
+# HTTP status to Anthropic's word for the class.
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
-    Args:
-        message: what was given, what is allowed, what to change.
-        type: Anthropic's class of error, such as invalid_request_error.
-        param: the request field at fault; ours, their clients pass over it.
-    """
-    error: dict[str, Any] = {"type": type, "message": message}
-    if param is not None:
-        error["param"] = param
-    if param == "thread":
+
+def _messages_error(error: WireError) -> dict[str, Any]:
+    kind = _ERROR_TYPES.get(error.status, "api_error")
+    fields: dict[str, Any] = {"type": kind, "message": error.message}
+    if error.param is not None:
+        fields["param"] = error.param  # ours; Anthropic's clients pass over it
+    if error.param == "thread":
         # What Anthropic's clients wait for to go on with whole conversations.
-        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
-    return {"type": "error", "error": error}
+        fields["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return {"type": "error", "error": fields}
+
+
+_STRING = {"type": "string"}
+_FIELDS = object_schema({"type": _STRING, "message": _STRING, "param": _STRING}, "param")
+ANTHROPIC_ERRORS = ErrorDialect(
+    "MessagesError",
+    object_schema({"type": {"const": "error"}, "error": _FIELDS}),
+    _messages_error,
+    id_header="request-id",
+)

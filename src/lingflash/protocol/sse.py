@@ -31,11 +31,6 @@ class ChunkEncoder:
     """Encodes the chunks of one streamed answer.
 
     Args:
-        kind: of chat or text completions.
-        answer_id: the answer's id.
-        created: Unix time.
-        model: the served name.
-        num_choices: how many choices there are.
         include_usage: chunks then carry `usage: null`, and the last one the numbers.
     """
 
@@ -60,12 +55,7 @@ class ChunkEncoder:
         return before + _encode(text) + after
 
     def choice(self, choice: dict[str, Any], extra: dict[str, Any] | None = None) -> bytes:
-        """A chunk with any content.
-
-        Args:
-            choice: the one entry of `choices`.
-            extra: further keys of the chunk.
-        """
+        """A chunk with any content."""
         chunk = {**self._head, "choices": [choice]}
         if self._include_usage:
             chunk["usage"] = None

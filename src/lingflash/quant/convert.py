@@ -63,10 +63,6 @@ class Conversion:
     """What is to be converted, to what, and where.
 
     Args:
-        source: folder of the checkpoint.
-        entries: its tensors.
-        config: its config.json.
-        out: folder to be made.
         format_name: "fp8", "int4" or "int4-fp8".
         group_size: columns that share a scale, for INT4.
     """
@@ -104,7 +100,6 @@ def convert(
     """Run or resume a conversion.
 
     Args:
-        job: what to do.
         progress: told about bytes of the source.
         check: called with the complete partial folder before it gets its name; may raise.
 

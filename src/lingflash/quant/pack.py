@@ -77,7 +77,6 @@ def dequantize(values: Tensor, scale: Tensor, block: tuple[int, int], dtype: tor
         values: float8_e4m3fn [R, C], or int32 [R, C/8] of packed nibbles.
         scale: any float dtype, one per block.
         block: rows and columns of a block; 0 columns is a whole row.
-        dtype: of the result.
 
     Returns:
         [R, C] of dtype.

@@ -1,21 +1,16 @@
-"""Where a number was measured: the source tree, the machine, and what it can do at most."""
+"""Where a number was measured: the source tree, the command and the machine."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-# Square float32 product for the matrix rate, and bytes of the copied buffer: beyond the caches.
-_MATMUL_SIZE = 2048
-_COPY_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +48,11 @@ def source_state() -> SourceState:
 
 def command_line() -> str:
     """The command as it was typed, without the folders of the program and of the files it wrote."""
-    program = Path(sys.argv[0])
+    program = Path(sys.argv[0]).with_suffix("")
     start = ["ling"]
-    if program.suffix == ".py" and "lingflash" in program.parts:
+    if "lingflash" in program.parts:
         package = len(program.parts) - 1 - program.parts[::-1].index("lingflash")
-        start = ["python", "-m", ".".join(program.with_suffix("").parts[package:])]
+        start = ["python", "-m", ".".join(program.parts[package:]).removesuffix(".__main__")]
     words = [Path(word).name if word.endswith(".json") else word for word in sys.argv[1:]]
     return shlex.join([*start, *words])
 
@@ -119,51 +114,3 @@ def _cpu_name() -> str:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-@dataclass(slots=True)
-class Ceilings:
-    """Rates that bound what is measured, sampled in the same run, between the measurements."""
-
-    matmul_gflop_per_s: list[float] = field(default_factory=list)
-    copy_gb_per_s: list[float] = field(default_factory=list)
-
-    def sample(self) -> None:
-        """Take one sample of each; needs torch, uses its present number of threads."""
-        import torch
-
-        a = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE)
-        b = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE)
-        out = torch.empty(_MATMUL_SIZE, _MATMUL_SIZE)
-        if not self.matmul_gflop_per_s:
-            torch.mm(a, b, out=out)
-        start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        seconds = time.perf_counter() - start
-        self.matmul_gflop_per_s.append(2e-9 * _MATMUL_SIZE**3 / seconds)
-        source = torch.ones(_COPY_BYTES, dtype=torch.uint8)
-        target = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds = time.perf_counter() - start
-        # Read once and written once.
-        self.copy_gb_per_s.append(2e-9 * _COPY_BYTES / seconds)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Median and samples of each, with what was measured."""
-        return {
-            "matmul_gflop_per_s": {
-                "what": f"torch.mm, float32, {_MATMUL_SIZE} x {_MATMUL_SIZE} x {_MATMUL_SIZE}",
-                "median": _round(statistics.median(self.matmul_gflop_per_s)),
-                "samples": [_round(x) for x in self.matmul_gflop_per_s],
-            },
-            "copy_gb_per_s": {
-                "what": f"copy of {_COPY_BYTES >> 20} MiB, bytes read plus bytes written",
-                "median": _round(statistics.median(self.copy_gb_per_s)),
-                "samples": [_round(x) for x in self.copy_gb_per_s],
-            },
-        }
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.5g}")

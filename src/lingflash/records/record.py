@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from lingflash.core.errors import ConfigError
 from lingflash.records.machine import (
-    Ceilings,
     CpuClock,
     SourceState,
     command_line,
@@ -56,13 +55,33 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceiling:
+    """A rate that bounds what is measured, sampled in the same run.
+
+    Args:
+        what: was done to find it.
+        samples: one for each time.
+    """
+
+    what: str
+    samples: list[float]
+
+    @property
+    def median(self) -> float:
+        """Middle sample."""
+        return statistics.median(self.samples)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the JSON."""
+        samples = [round_to(x) for x in self.samples]
+        return {"what": self.what, "median": round_to(self.median), "samples": samples}
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A promise and whether it was kept.
 
     Args:
-        name: what is promised.
-        value: what was measured.
-        limit: what was promised.
         kind: whether the limit is the most or the least that is allowed.
     """
 
@@ -95,6 +114,7 @@ class Record:
         case: name of the benchmark, also of its file.
         out: file to write, or None to print only.
         allow_dirty: write although src/ has uncommitted changes; the record says so.
+        commit: of the sources, where they were copied without git's history.
 
     Raises:
         ConfigError: the numbers could not be traced to a commit, and it was not allowed.
@@ -103,17 +123,18 @@ class Record:
     case: str
     out: Path | None
     allow_dirty: bool = False
+    commit: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Series] = field(default_factory=dict)
     derived: dict[str, Any] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    ceilings: Ceilings = field(default_factory=Ceilings)
+    ceilings: dict[str, Ceiling] = field(default_factory=dict)
     source: SourceState = field(init=False)
     _start: CpuClock | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.source = source_state()
+        self.source = SourceState(self.commit, False) if self.commit else source_state()
         self._start = CpuClock.now()
         if self.out is None:
             return
@@ -136,6 +157,10 @@ class Record:
         series = self.results[name] = Series(unit, list(samples))
         return series
 
+    def add_ceiling(self, name: str, what: str, sample: float) -> None:
+        """Keep one more sample of a rate."""
+        self.ceilings.setdefault(name, Ceiling(what, [])).samples.append(sample)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, as it is written."""
         torch = sys.modules.get("torch")
@@ -151,7 +176,7 @@ class Record:
             "torch": None if torch is None else torch.__version__,
             "threads": None if torch is None else torch.get_num_threads(),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-            "ceilings": self.ceilings.as_dict() if self.ceilings.copy_gb_per_s else None,
+            "ceilings": {name: rate.as_dict() for name, rate in self.ceilings.items()} or None,
             "settings": self.settings,
             "targets": [target.as_dict() for target in self.targets],
             "derived": {name: round_to(value) for name, value in self.derived.items()},

@@ -1,12 +1,8 @@
-"""RESULTS.md from the committed JSON files.
-
-python -m lingflash.records.report [FOLDER] [--check]
-"""
+"""RESULTS.md from the committed JSON files."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,23 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS = "RESULTS.md"
-_ORDER = (
-    "latency", "kernels", "throughput", "agent", "speculation", "host", "lightning", "load",
-    "serve", "stream", "soak",
-)  # fmt: skip
-_TITLES = {
-    "latency": "A model of the true shapes on one GPU",
-    "kernels": "Kernels at the true shapes on one GPU",
-    "throughput": "Tokens per second on the CPU",
-    "agent": "Conversations of an agent, with and without the prefix cache",
-    "speculation": "Drafts of the MTP layer on held-out tool calls",
-    "host": "Host time of one step, without the model",
-    "lightning": "Lightning attention over long prompts",
-    "load": "Memory while loading",
-    "serve": "Serving load",
-    "stream": "What the server costs by itself",
-    "soak": "Endurance",
-}
 _PLOTTED = ("latency", "throughput", "agent")
 _NEEDED = ("schema", "case", "command", "commit", "dirty", "date", "machine", "results", "targets")
 
@@ -46,11 +25,14 @@ tables show medians. A record of a tree with uncommitted changes is marked.
 """
 
 
-def load_records(folder: Path) -> list[dict[str, Any]]:
+def load_records(folder: Path, titles: Mapping[str, str]) -> list[dict[str, Any]]:
     """Read every JSON of a folder, in the order of the report.
 
+    Args:
+        titles: heading of each case's sections, in the order of the report.
+
     Raises:
-        ConfigError: a file is no record.
+        ConfigError: a file is no record, or its case has no title.
     """
     records = []
     for path in sorted(folder.glob("*.json")):
@@ -61,13 +43,11 @@ def load_records(folder: Path) -> list[dict[str, Any]]:
         missing = [key for key in _NEEDED if key not in data] if isinstance(data, dict) else _NEEDED
         if missing or data["schema"] != SCHEMA:
             raise ConfigError(f"{path} is no benchmark record of schema {SCHEMA}.")
-        records.append({**data, "file": path.name})
-
-    def place(record: Mapping[str, Any]) -> tuple[int, str]:
-        known = record["case"] in _ORDER
-        return (_ORDER.index(record["case"]) if known else len(_ORDER), record["file"])
-
-    return sorted(records, key=place)
+        if data["case"] not in titles:
+            raise ConfigError(f"{path}: no benchmark's case is {data['case']!r}: {list(titles)}.")
+        records.append({**data, "file": path.name, "title": titles[data["case"]]})
+    order = list(titles)
+    return sorted(records, key=lambda record: (order.index(record["case"]), record["file"]))
 
 
 def render(records: Sequence[Mapping[str, Any]], plots: Sequence[str] = ()) -> str:
@@ -97,7 +77,7 @@ def _section(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
     dirty = ", **with uncommitted changes**" if record["dirty"] else ""
     lines = [
-        f"## {_TITLES.get(record['case'], record['case'])} ({Path(record['file']).stem})",
+        f"## {record['title']} ({Path(record['file']).stem})",
         "",
         f"`{record['command']}`  ",
         f"commit `{record['commit'][:12]}`{dirty}, {record['date']}, torch {record.get('torch')}, "
@@ -258,19 +238,15 @@ def _plot_name(record: Mapping[str, Any]) -> str:
     return record["file"].removesuffix(".json") + ".svg"
 
 
-def write_report(folder: Path, *, check: bool = False) -> bool:
+def write_report(folder: Path, titles: Mapping[str, str], *, check: bool = False) -> bool:
     """Write RESULTS.md, or only compare it; returns whether it is now up to date.
-
-    Args:
-        folder: of the JSON files.
-        check: do not write.
 
     Raises:
         ConfigError: the folder does not exist or holds something else.
     """
     if not folder.is_dir():
         raise ConfigError(f"--folder is {folder}; it does not exist.", param="folder")
-    records = load_records(folder)
+    records = load_records(folder, titles)
     if not check:
         draw_plots(folder, records)
     plots = [
@@ -288,22 +264,3 @@ def write_report(folder: Path, *, check: bool = False) -> bool:
     path.write_text(text, encoding="utf-8")
     print(f"written to {path}: {len(records)} records")
     return True
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run from `make`; returns the exit code."""
-    unknown = [word for word in arguments if word.startswith("-") and word != "--check"]
-    folders = [word for word in arguments if not word.startswith("-")]
-    if unknown or len(folders) > 1:
-        print("usage: python -m lingflash.records.report [FOLDER] [--check]", file=sys.stderr)
-        return 2
-    folder = Path(folders[0]) if folders else Path("benchmarks")
-    try:
-        return 0 if write_report(folder, check="--check" in arguments) else 1
-    except ConfigError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -111,10 +111,6 @@ def read_response_format(value: Any) -> GrammarSpec | None:
 def read_tool_choice(value: Any, names: Sequence[str]) -> ToolChoice:
     """Read OpenAI's tool_choice.
 
-    Args:
-        value: a word, a named tool, or allowed tools.
-        names: of the tools that the request brings.
-
     Raises:
         InvalidRequestError: it has another form, or names a tool that is not there.
     """
@@ -175,10 +171,7 @@ def answer_grammar(
     """The grammar that a chat request asks for; None if the model is free.
 
     Args:
-        tools: OpenAI tool definitions, already checked.
-        tool_choice: OpenAI's.
         parallel_tool_calls: False allows one call.
-        response_format: OpenAI's.
         structured_outputs: see read_structured_outputs.
         reasoning: the answer may begin with a `<think>` block.
 

@@ -50,10 +50,6 @@ _LIMITS = LLParserLimits(
 def to_lark(spec: GrammarSpec, param: str | None = None) -> str:
     """Write a grammar in llguidance's Lark.
 
-    Args:
-        spec: what is asked for.
-        param: the request field that it came in, for messages.
-
     Raises:
         InvalidRequestError: it is malformed or cannot be enforced; the message names the keyword.
     """
@@ -105,10 +101,6 @@ def _quoted(text: str) -> str:
 
 def check_grammar(spec: GrammarSpec, param: str | None = None) -> None:
     """Compile without a vocabulary, to find out early whether it can be.
-
-    Args:
-        spec: what is asked for.
-        param: the request field that it came in, for messages.
 
     Raises:
         InvalidRequestError: it cannot.

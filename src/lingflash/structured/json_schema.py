@@ -62,10 +62,6 @@ _CLOSED_BY = frozenset(("additionalProperties", "patternProperties", "unevaluate
 def prepare_schema(schema: Any, where: str) -> dict[str, Any]:
     """Check a schema; return a copy to be compiled.
 
-    Args:
-        schema: decoded JSON.
-        where: the field that it came in, for messages.
-
     Raises:
         InvalidRequestError: it is no schema, or asks for what cannot be enforced; the message names
             the keyword.

@@ -16,7 +16,6 @@ class TokenMatcher:
 
     Args:
         matcher: llguidance's, at the start.
-        vocab_size: number of tokens.
         model_stop_ids: tokens that the matcher allows at a possible end.
     """
 
@@ -55,10 +54,6 @@ class TokenMatcher:
             return False
         self.num_consumed += 1
         return True
-
-    def count_valid(self, token_ids: Sequence[int]) -> int:
-        """How many of these could be consumed, one after the other; the place stays."""
-        return self._matcher.validate_tokens(list(token_ids))
 
     def rollback(self, num_tokens: int) -> None:
         """Go back by some tokens.

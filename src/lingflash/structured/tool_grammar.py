@@ -27,7 +27,6 @@ class CallableTool:
     """A tool that may be called.
 
     Args:
-        name: of the function.
         parameters: JSON Schema of the arguments; None takes any object.
         where: the field that the schema came in, for messages.
     """
@@ -49,9 +48,7 @@ def answer_spec(
     """Describe a whole answer.
 
     Args:
-        tools: that may be called.
         calls: whether there must be calls.
-        parallel: allow several.
         form: of an answer without calls; None takes any text.
         form_param: the field that it came in, for messages.
         reasoning: it may begin with a `<think>` block.

@@ -23,7 +23,6 @@ class AnswerParser:
     Args:
         parse_tools: `<tool_call>` blocks are calls; else they are content.
         parse_reasoning: a `<think>` block at the start is thinking; else it is content.
-        make_id: gives each call its id.
     """
 
     def __init__(
@@ -79,8 +78,6 @@ class AnswerMessage:
     """A whole message, put together from events.
 
     Args:
-        content: text outside of thinking and calls.
-        reasoning: the thinking.
         calls: in order; the last may be cut off.
     """
 

@@ -200,15 +200,3 @@ class CallScanner:
             self.name = json.loads(text[self._begin : self.position])
             return bool(self.name)
         return True
-
-
-def parse_call(body: str) -> tuple[str, str] | None:
-    """Read a whole block's body; return the name and the arguments' text, or None if it is none."""
-    scanner = CallScanner()
-    scanner.text = body + CLOSE_TAG
-    if scanner.scan() != "closed" or scanner.position != len(scanner.text):
-        return None
-    assert scanner.name is not None
-    if scanner.arguments_start is None:
-        return scanner.name, "{}"
-    return scanner.name, body[scanner.arguments_start : scanner.arguments_end]

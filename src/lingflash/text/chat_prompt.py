@@ -50,7 +50,6 @@ class ModelText:
     """Turns prompts into tokens for one checkpoint.
 
     Args:
-        tokenizer: the checkpoint's.
         template: its chat template; None if it has none (a base model).
     """
 
@@ -82,8 +81,6 @@ class ModelText:
         """Check messages and write the prompt; pieces that a client must not command are literal.
 
         Args:
-            messages: OpenAI chat messages.
-            tools: OpenAI tool definitions.
             add_generation_prompt: open the assistant's turn at the end.
             template_kwargs: further variables of the template.
             history: turns that are written as they were generated.
@@ -142,7 +139,6 @@ class ModelText:
         """Encode what `render_chat` returned.
 
         Args:
-            pieces: of the prompt.
             encode_run: `Tokenizer.encode_run`, or what remembers its results.
         """
         if encode_run is not None and self.tokenizer.splits_exactly:

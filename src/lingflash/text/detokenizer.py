@@ -20,7 +20,6 @@ class Detokenizer:
     """Turns one sequence's tokens into text.
 
     Args:
-        tokenizer: gives each token's bytes.
         hidden_ids: tokens that leave no text.
     """
 

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import refuse
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -34,16 +34,13 @@ _EMPTY_ONLY_FIELDS = frozenset(("refusal", "annotations", "audio", "function_cal
 def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Check messages and return copies in the form that templates see.
 
-    Args:
-        messages: OpenAI chat messages.
-
     Raises:
         InvalidRequestError: something is wrong; `param` says where, such as `messages[2].content`.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
-        _refuse("messages", f"is {type(messages).__name__}; a list of messages is needed")
+        refuse("messages", f"is {type(messages).__name__}; a list of messages is needed")
     if not messages:
-        _refuse("messages", "is empty; at least one message is needed")
+        refuse("messages", "is empty; at least one message is needed")
     normalized = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
     return _order_tool_results(normalized)
 
@@ -58,22 +55,22 @@ def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
     if tools is None:
         return None
     if not isinstance(tools, Sequence) or isinstance(tools, str | bytes):
-        _refuse("tools", f"is {type(tools).__name__}; a list of tools is needed")
+        refuse("tools", f"is {type(tools).__name__}; a list of tools is needed")
     normalized = []
     names: set[str] = set()
     for i, tool in enumerate(tools):
         where = f"tools[{i}]"
         if not isinstance(tool, Mapping):
-            _refuse(where, "must be an object with type and function")
+            refuse(where, "must be an object with type and function")
         kind = tool.get("type")
         if kind != "function":
-            _refuse(f"{where}.type", f"is {kind!r}; only 'function' is supported")
+            refuse(f"{where}.type", f"is {kind!r}; only 'function' is supported")
         for key in tool:
             if key not in ("type", "function"):
-                _refuse(f"{where}.{key}", "is not a known field; known: type, function")
+                refuse(f"{where}.{key}", "is not a known field; known: type, function")
         name = _check_function(tool.get("function"), f"{where}.function")
         if name in names:
-            _refuse(f"{where}.function.name", f"{name!r} is defined twice; names must differ")
+            refuse(f"{where}.function.name", f"{name!r} is defined twice; names must differ")
         names.add(name)
         function = {key: value for key, value in tool["function"].items() if key != "strict"}
         normalized.append({"type": "function", "function": function})
@@ -82,44 +79,44 @@ def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
 
 def _check_function(function: Any, where: str) -> str:
     if not isinstance(function, Mapping):
-        _refuse(where, "must be an object with name, description and parameters")
+        refuse(where, "must be an object with name, description and parameters")
     name = function.get("name")
     if not isinstance(name, str) or not name:
-        _refuse(f"{where}.name", f"is {name!r}; a non-empty string is needed")
+        refuse(f"{where}.name", f"is {name!r}; a non-empty string is needed")
     for key, value in function.items():
         if key == "strict":
             if not isinstance(value, bool | None):
-                _refuse(f"{where}.strict", f"is {value!r}; true or false is needed")
+                refuse(f"{where}.strict", f"is {value!r}; true or false is needed")
         elif key == "description":
             if not isinstance(value, str | None):
-                _refuse(f"{where}.description", "must be a string")
+                refuse(f"{where}.description", "must be a string")
         elif key == "parameters":
             if not isinstance(value, Mapping | None):
-                _refuse(f"{where}.parameters", "must be a JSON Schema object")
+                refuse(f"{where}.parameters", "must be a JSON Schema object")
         elif key != "name":
             known = "name, description, parameters, strict"
-            _refuse(f"{where}.{key}", f"is not a known field; known: {known}")
+            refuse(f"{where}.{key}", f"is not a known field; known: {known}")
     return name
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        _refuse(where, f"is {type(message).__name__}; an object with role and content is needed")
+        refuse(where, f"is {type(message).__name__}; an object with role and content is needed")
     role = message.get("role")
     if role not in ROLES:
-        _refuse(f"{where}.role", f"is {role!r}; allowed: {', '.join(ROLES)}")
+        refuse(f"{where}.role", f"is {role!r}; allowed: {', '.join(ROLES)}")
     for key, value in message.items():
         if key in _MESSAGE_FIELDS or (key in _EMPTY_ONLY_FIELDS and not value):
             continue
         if key in _EMPTY_ONLY_FIELDS:
-            _refuse(f"{where}.{key}", "is not supported; leave it out")
-        _refuse(f"{where}.{key}", "is not a known field of a message")
+            refuse(f"{where}.{key}", "is not supported; leave it out")
+        refuse(f"{where}.{key}", "is not a known field of a message")
     calls = message.get("tool_calls")
     if calls and role != "assistant":
-        _refuse(f"{where}.tool_calls", f"belongs to assistant messages, not to {role!r}")
+        refuse(f"{where}.tool_calls", f"belongs to assistant messages, not to {role!r}")
     content = _content(message.get("content"), f"{where}.content")
     if content is None and not (role == "assistant" and (calls or _reasoning(message))):
-        _refuse(f"{where}.content", "is missing; a string or a list of text parts is needed")
+        refuse(f"{where}.content", "is missing; a string or a list of text parts is needed")
     # Templates know one word for instructions.
     result: dict[str, Any] = {
         "role": "system" if role == "developer" else role,
@@ -132,7 +129,7 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if role == "assistant":
         if reasoning := _reasoning(message):
             if not isinstance(reasoning, str):
-                _refuse(f"{where}.reasoning_content", "must be a string")
+                refuse(f"{where}.reasoning_content", "must be a string")
             result["reasoning_content"] = reasoning
         if calls:
             result["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
@@ -146,7 +143,7 @@ def _reasoning(message: Mapping[str, Any]) -> Any:
 def _optional_string(message: Mapping[str, Any], key: str, where: str) -> str | None:
     value = message.get(key)
     if not isinstance(value, str | None):
-        _refuse(f"{where}.{key}", f"is {value!r}; a string is needed")
+        refuse(f"{where}.{key}", f"is {value!r}; a string is needed")
     return value
 
 
@@ -154,42 +151,42 @@ def _content(content: Any, where: str) -> str | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        _refuse(where, f"is {type(content).__name__}; a string or a list of text parts is needed")
+        refuse(where, f"is {type(content).__name__}; a string or a list of text parts is needed")
     texts = []
     for i, part in enumerate(content):
         here = f"{where}[{i}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not isinstance(part, Mapping) or kind != "text":
-            _refuse(f"{here}.type", f"is {kind!r}; this model reads text parts only")
+            refuse(f"{here}.type", f"is {kind!r}; this model reads text parts only")
         text = part.get("text")
         if not isinstance(text, str):
-            _refuse(f"{here}.text", f"is {text!r}; a string is needed")
+            refuse(f"{here}.text", f"is {text!r}; a string is needed")
         for key in part:
             # cache_control asks for what the prefix cache does anyway.
             if key not in ("type", "text", "cache_control"):
-                _refuse(f"{here}.{key}", "is not a known field of a text part")
+                refuse(f"{here}.{key}", "is not a known field of a text part")
         texts.append(text)
     return "".join(texts)
 
 
 def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(calls, Sequence) or isinstance(calls, str):
-        _refuse(where, "must be a list of tool calls")
+        refuse(where, "must be a list of tool calls")
     result = []
     for i, call in enumerate(calls):
         here = f"{where}[{i}]"
         if not isinstance(call, Mapping) or call.get("type", "function") != "function":
-            _refuse(f"{here}.type", "must be 'function'")
+            refuse(f"{here}.type", "must be 'function'")
         function = call.get("function")
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            _refuse(f"{here}.function.name", "must be a string")
+            refuse(f"{here}.function.name", "must be a string")
         arguments = function.get("arguments")
         if arguments is None or arguments == "":
             arguments = {}
         elif isinstance(arguments, str):
             arguments = parse_arguments(arguments)
         elif not isinstance(arguments, Mapping):
-            _refuse(f"{here}.function.arguments", "must be a string of JSON")
+            refuse(f"{here}.function.arguments", "must be a string of JSON")
         result.append(
             {
                 "id": _optional_string(call, "id", here),
@@ -230,7 +227,7 @@ def _order_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if message["role"] == "tool":
             call_id = message.get("tool_call_id")
             if call_id is not None and call_id not in known:
-                _refuse(
+                refuse(
                     f"messages[{i}].tool_call_id",
                     f"is {call_id!r}, which no earlier assistant message called",
                 )
@@ -244,7 +241,3 @@ def _order_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             known.update(ids)
     close_run()
     return result
-
-
-def _refuse(param: str, problem: str) -> NoReturn:
-    raise InvalidRequestError(f"{param} {problem}.", param=param)

@@ -21,7 +21,6 @@ class OutputDelta:
     Args:
         text: characters that may be shown now.
         token_ids: tokens that belong to the answer; a stop token does not.
-        logprobs: one per token id, if asked for.
         finish_reason: set once, on the last delta.
         stop_reason: the stop string or the id of the stop token that ended it.
         stopped_by_string: a stop string ended it, so the engine still runs and should be told.

@@ -35,7 +35,6 @@ class RunMemo:
         Args:
             owner: whose text it is; nobody else finds it.
             text: without special tokens.
-            encode: a function of the text alone.
         """
         key = owner, text
         with self._lock:

@@ -31,7 +31,6 @@ class StopStringMatcher:
         """Take more text; return what may be shown and the stop string, if one was completed.
 
         Args:
-            text: the new characters.
             may_stop: False ignores matches that end in this text (the answer is still too short).
 
         Returns:

@@ -46,7 +46,6 @@ class Piece:
     """A stretch of a prompt and who wrote it.
 
     Args:
-        text: the characters.
         is_literal: True if no special token may be read in it.
         token_ids: what the text was generated as, to be used instead of encoding it.
     """
@@ -60,7 +59,6 @@ class Tokenizer:
     """A byte-level BPE tokenizer read from tokenizer.json.
 
     Args:
-        definition: the text of tokenizer.json.
         source: where it came from, for messages.
 
     Raises:
@@ -143,7 +141,6 @@ class Tokenizer:
         """Encode text in which special tokens are read as such.
 
         Args:
-            text: the whole prompt.
             add_special_tokens: apply tokenizer.json's post-processor (a bos token, if it has one).
         """
         return _encode(self._hf, text, add_special_tokens)
@@ -160,7 +157,6 @@ class Tokenizer:
         """Encode pieces, reading special tokens only in those that are not literal.
 
         Args:
-            pieces: of the prompt, in order.
             encode_run: instead of the method of this name, with the same results.
         """
         token_ids: list[int] = []

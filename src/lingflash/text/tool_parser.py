@@ -42,9 +42,7 @@ class CallStart:
     """A call has begun.
 
     Args:
-        index: its place among the answer's calls.
         call_id: unique, starts with "call_".
-        name: the function's name.
     """
 
     index: int
@@ -57,7 +55,6 @@ class CallDelta:
     """More of a call's arguments.
 
     Args:
-        index: of the call.
         arguments: exactly as generated.
     """
 
@@ -70,7 +67,6 @@ class CallEnd:
     """A call is complete.
 
     Args:
-        index: of the call.
         raw: its whole block as generated, tags and all.
     """
 
@@ -80,11 +76,7 @@ class CallEnd:
 
 @dataclass(frozen=True, slots=True)
 class CallBroken:
-    """A reported call turned out to be none; its text follows as content.
-
-    Args:
-        index: of the call.
-    """
+    """A reported call turned out to be none; its text follows as content."""
 
     index: int
 
@@ -97,9 +89,6 @@ class ToolCall:
     """One call of a finished answer.
 
     Args:
-        index: its place among the answer's calls.
-        call_id: unique, starts with "call_".
-        name: the function's name.
         arguments: JSON of an object, exactly as generated; cut off if the answer was.
         is_complete: whether the call was closed.
         raw: its whole block as generated, tags and all, once it is complete.
@@ -119,11 +108,7 @@ def new_call_id() -> str:
 
 
 class ToolParser:
-    """Splits one answer's text into content and calls, piece by piece.
-
-    Args:
-        make_id: gives each call its id.
-    """
+    """Splits one answer's text into content and calls, piece by piece."""
 
     def __init__(self, make_id: Callable[[], str] = new_call_id) -> None:
         self._make_id = make_id

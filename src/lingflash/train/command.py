@@ -67,7 +67,3 @@ def train_command(
     )
     complete = Trainer(run).train()
     typer.echo("complete" if complete else f"paused; the same command goes on from {out}")
-
-
-if __name__ == "__main__":
-    typer.run(train_command)

@@ -47,10 +47,7 @@ def exact(
 
     Args:
         model: in evaluation mode afterwards as before.
-        tokenizer: of the model.
         cases: with messages, tools, expected and category.
-        device: where the model is.
-        autocast: compute in bfloat16.
         batch_tokens: padded tokens computed at once.
         details: if given, one entry per case is appended: right or not, and the argmax text.
 

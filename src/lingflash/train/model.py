@@ -343,7 +343,6 @@ class TrainModel(nn.Module):
     """The whole model.
 
     Args:
-        config: shape, from config.json.
         shared_width: inner width of the shared experts; None is num_shared_experts times the
             routed width.
     """
@@ -410,7 +409,6 @@ class TrainModel(nn.Module):
 
         Args:
             tokens: int [B, T + 1] or longer.
-            context: of the rows.
             index: int64 [K], flat positions of [B, T].
             with_mtp: also compute the MTP layer's.
 

@@ -80,12 +80,7 @@ class Muon:
 
 
 class Optimizer:
-    """Both optimizers over one model.
-
-    Args:
-        model: whose parameters are updated.
-        fused: use AdamW's fused kernel.
-    """
+    """Both optimizers over one model."""
 
     def __init__(self, model: nn.Module, fused: bool) -> None:
         matrices: list[nn.Parameter] = []

@@ -33,7 +33,6 @@ class Quality:
     Args:
         perplexity: exp of the mean negative log probability of the answers' tokens.
         num_exact: cases whose every token was the likeliest.
-        num_cases: all.
         num_exact_calls, num_calls: the same of the cases whose answer is one or more tool calls.
     """
 
@@ -48,8 +47,6 @@ def answer_quality(folder: Path, tokenizer: Tokenizer, cases: list[Case]) -> Qua
     """Score a checkpoint in float32 on the CPU.
 
     Args:
-        folder: of the checkpoint.
-        tokenizer: of the model.
         cases: prompts of at most 4,096 tokens with their right answers.
 
     Raises:

@@ -13,8 +13,6 @@ class Recipe:
     """What a run does, apart from where and how long.
 
     Args:
-        name: of the recipe.
-        stream: batches.
         learning_rate: peak, of both optimizers.
         floor: last learning rate, as a part of the peak.
         warmup_steps: linear from zero.

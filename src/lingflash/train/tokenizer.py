@@ -74,7 +74,6 @@ def build_tokenizer(folder: Path, vocab_size: int, seed: int = 1, count: int = 1
     Args:
         folder: where to write.
         vocab_size: entries in all, a multiple of 128.
-        seed: of the generator.
         count: dialogues to train on.
 
     Raises:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from lingflash.api.answer.choices import ChatChoice, is_cut_off, usage_of
 from lingflash.api.answer.generation import Generation
-from lingflash.api.chat.writer import ChatChoice, usage_of
-from lingflash.core.types import FinishReason
+from lingflash.core.types import FinishReason, Usage
 from lingflash.text.answer import AnswerEvent
 from lingflash.text.output import OutputDelta
 from lingflash.text.reasoning import Reasoning
@@ -26,10 +26,6 @@ class Block:
     """One piece of an answer.
 
     Args:
-        index: its place in the answer.
-        kind: what it is.
-        call_id: of a call.
-        name: the function of a call.
         pieces: its text so far; of a call, the JSON of its arguments.
         is_complete: False if the answer ended inside it.
     """
@@ -49,13 +45,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockStep:
-    """What happened to a block.
-
-    Args:
-        action: it was opened, got more text, or was closed.
-        block: whose step it is.
-        text: that was added.
-    """
+    """What happened to a block."""
 
     action: Literal["open", "add", "close"]
     block: Block
@@ -63,11 +53,7 @@ class BlockStep:
 
 
 class Turn:
-    """Reads the one choice of a generation into blocks.
-
-    Args:
-        choice: reads tool calls out of the text.
-    """
+    """Reads the one choice of a generation into blocks."""
 
     def __init__(self, choice: ChatChoice) -> None:
         self._choice = choice
@@ -76,7 +62,7 @@ class Turn:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
 
-    def usage(self, generation: Generation) -> dict[str, Any]:
+    def usage(self, generation: Generation) -> Usage:
         """Token counts so far, those of thinking among them."""
         return usage_of(generation, [self._choice])
 
@@ -92,7 +78,7 @@ class Turn:
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
             self.stop_reason = delta.stop_reason
-            if self._open is not None and delta.finish_reason == "length":
+            if self._open is not None and is_cut_off(delta.finish_reason):
                 self._open.is_complete = False
             self._close(steps)
         return steps

@@ -44,11 +44,7 @@ class _Turn:
 
 
 class CallStore:
-    """Turns by caller and call id; the least recently used go first.
-
-    Args:
-        max_bytes: about so much is kept.
-    """
+    """Turns by caller and call id; the least recently used go first."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -87,12 +83,7 @@ class CallStore:
 
 
 class CallerHistory:
-    """The `History` of one caller's turns; see text/chat_prompt.py.
-
-    Args:
-        store: the turns.
-        caller: whose.
-    """
+    """The `History` of one caller's turns; see text/chat_prompt.py."""
 
     def __init__(self, store: CallStore, caller: str) -> None:
         self._store = store

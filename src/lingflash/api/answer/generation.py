@@ -11,23 +11,26 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, assert_never
 
 from starlette.types import Receive
 
 from lingflash.api.state import ServerState
-from lingflash.core.errors import LingflashError
+from lingflash.core.errors import CapacityError, LingflashError
 from lingflash.core.log import log_event
 from lingflash.core.types import (
     CacheReport,
     EngineRequest,
+    FinishReason,
     GrammarSpec,
     SamplingParams,
     TokenEvent,
     TokenLogprob,
+    Usage,
 )
-from lingflash.httpd.error_map import error_from_event
 from lingflash.link.event_stream import EventStream
+from lingflash.protocol.chat import SamplingFields
 from lingflash.text.output import OutputDelta, SequenceOutput
 
 logger = logging.getLogger("lingflash.api")
@@ -40,48 +43,44 @@ class ClientGone(Exception):
     """The client closed the connection before its answer was complete."""
 
 
+def never_written(reason: FinishReason) -> AssertionError:
+    """For writers: `Generation.deltas` raises for this reason, so no answer ends with it."""
+    return AssertionError(f"an answer ends with {reason!r}")
+
+
 class Generation:
     """The sequences of one API call.
 
     Args:
-        state: of the server.
-        request_id: for log lines.
-        prompts: token ids of each prompt.
-        sampling: for all of them.
-        cache_salt: from `auth.cache_salt`; prefixes are shared within it only.
-        return_cache_report: say in the usage why no more was found in the cache.
-        timeout_s: deadline of each, from its acceptance.
-        grammar: what each answer must look like.
-        skip_special_tokens: leave special tokens out of the text.
+        body: for what is the same in all endpoints.
+        cache_salt: from `prepare.cache_salt`; prefixes are shared within it only.
     """
 
     def __init__(
         self,
         state: ServerState,
         request_id: str,
+        body: SamplingFields,
         prompts: Sequence[list[int]],
         sampling: SamplingParams,
-        *,
+        grammar: GrammarSpec | None,
         cache_salt: str,
-        return_cache_report: bool = False,
-        timeout_s: float | None = None,
-        grammar: GrammarSpec | None = None,
-        skip_special_tokens: bool = True,
     ) -> None:
         self._state = state
-        self._cache_salt = cache_salt
-        self._return_cache_report = return_cache_report
         self._request_id = request_id
+        self._body = body
         self.sampling = sampling
-        self._timeout_s = timeout_s
         self._grammar = grammar
+        self._cache_salt = cache_salt
         self._streams: list[EventStream] = []
         self._engine_ids: list[str] = []
         self._pumps: list[asyncio.Task[None]] = []
         tokenizer = state.text.tokenizer if state.text is not None else None
         self.prompts = prompts
         self.outputs = [
-            SequenceOutput(tokenizer, sampling, skip_special_tokens=skip_special_tokens)
+            SequenceOutput(
+                tokenizer, sampling, skip_special_tokens=body.skip_special_tokens is not False
+            )
             for _ in range(len(prompts) * sampling.n)
         ]
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(prompts)
@@ -115,13 +114,13 @@ class Generation:
                     request_id=engine_id,
                     prompt_token_ids=prompt,
                     sampling=self.sampling,
-                    timeout_s=self._timeout_s,
+                    timeout_s=self._body.timeout or self._state.config.request_timeout_s,
                     cache_salt=self._cache_salt,
                     grammar=self._grammar,
                 )
                 self._streams.append(await self._state.engine.submit(request))
                 self._engine_ids.append(engine_id)
-                self._state.in_flight.add(engine_id)
+                self._state.in_flight[engine_id] = partial(self._state.engine.abort, engine_id)
         except BaseException as error:
             await self.close(error)
             raise
@@ -167,8 +166,17 @@ class Generation:
         output = self.outputs[index]
         if output.finish_reason is not None:
             return  # it ran on past a stop string
-        if event.finish_reason in ("error", "aborted"):
-            raise error_from_event(event)
+        match event.finish_reason:
+            case None | "stop" | "length":
+                pass
+            case "error":
+                raise event.error()
+            case "aborted":
+                raise CapacityError(
+                    "The request was aborted because the server is shutting down; try again."
+                )
+            case _:
+                assert_never(event.finish_reason)
         if event.choice == 0 and event.num_cached_tokens:
             self._num_cached[prompt] = event.num_cached_tokens
         if event.drafts is not None:
@@ -211,35 +219,23 @@ class Generation:
         for engine_id in self._engine_ids:
             self._state.engine.abort(engine_id)
 
-    def usage(self) -> dict[str, Any]:
-        """Token counts so far, in OpenAI's form."""
-        prompt = sum(map(len, self.prompts))
-        completion = sum(output.num_generated_tokens for output in self.outputs)
-        counts: dict[str, Any] = {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(self._num_cached)},
-        }
-        if self._state.engine.info.num_speculative_tokens:
-            counts["completion_tokens_details"] = {
-                "accepted_prediction_tokens": self._drafts[0],
-                "rejected_prediction_tokens": self._drafts[1],
-            }
-        if self._return_cache_report:
-            counts["cache_report"] = [
-                {"cached_tokens": num_cached, "result": report.result, "position": report.position}
-                for num_cached, report in zip(self._num_cached, self._cache_reports, strict=True)
-                if report is not None
-            ]
-        return counts
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        reports = None
+        if self._body.return_cache_report:
+            both = zip(self._num_cached, self._cache_reports, strict=True)
+            reports = tuple((found, report) for found, report in both if report is not None)
+        speculates = self._state.engine.info.num_speculative_tokens > 0
+        return Usage(
+            prompt_tokens=sum(map(len, self.prompts)),
+            cached_tokens=sum(self._num_cached),
+            completion_tokens=sum(output.num_generated_tokens for output in self.outputs),
+            drafts=(self._drafts[0], self._drafts[1]) if speculates else None,
+            cache_reports=reports,
+        )
 
     async def close(self, error: BaseException | None = None) -> None:
-        """Release everything, abort what runs, log and count the end; may be called twice.
-
-        Args:
-            error: why it ended, if not by itself.
-        """
+        """Release everything, abort what runs, log and count the end; may be called twice."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -252,7 +248,8 @@ class Generation:
         await asyncio.gather(*self._pumps, return_exceptions=True)
         for stream in self._streams:
             await stream.aclose()
-        self._state.in_flight.difference_update(engine_ids)
+        for engine_id in engine_ids:
+            self._state.in_flight.pop(engine_id, None)
         self._report(error)
 
     def _report(self, error: BaseException | None) -> None:
@@ -267,16 +264,15 @@ class Generation:
             metrics.requests_aborted.inc()
         metrics.e2e_request_latency_s.observe(duration_s)
         usage = self.usage()
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
-        metrics.cached_prompt_tokens.inc(cached)
+        metrics.cached_prompt_tokens.inc(usage.cached_tokens)
         log_event(
             logger,
             "request_finished",
             {
                 "request_id": self._request_id,
-                "prompt_tokens": usage["prompt_tokens"],
-                "cached_tokens": cached,
-                "completion_tokens": usage["completion_tokens"],
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens,
                 "finish": code or ",".join(str(o.finish_reason) for o in self.outputs[:8]),
                 "ttft_s": self._first_token_s,
                 "e2e_s": duration_s,

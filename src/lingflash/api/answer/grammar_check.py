@@ -26,10 +26,6 @@ class GrammarChecker:
     async def check(self, spec: GrammarSpec, param: str | None = None) -> None:
         """Make sure that a grammar can be enforced.
 
-        Args:
-            spec: what is asked for.
-            param: the request field that it came in, for messages.
-
         Raises:
             InvalidRequestError: it cannot; the message names the keyword.
         """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lingflash.core.errors import ContextLengthError, InvalidRequestError
+from lingflash.core.limits import check_token_ids
 from lingflash.core.types import EngineInfo, SamplingParams
 from lingflash.protocol.chat import SamplingFields
 
@@ -25,12 +26,7 @@ def build_sampling(
     """Merge what was asked for with the defaults.
 
     Args:
-        fields: the request.
         defaults: generation_config.json's sampling entries.
-        info: bounds token ids.
-        max_tokens: most tokens to generate.
-        logprobs: likeliest tokens to report at each generated position.
-        prompt_logprobs: the same for the prompt.
         has_text: False in token-id mode, where stop strings cannot be found.
 
     Raises:
@@ -72,65 +68,11 @@ def build_sampling(
     )
 
 
-def check_token_ids(token_ids: tuple[int, ...] | list[int], vocab_size: int, param: str) -> None:
-    """Refuse ids outside the vocabulary.
-
-    Raises:
-        InvalidRequestError: one is.
-    """
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        bad = next(i for i in token_ids if not 0 <= i < vocab_size)
-        raise InvalidRequestError(
-            f"{param} holds {bad}; allowed: token ids from 0 to {vocab_size - 1}.", param=param
-        )
-
-
-def check_lengths(
-    num_prompt_tokens: int,
-    max_tokens: int | None,
-    info: EngineInfo,
-    *,
-    param: str,
-    max_tokens_param: str = "max_tokens",
-) -> None:
-    """Refuse what the context cannot hold.
-
-    Args:
-        num_prompt_tokens: of one prompt.
-        max_tokens: asked for; None takes what is left.
-        info: has the limit.
-        param: the field that holds the prompt.
-        max_tokens_param: the field that max_tokens came from.
-
-    Raises:
-        ContextLengthError: the prompt, or prompt and answer, are too long.
-        InvalidRequestError: the prompt is empty.
-    """
-    limit = info.max_model_len
-    if num_prompt_tokens == 0:
-        raise InvalidRequestError(f"{param} has no tokens; at least one is needed.", param=param)
-    room = limit - num_prompt_tokens
-    if room < (0 if max_tokens == 0 else 1):
-        raise ContextLengthError(
-            f"The prompt has {num_prompt_tokens} tokens and the context is {limit}; shorten it.",
-            param=param,
-        )
-    if max_tokens is not None and max_tokens > room:
-        raise ContextLengthError(
-            f"The prompt has {num_prompt_tokens} tokens and {max_tokens_param} is {max_tokens}, "
-            f"together over the context of {limit}; it can be at most {room}.",
-            param=max_tokens_param,
-        )
-
-
 def check_text_size(num_chars: int, longest_token: int, info: EngineInfo, *, param: str) -> None:
     """Refuse a text that must be too long, before time is spent on encoding it.
 
     Args:
-        num_chars: of the text.
         longest_token: bytes of the tokenizer's longest token.
-        info: has the limit.
-        param: the field that holds the text.
 
     Raises:
         ContextLengthError: it cannot fit.

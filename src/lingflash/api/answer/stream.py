@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
 from typing import Any
 
 from starlette.requests import Request
@@ -27,8 +26,8 @@ from lingflash.protocol.sse import sse_event
 STALL_TIMEOUT_S = 60.0
 
 
-class ChunkWriter(ABC):
-    """Turns deltas into the bytes of chunks; one per streamed answer."""
+class AnswerWriter(ABC):
+    """Turns deltas into the bytes of chunks, or all of them into one body; one per answer."""
 
     def begin(self) -> bytes:
         """What comes before the first chunk; nothing, unless overridden."""
@@ -49,10 +48,6 @@ class ChunkWriter(ABC):
     async def finished(self) -> None:  # noqa: B027 (most have nothing to do)
         """Called once, before the last bytes are sent, however the answer ended."""
 
-
-class AnswerWriter(ChunkWriter):
-    """A ChunkWriter that can make one body of the same answer instead."""
-
     @abstractmethod
     async def collect(self) -> None:
         """Read the whole answer."""
@@ -61,18 +56,21 @@ class AnswerWriter(ChunkWriter):
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
 
+    def has_body_after(self, error: LingflashError) -> bool:
+        """Whether `whole` tells of what ended the answer; else the error is the answer."""
+        return False
+
 
 class EventStreamResponse(Response):
     """An answer that is written while it is generated.
 
     Args:
         generation: already accepted by the engine.
-        writer: makes the chunks.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, writer: ChunkWriter) -> None:
+    def __init__(self, generation: Generation, writer: AnswerWriter) -> None:
         # Not super().__init__: it would set a content-length.
         self.status_code = 200
         self.background = None
@@ -148,35 +146,19 @@ async def send_answer(
     """
     if stream:
         return EventStreamResponse(generation, answer)
-    if not await collect_answer(generation, answer.collect(), request.receive):
-        return Response(status_code=499)  # for the log; nobody reads it
-    return json_response(answer.whole())
-
-
-async def collect_answer(
-    generation: Generation, work: Coroutine[Any, Any, None], receive: Receive
-) -> bool:
-    """Read a whole answer; False if the client went away, which aborts it.
-
-    Args:
-        generation: already accepted by the engine; it is closed.
-        work: reads its deltas.
-        receive: the connection's ASGI channel, its body already read.
-
-    Raises:
-        LingflashError: the engine failed.
-    """
-    error: BaseException | None = None
+    failure: BaseException | None = None
     try:
-        await until_client_gone(work, receive)
+        await until_client_gone(answer.collect(), request.receive)
     except ClientGone:
-        return False
-    except BaseException as failure:
-        error = failure
-        raise
+        return Response(status_code=499)  # for the log; nobody reads it
+    except BaseException as error:
+        failure = error
+        if not isinstance(error, LingflashError) or not answer.has_body_after(error):
+            raise
     finally:
-        await generation.close(error)
-    return True
+        await generation.close(failure)
+        await answer.finished()
+    return json_response(answer.whole())
 
 
 async def _send_body(send: Send, body: bytes, *, more: bool) -> None:

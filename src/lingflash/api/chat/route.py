@@ -2,185 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
-from lingflash.api.answer.generation import Generation
-from lingflash.api.answer.sampling import build_sampling, check_lengths, check_text_size
+from lingflash.api.answer.accept import accept
+from lingflash.api.answer.prepare import prepare_chat
 from lingflash.api.answer.stream import send_answer
 from lingflash.api.chat.writer import ChatAnswer
-from lingflash.api.state import ServerState, state_of
-from lingflash.core.errors import InvalidRequestError
-from lingflash.core.types import MAX_LOGPROBS, GrammarSpec, SamplingParams
-from lingflash.httpd.auth import cache_salt, caller_of
-from lingflash.httpd.body import read_request
+from lingflash.httpd.auth import caller_of
 from lingflash.httpd.openapi import json_body
-from lingflash.protocol.chat import ChatCompletionRequest
-from lingflash.structured.answer_form import answer_grammar, form_field
-from lingflash.text.chat_prompt import History
-from lingflash.text.messages import normalize_tools
+from lingflash.protocol.endpoint_fields import CHAT
 
 router = APIRouter()
 
-# Rendering and encoding longer conversations would hold up the other streams.
-INLINE_CHARS = 4000
 
-
-@router.post("/v1/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
+@router.post(CHAT.path, openapi_extra=json_body(CHAT.model))
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, whole or as a stream of chunks."""
-    state = state_of(request)
-    body = await read_request(request, ChatCompletionRequest, state.config.max_body_bytes)
-    model = state.require_model(body.model)
-    state.require_ready()
+    state, body, model = await accept(request, CHAT)
     generation = await prepare_chat(state, request, body)
     answer = ChatAnswer(state, body, model, generation, caller_of(request))
     await generation.start()
     return await send_answer(generation, answer, request, stream=bool(body.stream))
-
-
-async def prepare_chat(
-    state: ServerState,
-    request: Request,
-    body: ChatCompletionRequest,
-    *,
-    fit_max_tokens: bool = False,
-) -> Generation:
-    """Turn a checked conversation into a generation that is not started yet.
-
-    Every endpoint that answers conversations goes through here.
-
-    Args:
-        state: of the server.
-        request: for its id and its key.
-        body: the conversation, perhaps translated from another endpoint's form.
-        fit_max_tokens: more tokens than the context leaves are cut down to that, not refused.
-
-    Raises:
-        InvalidRequestError: something in it cannot be served; `param` is in chat's terms.
-    """
-    limit_name, max_tokens = _max_tokens(body)
-    try:
-        grammar = await _grammar(state, body)
-        token_ids = await _encode(
-            state,
-            body,
-            state.calls.history(caller_of(request)),
-            cache_salt(request, body.cache_salt),
-        )
-    except RecursionError:
-        raise InvalidRequestError(
-            "messages holds something that is nested too deeply.", param="messages"
-        ) from None
-    room = state.engine.info.max_model_len - len(token_ids)
-    if fit_max_tokens and max_tokens is not None and max_tokens > room:
-        max_tokens = None
-    check_lengths(
-        len(token_ids),
-        max_tokens,
-        state.engine.info,
-        param="messages",
-        max_tokens_param=limit_name,
-    )
-    sampling = _sampling(state, body, max_tokens)
-    return Generation(
-        state,
-        request.state.request_id,
-        [token_ids],
-        sampling,
-        cache_salt=cache_salt(request, body.cache_salt),
-        return_cache_report=bool(body.return_cache_report),
-        timeout_s=body.timeout or state.config.request_timeout_s,
-        grammar=grammar,
-        skip_special_tokens=body.skip_special_tokens is not False,
-    )
-
-
-def _max_tokens(body: ChatCompletionRequest) -> tuple[str, int | None]:
-    old, new = body.max_tokens, body.max_completion_tokens
-    if old is not None and new is not None and old != new:
-        raise InvalidRequestError(
-            f"max_tokens is {old} but max_completion_tokens is {new}; give one of them.",
-            param="max_completion_tokens",
-        )
-    name, value = ("max_tokens", old) if new is None else ("max_completion_tokens", new)
-    if value is not None and value < 1:
-        raise InvalidRequestError(f"{name} is {value}; allowed: 1 or more.", param=name)
-    return name, value
-
-
-def _sampling(
-    state: ServerState, body: ChatCompletionRequest, max_tokens: int | None
-) -> SamplingParams:
-    top = body.top_logprobs
-    if top is not None and not body.logprobs:
-        raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-    if top is not None and not 0 <= top <= MAX_LOGPROBS:
-        raise InvalidRequestError(
-            f"top_logprobs is {top}; allowed: 0 to {MAX_LOGPROBS}.", param="top_logprobs"
-        )
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
-    return build_sampling(
-        body,
-        state.sampling_defaults,
-        state.engine.info,
-        max_tokens=max_tokens,
-        logprobs=(top or 0) if body.logprobs else None,
-        prompt_logprobs=None,
-        has_text=True,
-    )
-
-
-async def _grammar(state: ServerState, body: ChatCompletionRequest) -> GrammarSpec | None:
-    """What the answer must look like, known to compile; None leaves the model free."""
-    normalize_tools(body.tools)
-    effort = body.reasoning_effort
-    kwargs = body.chat_template_kwargs or {}
-    thinks = effort != "none" if effort is not None else kwargs.get("thinking_option") == "on"
-    grammar = answer_grammar(
-        tools=body.tools,
-        tool_choice=body.tool_choice,
-        parallel_tool_calls=body.parallel_tool_calls,
-        response_format=body.response_format,
-        structured_outputs=body.structured_outputs,
-        reasoning=thinks,
-    )
-    if grammar is not None:
-        await state.grammars.check(
-            grammar, form_field(body.response_format, body.structured_outputs)
-        )
-    return grammar
-
-
-async def _encode(
-    state: ServerState, body: ChatCompletionRequest, history: History, owner: str
-) -> list[int]:
-    text = state.text
-    if text is None:
-        raise InvalidRequestError(
-            "This model has no tokenizer, so it takes token ids only; use /v1/completions.",
-            param="messages",
-        )
-
-    def work() -> list[int]:
-        return text.encode_chat(
-            body.messages,
-            # With tool_choice none the tools stay in the prompt, so that its prefix stays the same.
-            tools=body.tools,
-            template_kwargs=text.thinking_kwargs(body.reasoning_effort, body.chat_template_kwargs),
-            history=history,
-            encode_run=lambda run: state.runs.encode(owner, run, text.tokenizer.encode_run),
-        )
-
-    size = sum(len(str(message.get("content") or "")) for message in body.messages)
-    longest = text.tokenizer.longest_token_bytes
-    for message in body.messages:
-        content = message.get("content")
-        # Not of assistant messages, whose reasoning a template may drop.
-        if isinstance(content, str) and message.get("role") != "assistant":
-            check_text_size(len(content), longest, state.engine.info, param="messages")
-    if size > INLINE_CHARS or len(body.messages) > 32 or body.tools:
-        return await asyncio.to_thread(work)
-    return work()

@@ -2,125 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from lingflash.api.answer.choices import ChatChoice, chat_choices, usage_of
+from lingflash.api.answer.chunks import CompletionWriter, openai_finish_reason
 from lingflash.api.answer.generation import Deltas, Generation
 from lingflash.api.answer.logprobs import chat_logprobs
-from lingflash.api.answer.stream import AnswerWriter
 from lingflash.api.state import ServerState
-from lingflash.core.types import TokenLogprob
+from lingflash.core.types import Usage
 from lingflash.protocol.chat import ChatCompletionRequest
-from lingflash.protocol.sse import DONE, ChunkEncoder
-from lingflash.text.answer import AnswerEvent, AnswerMessage, AnswerParser
+from lingflash.text.answer import AnswerEvent
 from lingflash.text.output import OutputDelta
-from lingflash.text.reasoning import END_THINK_TAG, THINK_TAG, Reasoning
+from lingflash.text.reasoning import Reasoning
 from lingflash.text.tokenizer import Tokenizer
-from lingflash.text.tool_parser import OPEN_TAG, CallDelta, CallStart, ToolCall
-
-
-class ChatChoice:
-    """One choice's answer so far.
-
-    Args:
-        index: of the choice.
-        parser: reads thinking and calls; None takes all for content.
-        remember: is given a turn that ended with calls, and its tokens, for later prompts.
-        tag_ids: tokens that end the thinking: its closing tag, and a call's opening tag.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        parser: AnswerParser | None,
-        remember: Callable[[AnswerMessage, Sequence[int]], None],
-        tag_ids: tuple[int | None, int | None] = (None, None),
-    ) -> None:
-        self.index = index
-        self.parser = parser
-        self._remember = remember
-        self._tag_ids = tag_ids
-        self.num_reasoning_tokens = 0
-        self.role_sent = False
-        self.message = AnswerMessage()
-        self.logprobs: list[TokenLogprob] = []
-        self.token_ids: list[int] = []
-        self.finish_reason: str | None = None
-
-    def take(self, delta: OutputDelta) -> Sequence[AnswerEvent]:
-        """Read a delta's text; note the finish reason."""
-        parser = self.parser
-        if parser is None:
-            events: Sequence[AnswerEvent] = [delta.text] if delta.text else []
-        else:
-            was_thinking = parser.is_thinking
-            found = parser.push(delta.text) if delta.text else []
-            if was_thinking or parser.is_thinking:
-                self.num_reasoning_tokens += self._num_thinking(delta.token_ids)
-            if delta.finish_reason is not None:
-                found += parser.finish(is_cut_off=delta.finish_reason == "length")
-            self.token_ids += delta.token_ids
-            self.message.add(found)
-            events = found
-        if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
-            if delta.finish_reason == "stop" and parser is not None and parser.num_calls:
-                self.finish_reason = "tool_calls"
-                self._remember(self.message, self.token_ids)
-        return events
-
-    def _num_thinking(self, token_ids: Sequence[int]) -> int:
-        """How many of an event's tokens are thinking, its closing tag included."""
-        end_think, open_call = self._tag_ids
-        count = 0
-        for token_id in token_ids:
-            if token_id == open_call:
-                break
-            count += 1
-            if token_id == end_think:
-                break
-        return count
-
-
-def usage_of(generation: Generation, choices: Sequence[ChatChoice]) -> dict[str, Any]:
-    """Token counts so far, those of thinking among them."""
-    usage = generation.usage()
-    details = {
-        **usage.get("completion_tokens_details", {}),
-        "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in choices),
-    }
-    return {**usage, "completion_tokens_details": details}
-
-
-def chat_choices(
-    state: ServerState, body: ChatCompletionRequest, num_choices: int, caller: str
-) -> list[ChatChoice]:
-    """What reads the choices of a conversation's answer.
-
-    Args:
-        state: of the server; its call store remembers turns with calls.
-        body: of the request.
-        num_choices: how many.
-        caller: whose turns they are.
-    """
-    parse_tools = bool(body.tools) and body.tool_choice != "none"
-    tokenizer = None if state.text is None else state.text.tokenizer
-    parse_reasoning = tokenizer is not None and tokenizer.token_id(THINK_TAG) is not None
-
-    def parser() -> AnswerParser | None:
-        if not (parse_tools or parse_reasoning):
-            return None
-        return AnswerParser(parse_tools=parse_tools, parse_reasoning=parse_reasoning)
-
-    def remember(message: AnswerMessage, token_ids: Sequence[int]) -> None:
-        state.calls.remember(caller, message, token_ids)
-
-    tag_ids: tuple[int | None, int | None] = (None, None)
-    if tokenizer is not None:
-        tag_ids = tokenizer.token_id(END_THINK_TAG), tokenizer.token_id(OPEN_TAG)
-    return [ChatChoice(i, parser(), remember, tag_ids) for i in range(num_choices)]
+from lingflash.text.tool_parser import CallDelta, CallStart, ToolCall
 
 
 def _call_object(call: ToolCall) -> dict[str, Any]:
@@ -147,16 +43,12 @@ def _delta_of(event: AnswerEvent) -> dict[str, Any] | None:
     return None  # an end shows in the finish reason, what was broken follows as content
 
 
-class ChatAnswer(AnswerWriter):
-    """Writes an answer while it is generated, or collects it.
+def _finish_reason(choice: ChatChoice) -> str | None:
+    return openai_finish_reason(choice.finish_reason, ended_with_calls=choice.ended_with_calls)
 
-    Args:
-        state: of the server.
-        body: the request.
-        model: the name to answer with.
-        generation: where the text comes from.
-        caller: whose turns are remembered for later prompts.
-    """
+
+class ChatAnswer(CompletionWriter):
+    """Writes an answer while it is generated, or collects it."""
 
     def __init__(
         self,
@@ -166,29 +58,21 @@ class ChatAnswer(AnswerWriter):
         generation: Generation,
         caller: str,
     ) -> None:
-        options = body.stream_options
-        self._include_usage = options is not None and bool(options.include_usage)
+        super().__init__(
+            generation,
+            model,
+            body.stream_options,
+            id_prefix="chatcmpl-",
+            chunk_kind="chat.completion.chunk",
+            kind="chat.completion",
+        )
         self._tokenizer: Tokenizer | None = state.text.tokenizer if state.text else None
-        self._generation = generation
         self._wants_logprobs = bool(body.logprobs)
         self._wants_token_ids = bool(body.return_token_ids)
-        self._head = {
-            "id": "chatcmpl-" + secrets.token_hex(12),
-            "created": int(time.time()),
-            "model": model,
-        }
         self._choices = chat_choices(state, body, generation.num_choices, caller)
-        self._encoder = ChunkEncoder(
-            "chat.completion.chunk",
-            answer_id=self._head["id"],
-            created=self._head["created"],
-            model=model,
-            num_choices=generation.num_choices,
-            include_usage=self._include_usage,
-        )
 
     def write(self, deltas: Deltas) -> bytes:
-        """See ChunkWriter.write."""
+        """See AnswerWriter.write."""
         chunks: list[bytes] = []
         plain = not self._wants_logprobs and not self._wants_token_ids
         for index, delta in deltas:
@@ -205,14 +89,12 @@ class ChatAnswer(AnswerWriter):
             else:
                 self._write_detailed(choice, delta, events, chunks)
             if choice.finish_reason is not None:
-                chunks.append(self._chunk(index, {}, choice.finish_reason))
+                chunks.append(self._chunk(index, {}, _finish_reason(choice)))
         return b"".join(chunks)
 
-    def end(self) -> bytes:
-        """See ChunkWriter.end."""
-        if not self._include_usage:
-            return DONE
-        return self._encoder.usage(usage_of(self._generation, self._choices)) + DONE
+    def usage(self) -> Usage:
+        """Token counts so far, those of thinking among them."""
+        return usage_of(self._generation, self._choices)
 
     def _open(self, choice: ChatChoice, chunks: list[bytes]) -> None:
         choice.role_sent = True
@@ -271,15 +153,13 @@ class ChatAnswer(AnswerWriter):
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
-        answer: dict[str, Any] = {
-            **self._head,
-            "object": "chat.completion",
-            "choices": [self._whole_choice(choice) for choice in self._choices],
-            "usage": usage_of(self._generation, self._choices),
-        }
+        answer = super().whole()
         if self._wants_token_ids:
             answer["prompt_token_ids"] = self._generation.prompts[0]
         return answer
+
+    def whole_choices(self) -> list[dict[str, Any]]:
+        return [self._whole_choice(choice) for choice in self._choices]
 
     def _whole_choice(self, choice: ChatChoice) -> dict[str, Any]:
         said = choice.message
@@ -298,7 +178,7 @@ class ChatAnswer(AnswerWriter):
             "logprobs": (
                 chat_logprobs(self._tokenizer, choice.logprobs) if self._wants_logprobs else None
             ),
-            "finish_reason": choice.finish_reason,
+            "finish_reason": _finish_reason(choice),
         }
         if self._wants_token_ids:
             result["token_ids"] = choice.token_ids

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from lingflash.api.answer.param_names import ParamNames
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import refuse
 from lingflash.protocol.chat import ChatCompletionRequest
-from lingflash.protocol.fields import parse_request
+from lingflash.protocol.fields import check_keys, parse_request
 from lingflash.protocol.messages import CountTokensRequest, MessagesRequest
 
 _ROLES = ("user", "assistant", "system")
@@ -41,9 +41,6 @@ def to_chat(
 ) -> tuple[ChatCompletionRequest, ParamNames]:
     """Write a messages request as a chat request.
 
-    Args:
-        body: the request, or one to count.
-
     Returns:
         The chat request, and what translates errors found in it.
 
@@ -55,11 +52,11 @@ def to_chat(
     if system:
         reader.add({"role": "system", "content": system}, "system")
     if not body.messages:
-        _refuse("messages", "is empty; at least one message is needed")
+        refuse("messages", "is empty; at least one message is needed")
     for i, message in enumerate(body.messages):
         reader.read(message, f"messages[{i}]")
     if body.messages[-1].get("role") == "assistant":
-        _refuse(
+        refuse(
             f"messages[{len(body.messages) - 1}].role",
             "is 'assistant' in the last message; continuing an answer is not supported, so end "
             "with a user message",
@@ -102,16 +99,16 @@ class _Reader:
         self.sources.append(source)
 
     def read(self, message: Mapping[str, Any], where: str) -> None:
-        _check_keys(message, ("role", "content"), where)
+        check_keys(message, ("role", "content"), where)
         role = message.get("role")
         if role not in _ROLES:
-            _refuse(f"{where}.role", f"is {role!r}; allowed: {', '.join(_ROLES)}")
+            refuse(f"{where}.role", f"is {role!r}; allowed: {', '.join(_ROLES)}")
         content = message.get("content")
         if isinstance(content, str):
             self.add({"role": role, "content": content}, where)
             return
         if not isinstance(content, Sequence):
-            _refuse(
+            refuse(
                 f"{where}.content",
                 f"is {type(content).__name__}; a string or a list of blocks is needed",
             )
@@ -130,7 +127,7 @@ class _Reader:
             if kind == "text":
                 texts.append(_text(block, here))
             elif kind == "thinking":
-                _check_keys(block, ("type", "thinking", "signature"), here)
+                check_keys(block, ("type", "thinking", "signature"), here)
                 thoughts.append(_string(block, "thinking", here))
             else:
                 calls.append(_tool_use(block, here))
@@ -150,14 +147,14 @@ class _Reader:
                 texts.append(_text(block, here))
                 continue
             if texts:
-                _refuse(f"{here}.type", "is 'tool_result' after a text; put results first")
+                refuse(f"{here}.type", "is 'tool_result' after a text; put results first")
             self._tool_result(block, here)
         if texts or not blocks:
             self.add({"role": role, "content": _JOINT.join(texts)}, where)
 
     def _tool_result(self, block: Mapping[str, Any], where: str) -> None:
         known = ("type", "tool_use_id", "content", "is_error", "cache_control", "toolset_name")
-        _check_keys(block, known, where)
+        check_keys(block, known, where)
         content = block.get("content")
         if content is None:
             text = ""
@@ -171,7 +168,7 @@ class _Reader:
                 parts.append(_text(part, here))
             text = _JOINT.join(parts)
         else:
-            _refuse(
+            refuse(
                 f"{where}.content",
                 f"is {type(content).__name__}; a string or a list of text blocks is needed",
             )
@@ -206,12 +203,12 @@ def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | 
         where = f"tools[{i}]"
         kind = tool.get("type")
         if kind not in (None, "custom"):
-            _refuse(f"{where}.type", f"is {kind!r}; only tools with an input_schema are supported")
+            refuse(f"{where}.type", f"is {kind!r}; only tools with an input_schema are supported")
         known = (
             *("type", "name", "description", "input_schema", "strict", "cache_control"),
             *("eager_input_streaming", "input_examples", "allowed_callers", "defer_loading"),
         )
-        _check_keys(tool, known, where)
+        check_keys(tool, known, where)
         # Examples would be shown to the model; the others are about tools that run elsewhere.
         for key, harmless in (
             ("input_examples", []),
@@ -219,9 +216,9 @@ def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | 
             ("defer_loading", False),
         ):
             if tool.get(key) not in (None, harmless):
-                _refuse(f"{where}.{key}", "is not supported; leave it out")
+                refuse(f"{where}.{key}", "is not supported; leave it out")
         if not isinstance(tool.get("input_schema"), Mapping):
-            _refuse(f"{where}.input_schema", "is missing; a JSON Schema object is needed")
+            refuse(f"{where}.input_schema", "is missing; a JSON Schema object is needed")
         function: dict[str, Any] = {"name": tool.get("name")}
         if tool.get("description") is not None:
             function["description"] = tool["description"]
@@ -235,7 +232,7 @@ def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | 
 def _tool_choice(choice: Mapping[str, Any] | None) -> dict[str, Any]:
     if choice is None:
         return {}
-    _check_keys(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice")
+    check_keys(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice")
     kind = choice.get("type")
     fields: dict[str, Any] = {}
     if kind in ("auto", "none"):
@@ -246,7 +243,7 @@ def _tool_choice(choice: Mapping[str, Any] | None) -> dict[str, Any]:
         name = _string(choice, "name", "tool_choice")
         fields["tool_choice"] = {"type": "function", "function": {"name": name}}
     else:
-        _refuse("tool_choice.type", f"is {kind!r}; allowed: auto, none, any, tool")
+        refuse("tool_choice.type", f"is {kind!r}; allowed: auto, none, any, tool")
     if choice.get("disable_parallel_tool_use"):
         fields["parallel_tool_calls"] = False
     return fields
@@ -255,38 +252,38 @@ def _tool_choice(choice: Mapping[str, Any] | None) -> dict[str, Any]:
 def _thinking(thinking: Mapping[str, Any] | None) -> dict[str, Any]:
     if thinking is None:
         return {}
-    _check_keys(thinking, ("type", "budget_tokens", "display"), "thinking")
+    check_keys(thinking, ("type", "budget_tokens", "display"), "thinking")
     kind = thinking.get("type")
     if kind not in ("enabled", "adaptive", "between_tools", "disabled"):
-        _refuse("thinking.type", f"is {kind!r}; allowed: disabled, enabled, adaptive")
+        refuse("thinking.type", f"is {kind!r}; allowed: disabled, enabled, adaptive")
     if kind == "between_tools":
-        _refuse("thinking.type", "is 'between_tools', which is not supported; use 'enabled'")
+        refuse("thinking.type", "is 'between_tools', which is not supported; use 'enabled'")
     return {} if kind == "disabled" else {"reasoning_effort": "medium"}
 
 
 def _output_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     if config is None:
         return {}
-    _check_keys(config, ("format", "effort"), "output_config")
+    check_keys(config, ("format", "effort"), "output_config")
     effort = config.get("effort")
     if effort is not None and effort not in _EFFORTS:
-        _refuse("output_config.effort", f"is {effort!r}; allowed: {', '.join(_EFFORTS)}")
+        refuse("output_config.effort", f"is {effort!r}; allowed: {', '.join(_EFFORTS)}")
     form = config.get("format")
     if form is None:
         return {}
     if not isinstance(form, Mapping) or form.get("type") != "json_schema":
-        _refuse("output_config.format", "must be an object with the type 'json_schema'")
-    _check_keys(form, ("type", "schema"), "output_config.format")
+        refuse("output_config.format", "must be an object with the type 'json_schema'")
+    check_keys(form, ("type", "schema"), "output_config.format")
     schema = {"name": "answer", "schema": form.get("schema")}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _tool_use(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = ("type", "id", "name", "input", "cache_control", "caller", "toolset_name")
-    _check_keys(block, known, where)
+    check_keys(block, known, where)
     given = block.get("input")
     if not isinstance(given, Mapping):
-        _refuse(f"{where}.input", f"is {type(given).__name__}; an object is needed")
+        refuse(f"{where}.input", f"is {type(given).__name__}; an object is needed")
     return {
         "id": _string(block, "id", where),
         "type": "function",
@@ -300,29 +297,19 @@ def _tool_use(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _kind(block: Any, where: str, allowed: tuple[str, ...]) -> str:
     kind = block.get("type") if isinstance(block, Mapping) else None
     if kind not in allowed:
-        _refuse(f"{where}.type", f"is {kind!r}; allowed: {', '.join(allowed)}")
+        refuse(f"{where}.type", f"is {kind!r}; allowed: {', '.join(allowed)}")
     return kind
 
 
 def _text(block: Mapping[str, Any], where: str) -> str:
-    _check_keys(block, ("type", "text", "cache_control", "citations"), where)
+    check_keys(block, ("type", "text", "cache_control", "citations"), where)
     if block.get("citations"):
-        _refuse(f"{where}.citations", "is not supported; leave it out")
+        refuse(f"{where}.citations", "is not supported; leave it out")
     return _string(block, "text", where)
 
 
 def _string(block: Mapping[str, Any], key: str, where: str) -> str:
     value = block.get(key)
     if not isinstance(value, str):
-        _refuse(f"{where}.{key}", f"is {value!r}; a string is needed")
+        refuse(f"{where}.{key}", f"is {value!r}; a string is needed")
     return value
-
-
-def _check_keys(block: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in block:
-        if key not in known:
-            _refuse(f"{where}.{key}", f"is not a known field; known: {', '.join(known)}")
-
-
-def _refuse(param: str, problem: str) -> NoReturn:
-    raise InvalidRequestError(f"{param} {problem}.", param=param)

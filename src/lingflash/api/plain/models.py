@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 
 from lingflash.api.state import ServerState, state_of
 from lingflash.httpd.body import json_response
-from lingflash.protocol.models import model_object
 
 router = APIRouter()
 
@@ -29,5 +28,7 @@ async def get_model(request: Request, name: str) -> Response:
 
 
 def _entry(state: ServerState, name: str) -> dict[str, Any]:
-    max_model_len = state.engine.info.max_model_len if state.engine.is_ready else None
-    return model_object(name, created=state.created, max_model_len=max_model_len)
+    entry = {"id": name, "object": "model", "created": state.created, "owned_by": "lingflash"}
+    if state.engine.is_ready:
+        entry["max_model_len"] = state.engine.info.max_model_len
+    return entry

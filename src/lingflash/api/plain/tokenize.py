@@ -7,24 +7,23 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from lingflash.api.answer.accept import accept
 from lingflash.api.answer.logprobs import token_text
-from lingflash.api.answer.sampling import check_token_ids
-from lingflash.api.state import ServerState, state_of
+from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError
-from lingflash.httpd.body import json_response, read_request
+from lingflash.core.limits import check_token_ids
+from lingflash.httpd.body import json_response
 from lingflash.httpd.openapi import json_body
-from lingflash.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from lingflash.protocol.endpoint_fields import DETOKENIZE, TOKENIZE
 from lingflash.text.chat_prompt import ModelText
 
 router = APIRouter()
 
 
-@router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
+@router.post(TOKENIZE.path, openapi_extra=json_body(TOKENIZE.model))
 async def tokenize(request: Request) -> Response:
     """Give the token ids of a text or of chat messages."""
-    state = state_of(request)
-    body = await read_request(request, TokenizeRequest, state.config.max_body_bytes)
-    state.require_model(body.model)
+    state, body, _ = await accept(request, TOKENIZE, needs_engine=False)
     text = _require_text(state)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give either prompt or messages.", param="prompt")
@@ -52,12 +51,10 @@ async def tokenize(request: Request) -> Response:
     return json_response(answer)
 
 
-@router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
+@router.post(DETOKENIZE.path, openapi_extra=json_body(DETOKENIZE.model))
 async def detokenize(request: Request) -> Response:
     """Give the text of token ids, special tokens included."""
-    state = state_of(request)
-    body = await read_request(request, DetokenizeRequest, state.config.max_body_bytes)
-    state.require_model(body.model)
+    state, body, _ = await accept(request, DETOKENIZE, needs_engine=False)
     text = _require_text(state)
     check_token_ids(body.tokens, text.tokenizer.vocab_size, "tokens")
     decoded = await asyncio.to_thread(text.tokenizer.decode, body.tokens)

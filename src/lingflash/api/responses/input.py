@@ -7,12 +7,12 @@ as they were when they were generated, so that the prompt continues what the cac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from lingflash.api.answer.param_names import ParamNames
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import refuse
 from lingflash.protocol.chat import ChatCompletionRequest
-from lingflash.protocol.fields import parse_request
+from lingflash.protocol.fields import check_keys, parse_request
 from lingflash.protocol.responses import ResponsesRequest
 
 _ROLES = ("user", "assistant", "system", "developer")
@@ -44,10 +44,6 @@ class ItemReader:
     def read(self, items: Sequence[Any], source: str) -> None:
         """Add items.
 
-        Args:
-            items: as sent by a client, or as stored.
-            source: the field that they came in.
-
         Raises:
             InvalidRequestError: an item is malformed or not supported.
         """
@@ -56,7 +52,7 @@ class ItemReader:
 
     def _item(self, item: Any, where: str) -> None:
         if not isinstance(item, Mapping):
-            _refuse(where, f"is {type(item).__name__}; an object with a type is needed")
+            refuse(where, f"is {type(item).__name__}; an object with a type is needed")
         kind = item.get("type", "message" if "role" in item else None)
         if kind == "message":
             self._message(item, where)
@@ -67,20 +63,20 @@ class ItemReader:
         elif kind == "reasoning":
             self._reasoning(item, where)
         elif kind == "item_reference":
-            _refuse(
+            refuse(
                 f"{where}.type", "is 'item_reference'; send the item, or use previous_response_id"
             )
         else:
-            _refuse(
+            refuse(
                 f"{where}.type",
                 f"is {kind!r}; allowed: message, function_call, function_call_output, reasoning",
             )
 
     def _message(self, item: Mapping[str, Any], where: str) -> None:
-        _check_keys(item, ("type", "role", "content", "id", "status", "phase"), where)
+        _check_item(item, ("type", "role", "content", "id", "status", "phase"), where)
         role = item.get("role")
         if role not in _ROLES:
-            _refuse(f"{where}.role", f"is {role!r}; allowed: {', '.join(_ROLES)}")
+            refuse(f"{where}.role", f"is {role!r}; allowed: {', '.join(_ROLES)}")
         content = _text_parts(item.get("content"), f"{where}.content")
         if role != "assistant":
             self.add_message(role, content, where)
@@ -93,17 +89,17 @@ class ItemReader:
         turn["content"] = "".join(part["text"] for part in content)
 
     def _call(self, item: Mapping[str, Any], where: str) -> None:
-        _check_keys(
+        _check_item(
             item,
             ("type", "id", "call_id", "name", "arguments", "status", "caller", "namespace"),
             where,
         )
         for key in ("caller", "namespace"):
             if item.get(key) is not None and item[key] != {"type": "direct"}:
-                _refuse(f"{where}.{key}", "is not supported; leave it out")
+                refuse(f"{where}.{key}", "is not supported; leave it out")
         for key in ("call_id", "name", "arguments"):
             if not isinstance(item.get(key), str) or (key != "arguments" and not item[key]):
-                _refuse(f"{where}.{key}", f"is {item.get(key)!r}; a string is needed")
+                refuse(f"{where}.{key}", f"is {item.get(key)!r}; a string is needed")
         call = {
             "id": item["call_id"],
             "type": "function",
@@ -112,23 +108,21 @@ class ItemReader:
         self._assistant(where).setdefault("tool_calls", []).append(call)
 
     def _call_output(self, item: Mapping[str, Any], where: str) -> None:
-        _check_keys(item, ("type", "id", "call_id", "output", "status", "caller", "name"), where)
+        _check_item(item, ("type", "id", "call_id", "output", "status", "caller", "name"), where)
         call_id = item.get("call_id")
         if not isinstance(call_id, str):
-            _refuse(f"{where}.call_id", f"is {call_id!r}; a string is needed")
+            refuse(f"{where}.call_id", f"is {call_id!r}; a string is needed")
         output = _text_parts(item.get("output"), f"{where}.output")
         self._turn = None
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
         self.sources.append(where)
 
     def _reasoning(self, item: Mapping[str, Any], where: str) -> None:
-        _check_keys(
+        _check_item(
             item, ("type", "id", "summary", "content", "encrypted_content", "status"), where
         )
         if item.get("encrypted_content") is not None:
-            _refuse(
-                f"{where}.encrypted_content", "is set, but none is ever made here; leave it out"
-            )
+            refuse(f"{where}.encrypted_content", "is set, but none is ever made here; leave it out")
         content = item.get("content") or []
         texts = _text_parts(content, f"{where}.content", kinds=("reasoning_text", "text"))
         text = "".join(part["text"] for part in texts)
@@ -150,7 +144,6 @@ def to_chat(
     """Write a Responses request as a chat request.
 
     Args:
-        body: the request.
         earlier: items of the responses that it continues, oldest first.
 
     Returns:
@@ -169,7 +162,7 @@ def to_chat(
     else:
         reader.read(body.input, "input")
     if not reader.messages:
-        _refuse("input", "is empty; at least one item is needed")
+        refuse("input", "is empty; at least one item is needed")
     names = ParamNames(_NAMES, reader.sources)
     fields: dict[str, Any] = {
         "model": body.model,
@@ -199,10 +192,10 @@ def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | 
     for i, tool in enumerate(tools):
         kind = tool.get("type")
         if kind != "function":
-            _refuse(f"tools[{i}].type", f"is {kind!r}; only 'function' is supported")
+            refuse(f"tools[{i}].type", f"is {kind!r}; only 'function' is supported")
         for key, harmless in (("allowed_callers", ["direct"]), ("defer_loading", False)):
             if tool.get(key) not in (None, harmless):
-                _refuse(f"tools[{i}].{key}", "is not supported; leave it out")
+                refuse(f"tools[{i}].{key}", "is not supported; leave it out")
         dropped = ("type", "allowed_callers", "defer_loading", "output_schema")
         function = {key: value for key, value in tool.items() if key not in dropped}
         if function.get("description") is None:
@@ -243,29 +236,23 @@ def _text_parts(
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        _refuse(where, f"is {type(content).__name__}; a string or a list of text parts is needed")
+        refuse(where, f"is {type(content).__name__}; a string or a list of text parts is needed")
     parts = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not isinstance(part, Mapping) or kind not in kinds:
-            _refuse(f"{where}[{i}].type", f"is {kind!r}; allowed: {', '.join(kinds)}")
+            refuse(f"{where}[{i}].type", f"is {kind!r}; allowed: {', '.join(kinds)}")
         known = ("type", "text", "annotations", "logprobs", "prompt_cache_breakpoint")
-        _check_keys(part, known, f"{where}[{i}]")
+        _check_item(part, known, f"{where}[{i}]")
         text = part.get("text")
         if not isinstance(text, str):
-            _refuse(f"{where}[{i}].text", f"is {text!r}; a string is needed")
+            refuse(f"{where}[{i}].text", f"is {text!r}; a string is needed")
         parts.append({"type": "text", "text": text})
     return parts
 
 
-def _check_keys(item: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in item:
-        if key not in known:
-            _refuse(f"{where}.{key}", f"is not a known field; known: {', '.join(known)}")
+def _check_item(item: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    check_keys(item, known, where)
     status = item.get("status")
     if status is not None and status not in _STATUSES:
-        _refuse(f"{where}.status", f"is {status!r}; allowed: {', '.join(_STATUSES)}")
-
-
-def _refuse(param: str, problem: str) -> NoReturn:
-    raise InvalidRequestError(f"{param} {problem}.", param=param)
+        refuse(f"{where}.status", f"is {status!r}; allowed: {', '.join(_STATUSES)}")

@@ -5,38 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.responses import Response as EmptyResponse
 
+from lingflash.api.answer.accept import accept, check_stream_options
 from lingflash.api.answer.blocks import Turn
-from lingflash.api.answer.stream import EventStreamResponse, collect_answer
-from lingflash.api.chat.route import prepare_chat
-from lingflash.api.chat.writer import chat_choices
+from lingflash.api.answer.choices import chat_choices
+from lingflash.api.answer.prepare import prepare_chat
+from lingflash.api.answer.stream import send_answer
 from lingflash.api.responses.input import to_chat
 from lingflash.api.responses.writer import ResponseAnswer, new_id
 from lingflash.api.state import ServerState, state_of
-from lingflash.core.errors import InvalidRequestError, LingflashError, NotFoundError
+from lingflash.core.errors import InvalidRequestError, NotFoundError
 from lingflash.httpd.auth import caller_of
-from lingflash.httpd.body import json_response, read_request
+from lingflash.httpd.body import json_response
 from lingflash.httpd.openapi import json_body, query_parameters
-from lingflash.protocol.responses import RESPONSES_TABLE, ResponsesRequest, check_include
+from lingflash.protocol.endpoint_fields import RESPONSES
+from lingflash.protocol.responses import INCLUDABLE, check_include
 
 router = APIRouter()
 
 DEFAULT_PAGE = 20
 MAX_PAGE = 100
 
+_INCLUDE = {"type": "array", "items": {"enum": list(INCLUDABLE)}}
+_PAGE_QUERY = query_parameters(
+    after={"type": "string"},
+    include=_INCLUDE,
+    limit={"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+    order={"enum": ["asc", "desc"], "default": "desc"},
+)
+_READ_QUERY = query_parameters(include=_INCLUDE, stream={"enum": ["false"]})
 
-@router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
+
+@router.post(RESPONSES.path, openapi_extra=json_body(RESPONSES.model))
 async def create_response(request: Request) -> Response:
     """Answer an input, whole or as a stream of events, and keep the answer."""
-    state = state_of(request)
-    body = await read_request(
-        request, ResponsesRequest, state.config.max_body_bytes, RESPONSES_TABLE
-    )
-    model = state.require_model(body.model)
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
-    state.require_ready()
+    state, body, model = await accept(request, RESPONSES)
+    check_stream_options(body.stream_options, body.stream)
     owner = caller_of(request)
     earlier = await _earlier_items(state, owner, body.previous_response_id)
     chat, names = to_chat(body, earlier)
@@ -52,21 +56,10 @@ async def create_response(request: Request) -> Response:
         owner=owner,
         input_items=_input_items(body.input),
     )
-    if body.stream:
-        return EventStreamResponse(generation, answer)
-    try:
-        if not await collect_answer(generation, answer.collect(), request.receive):
-            return EmptyResponse(status_code=499)  # for the log; nobody reads it
-    except LingflashError as error:
-        answer.fail_whole(error)
-        if answer.snapshot()["status"] != "cancelled":
-            raise
-    finally:
-        await answer.finished()
-    return json_response(answer.snapshot())
+    return await send_answer(generation, answer, request, stream=bool(body.stream))
 
 
-@router.get("/v1/responses/{response_id}", openapi_extra=query_parameters("include", "stream"))
+@router.get("/v1/responses/{response_id}", openapi_extra=_READ_QUERY)
 async def retrieve_response(response_id: str, request: Request) -> Response:
     """Read a response that was stored, or is being made."""
     query = _query(request, "include", "include[]", "include_obfuscation", "stream")
@@ -76,8 +69,8 @@ async def retrieve_response(response_id: str, request: Request) -> Response:
             param="stream",
         )
     state, owner = state_of(request), caller_of(request)
-    live = state.live_responses.get(response_id)
-    if live is not None and live.owner == owner:
+    live = state.live_response(owner, response_id)
+    if live is not None:
         return json_response(live.snapshot())
     stored = await _stored(state).get(owner, response_id)
     return json_response(stored.body)
@@ -87,8 +80,8 @@ async def retrieve_response(response_id: str, request: Request) -> Response:
 async def delete_response(response_id: str, request: Request) -> Response:
     """Forget a response; what continues it can no longer be continued."""
     state, owner = state_of(request), caller_of(request)
-    live = state.live_responses.get(response_id)
-    if live is not None and live.owner == owner:
+    live = state.live_response(owner, response_id)
+    if live is not None:
         raise InvalidRequestError(
             "The response is still being made; cancel it first.", param="response_id"
         )
@@ -100,8 +93,8 @@ async def delete_response(response_id: str, request: Request) -> Response:
 async def cancel_response(response_id: str, request: Request) -> Response:
     """End a response that is being made."""
     state, owner = state_of(request), caller_of(request)
-    live = state.live_responses.get(response_id)
-    if live is not None and live.owner == owner:
+    live = state.live_response(owner, response_id)
+    if live is not None:
         live.cancel()
         return json_response(live.snapshot())
     stored = await _stored(state).get(owner, response_id)
@@ -114,10 +107,7 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     )
 
 
-@router.get(
-    "/v1/responses/{response_id}/input_items",
-    openapi_extra=query_parameters("after", "include", "limit", "order"),
-)
+@router.get("/v1/responses/{response_id}/input_items", openapi_extra=_PAGE_QUERY)
 async def list_input_items(response_id: str, request: Request) -> Response:
     """List the items of a response's own request, page by page."""
     query = _query(request, "after", "include", "include[]", "limit", "order")
@@ -158,8 +148,8 @@ async def _earlier_items(
     """Items of the responses that a request continues, oldest first."""
     if response_id is None:
         return []
-    live = state.live_responses.get(response_id)
-    if live is not None and live.owner == owner:
+    live = state.live_response(owner, response_id)
+    if live is not None:
         raise InvalidRequestError(
             f"The response {response_id!r} is still being made; wait for its end.",
             param="previous_response_id",

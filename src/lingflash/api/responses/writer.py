@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any
+from typing import Any, Literal, assert_never
 
 from lingflash.api.answer.blocks import Block, BlockStep, Turn
-from lingflash.api.answer.generation import Deltas, Generation
-from lingflash.api.answer.stream import ChunkWriter
+from lingflash.api.answer.generation import Deltas, Generation, never_written
+from lingflash.api.answer.stream import AnswerWriter
 from lingflash.api.state import ServerState
 from lingflash.core.errors import LingflashError
+from lingflash.core.types import FinishReason
 from lingflash.protocol.responses import ResponsesRequest
 from lingflash.protocol.sse import DONE, named_event
+from lingflash.protocol.usage import cache_report
+
+Status = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
 
 _ITEM_PREFIX = {"text": "msg_", "call": "fc_", "reasoning": "rs_"}
 _CANCELLED = "The response was cancelled."
@@ -23,15 +27,10 @@ def new_id(prefix: str) -> str:
     return prefix + secrets.token_hex(24)
 
 
-class ResponseAnswer(ChunkWriter):
+class ResponseAnswer(AnswerWriter):
     """Follows one response from its acceptance to its end, and stores it.
 
     Args:
-        state: of the server.
-        body: the request.
-        model: the name for the answer.
-        generation: that makes it.
-        turn: reads the generation into blocks.
         owner: hash of the key that it was asked for with.
         input_items: of the request, with ids.
     """
@@ -53,7 +52,7 @@ class ResponseAnswer(ChunkWriter):
         self._input_items = input_items
         self._item_ids: dict[int, str] = {}
         self._sequence_number = 0
-        self._status = "in_progress"
+        self._status: Status = "in_progress"
         self._error: dict[str, Any] | None = None
         self._completed_at: int | None = None
         self._keeps = body.store is not False and state.responses.is_enabled
@@ -123,9 +122,14 @@ class ResponseAnswer(ChunkWriter):
         self._fail(error)
         return self._response_event("response.failed")
 
-    def fail_whole(self, error: LingflashError) -> None:
-        """Note why an answer that is not streamed cannot be finished."""
+    def whole(self) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        return self.snapshot()
+
+    def has_body_after(self, error: LingflashError) -> bool:
+        """Whether it was cancelled, which its body says."""
         self._fail(error)
+        return self._status == "cancelled"
 
     def _fail(self, error: LingflashError) -> None:
         if self._status == "in_progress":
@@ -136,10 +140,9 @@ class ResponseAnswer(ChunkWriter):
 
     def _end_by_itself(self) -> None:
         if self._status == "in_progress":
-            is_cut = self._turn.finish_reason == "length"
-            self._end("incomplete" if is_cut else "completed")
+            self._end(_status_after(self._turn.finish_reason))
 
-    def _end(self, status: str) -> None:
+    def _end(self, status: Status) -> None:
         self._status = status
         if status == "completed":
             self._completed_at = int(time.time())
@@ -241,18 +244,25 @@ class ResponseAnswer(ChunkWriter):
     def _usage(self) -> dict[str, Any]:
         usage = self._turn.usage(self._generation)
         return {
-            "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": {
-                "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
-                "cache_write_tokens": 0,
-            },
-            "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {
-                "reasoning_tokens": usage["completion_tokens_details"]["reasoning_tokens"]
-            },
-            "total_tokens": usage["total_tokens"],
-            **{key: usage[key] for key in ("cache_report",) if key in usage},
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+            "total_tokens": usage.total_tokens,
+            **cache_report(usage),
         }
+
+
+def _status_after(reason: FinishReason | None) -> Status:
+    match reason:
+        case None | "stop":
+            return "completed"
+        case "length":
+            return "incomplete"
+        case "error" | "aborted":
+            raise never_written(reason)
+        case _:
+            assert_never(reason)
 
 
 def _part(block: Block, text: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.bench.in_engine.in_process import ask
 from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
@@ -56,7 +57,6 @@ class Outcome:
         results: turns by why no more of their prompt was found.
         num_blocks: size of the cache.
         cache_bytes: what it served at the end, by use.
-        seconds: of the whole run.
     """
 
     ttft_s: dict[int, list[float]] = field(default_factory=dict)
@@ -98,7 +98,6 @@ def read_trace(path: Path, vocab_size: int, seed: int) -> list[list[Turn]]:
         path: one JSON object a line, in the order in which they were sent: "conversation" (any
             name), "new_tokens" and "answer_tokens".
         vocab_size: token ids are below it.
-        seed: of the tokens.
 
     Raises:
         ConfigError: the file cannot be read; the message names the line.
@@ -284,7 +283,7 @@ def run_agent(
         "starved": working_set // 10,
     }
     for _ in range(repeats):  # the three take turns, so that a noisy minute hits all of them
-        record.ceilings.sample()
+        sample_ceilings(record)
         for name, num_blocks in budgets.items():
             engine = _Engine(config, loaded, caching=name != "off", num_blocks=num_blocks)
             engine.ask([1] * 64, 4)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.bench.in_engine.in_process import random_prompts
 from lingflash.core.config import EngineConfig
 from lingflash.core.hub import resolve_model
@@ -55,7 +56,6 @@ class IdleModel(BailingHybrid):
 
     Args:
         folder: whose config.json gives the shape.
-        max_rows: most rows of logits.
     """
 
     def __init__(self, folder: Path, max_rows: int) -> None:
@@ -207,14 +207,6 @@ def run_host(
 ) -> Record:
     """Time steps in which every sequence decodes one token.
 
-    Args:
-        model: whose config.json gives vocabulary and layers; no weights are read.
-        num_seqs: running sequences.
-        num_steps: timed steps of each kind.
-        threads: of torch; 1 if None, since no part of a step is large enough for more.
-        out: file to write.
-        allow_dirty: see Record.
-
     Raises:
         ConfigError: a value is out of range.
     """
@@ -224,7 +216,7 @@ def run_host(
     torch.set_num_threads(threads or 1)
     record = Record("host", out, allow_dirty)
     folder = resolve_model(model)
-    record.ceilings.sample()
+    sample_ceilings(record)
     max_model_len = _PROMPT_LEN + 3 * num_steps + 16
     record.settings = {
         "num_seqs": num_seqs,

@@ -52,9 +52,7 @@ class TimedEngine:
     """EngineLoop with the fast mode's defaults, greedy, never stopped by a token.
 
     Args:
-        model: folder or name.
         max_model_len: longest prompt and answer together.
-        max_num_seqs: largest batch.
     """
 
     def __init__(self, model: str, max_model_len: int, max_num_seqs: int) -> None:

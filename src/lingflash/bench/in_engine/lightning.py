@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.core.anchors import ANCHOR
 from lingflash.kernels.lightning_attn import (
     DecayTables,
@@ -38,12 +39,7 @@ SHAPES = (HeadShape("ling-nano", 8, 32), HeadShape("flash-like", 32, 128))
 
 
 class Case:
-    """One sequence's prompt in one call, from an empty state.
-
-    Args:
-        shape: heads.
-        num_tokens: length.
-    """
+    """One sequence's prompt in one call, from an empty state."""
 
     def __init__(self, shape: HeadShape, num_tokens: int) -> None:
         generator = torch.Generator().manual_seed(num_tokens)
@@ -92,13 +88,6 @@ def run_lightning(
 ) -> Record:
     """Time each shape at each length, taking turns.
 
-    Args:
-        lengths: tokens, ascending; the last against the first gives the ratio.
-        repeats: rounds, after one that is not counted.
-        threads: of torch; its default if None.
-        out: file to write.
-        allow_dirty: see Record.
-
     Raises:
         ConfigError: a value is out of range.
     """
@@ -123,7 +112,7 @@ def run_lightning(
         cases = {length: Case(shape, length) for length in lengths}
         samples: dict[int, list[float]] = {length: [] for length in lengths}
         for i in range(repeats + 1):
-            record.ceilings.sample()
+            sample_ceilings(record)
             for length, case in cases.items():
                 seconds, _ = case.run()
                 if i:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.bench.in_engine.dummy_checkpoint import MID_SIZE, write_checkpoint
 from lingflash.core.errors import ConfigError, EngineError
 from lingflash.records.record import Record, Target, require
@@ -31,14 +32,6 @@ def run_load(
 ) -> Record:
     """Write a dummy checkpoint, load it in fresh processes, delete it.
 
-    Args:
-        layers: of the dummy model; 12 make 2.3 GB.
-        dtypes: to load it as.
-        repeats: fresh processes for each.
-        folder: where the temporary folder is made; the system's place if None.
-        out: file to write.
-        allow_dirty: see Record.
-
     Raises:
         ConfigError: a value is out of range, or the disk is too small.
         EngineError: the loading process failed.
@@ -49,7 +42,7 @@ def run_load(
     )
     require(repeats >= 1, "--repeats", repeats, "1 or more")
     record = Record("load", out, allow_dirty)
-    record.ceilings.sample()
+    sample_ceilings(record)
     parent = Path(tempfile.gettempdir()) if folder is None else folder
     raw = {**MID_SIZE, "num_hidden_layers": layers}
     needed = layers * 200 * 2**20 + _SPARE_BYTES

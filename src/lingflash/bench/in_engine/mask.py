@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.core.types import GrammarSpec
 from lingflash.records.record import Record, Target, require
 from lingflash.structured.answer_form import answer_grammar
@@ -78,11 +79,7 @@ def _cases() -> dict[str, tuple[GrammarSpec, str]]:
 
 
 def synthetic_vocabulary(size: int) -> Vocabulary:
-    """A made vocabulary of the usual mixture: bytes, words with and without a space, JSON, CJK.
-
-    Args:
-        size: number of tokens.
-    """
+    """A made vocabulary of the usual mixture: bytes, words with and without a space, JSON, CJK."""
     rng = random.Random(0)
     tokens: dict[bytes, None] = dict.fromkeys(_TAGS)
     tokens |= dict.fromkeys(bytes([i]) for i in range(256))
@@ -149,12 +146,6 @@ def _timed(work: Callable[[], object]) -> float:
 def run_mask(*, vocab_size: int, repeats: int, out: Path | None, allow_dirty: bool) -> Record:
     """Walk texts through their grammars and time each token's mask.
 
-    Args:
-        vocab_size: of the made vocabulary.
-        repeats: rounds over each text, after one that is not counted.
-        out: file to write.
-        allow_dirty: see Record.
-
     Raises:
         ConfigError: a value is out of range.
     """
@@ -173,7 +164,7 @@ def run_mask(*, vocab_size: int, repeats: int, out: Path | None, allow_dirty: bo
         tokens = _tokens(vocabulary, text)
         samples: list[float] = []
         for i in range(repeats + 1):
-            record.ceilings.sample()
+            sample_ceilings(record)
             times = _walk(compiler.compile(spec), tokens, row)
             if i:
                 samples += times

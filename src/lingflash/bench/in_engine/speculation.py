@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.core.config import MAX_SPECULATIVE_TOKENS, Device, EngineConfig
 from lingflash.core.errors import ConfigError, EngineError
 from lingflash.core.hub import resolve_model
@@ -23,6 +24,7 @@ from lingflash.engine.loop import EngineLoop
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.records.record import Record, Target, model_label, require
 from lingflash.text.chat_prompt import ModelText
+from lingflash.train.data.heldout import heldout_cases
 
 # Speculation that has turned itself off may cost this much of the tokens per second.
 _LEAST_WHEN_OFF = 0.98
@@ -35,7 +37,6 @@ class Outcome:
     Args:
         seconds: of the steps in which all sequences decoded.
         tokens: that they gave.
-        steps: how many they were.
         reached: times that a first, second, ... draft was verified with all before it accepted.
         accepted: times that it was accepted then.
         answers: token ids, to compare.
@@ -115,7 +116,17 @@ def play(loop: EngineLoop, prompts: Sequence[list[int]], num_seqs: int, max_toke
     return outcome
 
 
-def run_speculation(
+def run_speculation(*, cases: int, seed: int, **options: Any) -> Record:
+    """Measure with the held-out conversations that call tools.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+    drawn = [case for case in heldout_cases(cases, seed) if "calls" in case["expected"]]
+    return measure(cases=drawn, **options)
+
+
+def measure(
     *,
     cases: Sequence[Mapping[str, Any]],
     model: str,
@@ -128,17 +139,6 @@ def run_speculation(
     allow_dirty: bool,
 ) -> Record:
     """Measure acceptance and tokens per second for 0 to 4 drafts.
-
-    Args:
-        cases: conversations, each with messages and tools.
-        model: with a tokenizer and an MTP layer.
-        device: auto, cpu or cuda.
-        num_seqs: conversations at once.
-        max_tokens: of each answer.
-        repeats: rounds; in each every kind runs once, so that a noisy minute hits all.
-        threads: of torch, if not its default.
-        out: file to write.
-        allow_dirty: see Record.
 
     Raises:
         ConfigError: an option is out of range.
@@ -176,7 +176,7 @@ def run_speculation(
         for _ in range(2 * name.startswith("adaptive")):
             play(loop, prompts, num_seqs, max_tokens)
     for _ in range(repeats):
-        record.ceilings.sample()
+        sample_ceilings(record)
         for name, loop in loops.items():
             outcomes[name].append(play(loop, prompts, num_seqs, max_tokens))
     _fill(record, outcomes)

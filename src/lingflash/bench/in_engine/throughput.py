@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lingflash.bench.in_engine.ceilings import MATMUL, sample_ceilings
 from lingflash.bench.in_engine.in_process import TimedEngine, prefill_flops, random_prompts
 from lingflash.core.errors import ConfigError
 from lingflash.core.hub import resolve_model
@@ -27,10 +28,6 @@ _TARGET_DECODE, _TARGET_PREFILL, _TARGET_PREFILL_TOKENS = 5.0, 40.0, 2048
 
 class PeerProcess:
     """mlx-lm in its own environment.
-
-    Args:
-        python: its interpreter.
-        folder: model to load.
 
     Raises:
         ConfigError: it does not start.
@@ -132,18 +129,6 @@ def run_throughput(
 ) -> Record:
     """Measure, taking turns: every round measures every case once in each program.
 
-    Args:
-        model: folder or name.
-        prompt_lens: prompts whose prefill is timed, alone.
-        batch_sizes: batches whose decoding is timed.
-        decode_prompt_len: prompt tokens before decoding.
-        decode_steps: timed steps, after the one that gives the first token.
-        repeats: rounds, after one that is not counted.
-        threads: of torch; its default if None.
-        peer_python: interpreter with mlx-lm, or None to measure ours alone.
-        out: file to write.
-        allow_dirty: see Record.
-
     Raises:
         ConfigError: a value is out of range, or the peer does not compute the same.
     """
@@ -205,7 +190,7 @@ def _measure(
             samples.setdefault(name, []).append(value)
 
     for i in range(repeats + 1):
-        record.ceilings.sample()
+        sample_ceilings(record)
         for length in prompt_lens:
             prompt = random_prompts(1, length, vocab_size, seed=100 + i)[0]
             seconds, _ = engine.prefill(prompt)
@@ -241,7 +226,7 @@ def _measure(
 
 def _conclude(record: Record, model: str, prompt_lens: Sequence[int], with_peer: bool) -> None:
     """Ratios, the part of the matrix rate that prefill reaches, and the promises."""
-    peak = record.ceilings.as_dict()["matmul_gflop_per_s"]["median"]
+    peak = record.ceilings[MATMUL].median
     for length in prompt_lens:
         flops, active = prefill_flops(model, length)
         rate = record.results[f"prefill {length}: lingflash"].median

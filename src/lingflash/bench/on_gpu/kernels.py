@@ -11,7 +11,6 @@ import torch
 
 from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, launch_ms
 from lingflash.core.errors import ConfigError
-from lingflash.records.machine import SourceState
 from lingflash.records.record import Record, Target, require
 
 if TYPE_CHECKING:
@@ -27,16 +26,9 @@ def run_kernels(
     repeats: int,
     out: Path | None,
     allow_dirty: bool,
-    commit: str | None = None,
+    commit: str | None,
 ) -> Record:
     """Time the cases of some groups, each `repeats` times in rounds.
-
-    Args:
-        groups: of GROUPS.
-        repeats: medians that are taken of each case.
-        out: file to write.
-        allow_dirty: see Record.
-        commit: of the sources, where they were copied without their history.
 
     Raises:
         ConfigError: a value is not allowed, or there is no GPU.
@@ -47,9 +39,7 @@ def run_kernels(
         raise ConfigError(
             "ling bench kernels needs an NVIDIA GPU and a CUDA build of torch.", param="device"
         )
-    record = Record("kernels", out, allow_dirty or commit is not None)
-    if commit is not None:
-        record.source = SourceState(commit, False)
+    record = Record("kernels", out, allow_dirty, commit=commit)
     torch.manual_seed(0)
     ceilings = GpuCeilings()
     ceilings.sample()
@@ -124,23 +114,3 @@ def _keep(
     record.save()
     spread = max(samples) / statistics.median(samples)
     print(f"{name:44s} {ms:9.4f} ms  {rate}  max/median {spread:.2f}", flush=True)
-
-
-if __name__ == "__main__":
-    # A machine with a GPU need not have what the `ling` command's server side imports.
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--group", nargs="*", default=list(GROUPS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--allow-dirty", action="store_true")
-    parser.add_argument("--commit")
-    given = parser.parse_args()
-    run_kernels(
-        groups=given.group,
-        repeats=given.repeats,
-        out=given.out,
-        allow_dirty=given.allow_dirty,
-        commit=given.commit,
-    )

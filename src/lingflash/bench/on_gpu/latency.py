@@ -22,7 +22,6 @@ from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.layers.feed_forward import MoeMlp
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
 from lingflash.quant.recipe import FORMATS, FormatName
-from lingflash.records.machine import SourceState
 from lingflash.records.record import Record, Target, require
 
 _BLOCK = 64
@@ -249,9 +248,10 @@ class Prefill:
 def run_latency(
     *,
     shape: str,
+    weights: str,
     format_name: str,
     layers: int | None,
-    batches: Sequence[int],
+    batches: Sequence[int] | None,
     contexts: Sequence[int],
     prefills: Sequence[int],
     repeats: int,
@@ -260,38 +260,25 @@ def run_latency(
     turns: Sequence[int],
     out: Path | None,
     allow_dirty: bool,
-    commit: str | None = None,
+    commit: str | None,
 ) -> Record:
-    """Time decode steps as graphs, and prefill.
-
-    Args:
-        shape: name of a published shape.
-        format_name: bf16 or what `ling convert` writes.
-        layers: fewer than the shape has; all if None.
-        batches: sequences that decode at once.
-        contexts: tokens that each has.
-        prefills: prompts to time.
-        repeats: counted rounds of _STEPS steps.
-        kernels: list the kernels of the first decode case and of the first prompt.
-        engine: sequences for which the whole engine's steps are timed too, at the first context.
-        turns: new tokens of a turn whose first token is timed, after each context.
-        out: file to write.
-        allow_dirty: see Record.
-        commit: of the sources, where they were copied without their history.
+    """Time decode steps as graphs, prefill, and the engine around them.
 
     Raises:
         ConfigError: a value is out of range, or there is no GPU.
     """
+    if batches is None:
+        batches = () if prefills or engine or turns else (1, 32)
     formats = ("bf16", *FORMATS)
+    require(weights == "dummy", "--weights", weights, "dummy")
     require(format_name in formats, "--format", format_name, ", ".join(formats))
-    require(all(1 <= n <= 256 for n in batches), "--batch", list(batches), "1 to 256")
-    require(all(n >= 1 for n in contexts), "--context", list(contexts), "1 or more")
-    require(all(n >= 1 for n in prefills), "--prefill", list(prefills), "1 or more")
     require(repeats >= 1, "--repeats", repeats, "1 or more")
-    ok = all(1 <= n <= 256 for n in engine) and (contexts or not engine)
-    require(bool(ok), "--engine", list(engine), "1 to 256, and a --context to decode at")
-    ok = all(n >= 1 for n in turns) and (contexts or not turns)
-    require(bool(ok), "--turn", list(turns), "1 or more, and a --context that they follow")
+    for flag, values, most in (
+        ("--batch", batches, 256), ("--context", contexts, None), ("--prefill", prefills, None),
+        ("--engine", engine, 256), ("--turn", turns, None),
+    ):  # fmt: skip
+        ok = all(1 <= n <= (most or n) for n in values)
+        require(ok, flag, list(values), f"1 to {most}" if most else "1 or more")
     config = shape_config(shape, layers)
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -299,9 +286,7 @@ def run_latency(
             "ling bench throughput.",
             param="device",
         )
-    record = Record("latency", out, allow_dirty or commit is not None)
-    if commit is not None:
-        record.source = SourceState(commit, False)
+    record = Record("latency", out, allow_dirty, commit=commit)
     torch.manual_seed(0)
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
@@ -332,23 +317,31 @@ def run_latency(
         record.save()
         torch.cuda.empty_cache()
     if engine or turns:
-        # Not at the top: the engine needs packages that the rest of this file does without.
-        from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
-
-        for num_seqs in engine:
-            time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
-            torch.cuda.empty_cache()
-        for context in contexts if turns else ():
-            for num_new in turns:
-                time_turns(record, model, context, num_new, repeats)
-                record.save()
-                torch.cuda.empty_cache()
+        _time_engine(record, model, engine, contexts, turns, repeats)
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
         _add_targets(record, torch.cuda.get_device_name(0), format_name)
     record.finish()
     return record
+
+
+def _time_engine(
+    record: Record, model: BailingHybrid, engine: Sequence[int], contexts: Sequence[int],
+    turns: Sequence[int], repeats: int,
+) -> None:  # fmt: skip
+    """Add the whole engine's steps at the first context, and turns after each."""
+    # Not at the top: the engine needs packages that the rest of this file does without.
+    from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
+
+    for num_seqs in engine:
+        time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
+        torch.cuda.empty_cache()
+    for context in contexts if turns else ():
+        for num_new in turns:
+            time_turns(record, model, context, num_new, repeats)
+            record.save()
+            torch.cuda.empty_cache()
 
 
 def _add_targets(record: Record, gpu: str, format_name: str) -> None:
@@ -452,35 +445,3 @@ def _time_prefill(
         ]
         for key, n, us in rows[:24]:
             print(f"    {us:9.2f} us {n:6.1f} x  {key[:80]}", flush=True)
-
-
-if __name__ == "__main__":
-    # A machine with a GPU need not have what the `ling` command's server side imports.
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--format", default="fp8")
-    parser.add_argument("--layers", type=int)
-    for flag in ("--batch", "--context", "--prefill", "--engine", "--turn"):
-        parser.add_argument(flag, type=int, nargs="*", default=[])
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--kernels", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--allow-dirty", action="store_true")
-    parser.add_argument("--commit")
-    given = parser.parse_args()
-    run_latency(
-        shape="ling-2.6-flash",
-        format_name=given.format,
-        layers=given.layers,
-        batches=given.batch,
-        contexts=given.context,
-        prefills=given.prefill,
-        repeats=given.repeats,
-        kernels=given.kernels,
-        engine=given.engine,
-        turns=given.turn,
-        out=given.out,
-        allow_dirty=given.allow_dirty,
-        commit=given.commit,
-    )

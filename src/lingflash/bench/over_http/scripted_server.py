@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from lingflash.api.config import ServerConfig
+from lingflash.api.server import serve_engine
 from lingflash.core.errors import ConfigError
 from lingflash.core.log import setup_logging
 from lingflash.core.types import EngineInfo, EngineRequest
-from lingflash.httpd.server import bind_socket, run_server
+from lingflash.httpd.server import bind_socket
 from lingflash.link.scripted import Behaviour, ScriptedEngine
 from lingflash.text.tokenizer import Tokenizer
 
@@ -30,7 +31,6 @@ async def serve_scripted(folder: Path, port: int, step_s: float) -> None:
 
     Args:
         folder: of the model whose tokenizer and template are used.
-        port: to listen on.
         step_s: seconds between two tokens of every answer.
     """
     tokenizer = Tokenizer.from_folder(folder)
@@ -56,7 +56,7 @@ async def serve_scripted(folder: Path, port: int, step_s: float) -> None:
     )
     engine = ScriptedEngine(script, info, Behaviour(delay_s=step_s, is_punctual=step_s > 0))
     config = ServerConfig(model_folder=folder, host=HOST, port=port)
-    await run_server(engine, config, bind_socket(HOST, port))
+    await serve_engine(engine, config, bind_socket(HOST, port))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lingflash.bench.over_http.server_process import server_at
+from lingflash.bench.over_http.stream import run_stream
 from lingflash.core.errors import ConfigError
 from lingflash.link.http_client import Address, BadAnswer, call, open_request
 from lingflash.records.record import Record, model_label, require
@@ -37,7 +39,6 @@ class Timing:
         itl_s: between the arrivals of chunks with tokens, per token.
         e2e_s: until the end.
         num_prompt_tokens, num_tokens: read and generated.
-        error: what went wrong.
     """
 
     num_prompt_tokens: int
@@ -131,6 +132,41 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
+async def run_serve(
+    *,
+    scripted: bool,
+    num_clients: int | None,
+    prompt_len: tuple[int, int],
+    answer_len: tuple[int, int],
+    step_ms: float,
+    num_tokens: int,
+    **load: Any,
+) -> Record:
+    """Load a server as serve_load, or measure it alone as run_stream.
+
+    Raises:
+        ConfigError, EngineError, BadAnswer: see there.
+    """
+    if num_clients is None:
+        num_clients = 64 if scripted else 16
+    if not scripted:
+        lengths = Lengths(prompt_len, answer_len)
+        return await serve_load(num_clients=num_clients, lengths=lengths, **load)
+    url, flags = load["url"], load["serve_flags"]
+    require(url is None, "--url", url, "not with --scripted, which starts its own server")
+    require(not flags, "--serve-flag", flags, "none with --scripted")
+    return await run_stream(
+        model=load["model"],
+        num_clients=num_clients,
+        num_tokens=num_tokens,
+        step_ms=step_ms,
+        num_first=200,
+        repeats=5,
+        out=load["out"],
+        allow_dirty=load["allow_dirty"],
+    )
+
+
 async def serve_load(
     *,
     url: str | None,
@@ -147,19 +183,6 @@ async def serve_load(
     allow_dirty: bool,
 ) -> Record:
     """Load a server and record what its clients saw.
-
-    Args:
-        url: of a running server; None starts `ling serve MODEL`.
-        model: to start.
-        api_key: of the running server.
-        num_clients: requests in flight.
-        num_requests: in all.
-        lengths: of prompts and answers.
-        slo_ttft_ms, slo_tpot_ms: what a request must keep to count for goodput.
-        seed: of lengths and prompts.
-        serve_flags: further flags of the server that is started.
-        out: file to write.
-        allow_dirty: see Record.
 
     Raises:
         ConfigError: a value is out of range, or no request succeeded.

@@ -33,12 +33,7 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """The server and where it listens; stop() ends it as an operator would.
-
-    Args:
-        address: where it will listen.
-        command: to start it.
-    """
+    """The server and where it listens; stop() ends it as an operator would."""
 
     def __init__(self, address: Address, command: Sequence[str]) -> None:
         self.address = address

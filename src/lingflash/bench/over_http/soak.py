@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lingflash.bench.over_http.server_process import ServerProcess, server_at
 from lingflash.bench.over_http.soak_clients import Limits, ask_whole, find_limits, pick_behaviour
-from lingflash.link.http_client import Address, BadAnswer, call, read_metrics
+from lingflash.link.http_client import Address, BadAnswer, call
 from lingflash.records.record import Record, model_label, require
 
 _IDLE_TIMEOUT_S = 30.0
@@ -43,8 +43,6 @@ class SoakSummary:
         outcomes: behaviour and how it ended, to how often.
         failures: what should not have happened, with the first few words of why.
         leaks: gauges that were not back where they belong.
-        metrics: the last ones read.
-        seconds: of load.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -57,6 +55,23 @@ class SoakSummary:
     def is_clean(self) -> bool:
         """Nothing leaked and nothing failed."""
         return not self.leaks and not self.failures
+
+
+async def read_metrics(address: Address) -> dict[str, float]:
+    """The series of /metrics that have no labels, without the lingflash_ prefix.
+
+    Raises:
+        BadAnswer: there are none.
+    """
+    status, body = await call(address, "GET", "/metrics")
+    if status != 200:
+        raise BadAnswer(f"/metrics answered {status}")
+    found: dict[str, float] = {}
+    for line in body.decode().splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("lingflash_") and "{" not in name:
+            found[name.removeprefix("lingflash_")] = float(value)
+    return found
 
 
 def find_leaks(metrics: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
@@ -87,11 +102,7 @@ async def soak(
     """Load a server that nobody else uses, then look at what is left.
 
     Args:
-        address: of the server.
         seconds: of load; requests under way then are let finish.
-        num_clients: at once.
-        seed: of everything random.
-        limits: of the served model.
     """
     summary = SoakSummary()
     before = await read_metrics(address)
@@ -157,17 +168,6 @@ async def run_soak(
     allow_dirty: bool,
 ) -> bool:
     """Soak a server and print what happened; returns whether it was clean.
-
-    Args:
-        url: of a running server that nobody else uses; None starts `ling serve MODEL`.
-        model: to start.
-        api_key: of the running server.
-        minutes: of load.
-        num_clients: at once.
-        seed: of everything random.
-        serve_flags: further flags of the server that is started.
-        out: file to write.
-        allow_dirty: see Record.
 
     Raises:
         ConfigError: a value is out of range.

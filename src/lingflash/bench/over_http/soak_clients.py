@@ -9,19 +9,11 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lingflash.link.http_client import (
-    Address,
-    Answer,
-    BadAnswer,
-    call,
-    connect,
-    open_request,
-    read_head,
-)
+from lingflash.link.http_client import Address, Answer, BadAnswer, call, open_request
 
 _SAFE_VOCAB = 256
 _COMPLETIONS, _CHAT = "/v1/completions", "/v1/chat/completions"
@@ -151,6 +143,20 @@ async def _read_stream(address: Address, rng: random.Random, limits: Limits, pau
     return "answered"
 
 
+@contextlib.asynccontextmanager
+async def _socket(
+    address: Address,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to misuse."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
 async def leave_mid_stream(address: Address, rng: random.Random, limits: Limits) -> str:
     """Go away after a few events."""
     path, payload = _good(rng, limits, stream=True)
@@ -169,7 +175,7 @@ async def leave_mid_stream(address: Address, rng: random.Random, limits: Limits)
 async def leave_before_first_byte(address: Address, rng: random.Random, limits: Limits) -> str:
     """Send a request and go away without reading, at once or a moment later."""
     path, payload = _good(rng, limits, stream=rng.random() < 0.5)
-    async with connect(address) as (_, writer):
+    async with _socket(address) as (_, writer):
         writer.write(address.encode("POST", path, _encode(payload)))
         await writer.drain()
         if rng.random() < 0.5:
@@ -182,7 +188,7 @@ async def leave_before_first_byte(address: Address, rng: random.Random, limits: 
 async def leave_mid_request(address: Address, rng: random.Random, limits: Limits) -> str:
     """Send a part of the request and go away."""
     data = address.encode("POST", _COMPLETIONS, _encode(_completion(rng, limits, stream=True)))
-    async with connect(address) as (_, writer):
+    async with _socket(address) as (_, writer):
         writer.write(data[: rng.randint(1, len(data) - 1)])
         await writer.drain()
         await asyncio.sleep(rng.random() * 0.02)
@@ -234,13 +240,13 @@ async def send_malformed(address: Address, rng: random.Random, limits: Limits) -
 
 async def send_garbage(address: Address, rng: random.Random, limits: Limits) -> str:
     """Send what is no HTTP; a 4xx or a closed connection are both fine."""
-    async with connect(address) as (reader, writer):
+    async with _socket(address) as (reader, writer):
         writer.write(rng.randbytes(rng.randint(1, 200)) + b"\r\n\r\n")
         with contextlib.suppress(OSError):
             await writer.drain()
         try:
             async with asyncio.timeout(5.0):
-                answer: Answer = await read_head(reader)
+                answer = Answer.of_bytes(await reader.read())
         except (BadAnswer, TimeoutError, OSError):
             return "closed or ignored"
     if not 400 <= answer.status < 500:

@@ -32,17 +32,7 @@ async def run_stream(
     out: Path | None,
     allow_dirty: bool,
 ) -> Record:
-    """Measure and record.
-
-    Args:
-        model: whose tokenizer and template are used.
-        num_clients: that stream at once.
-        num_tokens: of each of their answers.
-        step_ms: the engine gives every answer a token in so many milliseconds, by the clock.
-        num_first: requests of the single client, one after the other.
-        repeats: rounds of all clients.
-        out: file to write.
-        allow_dirty: see Record.
+    """Measure and record: num_first requests of one client, then rounds of all clients.
 
     Raises:
         ConfigError: a value is out of range.

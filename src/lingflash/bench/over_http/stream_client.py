@@ -21,7 +21,6 @@ class Stream:
     Args:
         started_s: when the connection was opened, on the clock of perf_counter.
         first_s: when the first event with text was complete; 0 before.
-        ended_s: when the server closed.
         num_reads: how many times bytes came.
     """
 
@@ -37,15 +36,12 @@ class Stream:
         Raises:
             BadAnswer: it is not a whole, successful answer.
         """
-        head, separator, body = bytes(self.raw).partition(b"\r\n\r\n")
-        if not separator or b" 200 " not in head.split(b"\r\n", 1)[0]:
-            raise BadAnswer(f"no 200: {head[:80]!r} {body[:200]!r}")
-        reader = asyncio.StreamReader()
-        reader.feed_data(body)
-        reader.feed_eof()
+        answer = Answer.of_bytes(bytes(self.raw))
+        if answer.status != 200:
+            raise BadAnswer(f"status {answer.status}: {(await answer.read())[:200]!r}")
         texts: list[str] = []
         last = ""
-        async for last in Answer(200, {"transfer-encoding": "chunked"}, reader).events():
+        async for last in answer.events():
             if last == "[DONE]":
                 break
             chunk = json.loads(last)

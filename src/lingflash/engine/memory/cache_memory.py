@@ -33,7 +33,6 @@ class CacheMemory:
 
     Args:
         tensors: the device's memory; not to be reallocated while this lives.
-        num_host_blocks: size of the host tier.
     """
 
     def __init__(self, tensors: CacheTensors, num_host_blocks: int = 0) -> None:

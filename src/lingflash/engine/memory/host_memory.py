@@ -27,10 +27,7 @@ class HostMemory:
     """Blocks of integers in host memory.
 
     Args:
-        num_blocks: how many.
-        shape: of one block.
         dtype: of integers as wide as the latents.
-        device: where the model runs.
     """
 
     def __init__(

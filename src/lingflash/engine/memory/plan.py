@@ -66,19 +66,14 @@ class MemoryPlan:
         device: where the model runs, "cpu" or "cuda".
         dtype: of weights and latents.
         available_bytes: memory that may be used in all, after --memory-fraction.
-        weights_bytes: the model.
         workspace_bytes: activations of one step.
         state_bytes_per_seq: one sequence's recurrent states and tails.
-        tail_bytes_per_seq: of which tails.
         latent_bytes_per_token: one token's place in the paged cache.
-        num_blocks: blocks of the paged cache.
-        block_size: tokens in a block.
         num_state_slots: sequences that run at once.
         num_ranks: processes that share the model, each with this plan.
         checkpoint_blocks: blocks that one state checkpoint takes; 0 without a prefix cache.
         end_blocks: blocks that the states of a sequence's end take, tails included; 0 without a
             prefix cache, or with speculation, whose layer goes on only from an anchor.
-        num_host_blocks: blocks of the host tier.
         num_speculative_tokens: most drafts of a sequence and step, 0 for no speculation.
         max_model_len: context limit that was asked for or that fits.
         wanted_model_len: context limit before it was cut to what fits.
@@ -86,11 +81,10 @@ class MemoryPlan:
 
     device: str
     dtype: torch.dtype
-    available_bytes: int
-    weights_bytes: int
-    workspace_bytes: int
+    available_bytes: int = 0
+    weights_bytes: int = 0
+    workspace_bytes: int = 0
     state_bytes_per_seq: int
-    tail_bytes_per_seq: int
     latent_bytes_per_token: int
     num_blocks: int
     block_size: int
@@ -124,11 +118,7 @@ class MemoryPlan:
         return cls(
             device=model.device.type,
             dtype=model.dtype,
-            available_bytes=0,
-            weights_bytes=0,
-            workspace_bytes=0,
             state_bytes_per_seq=each.state,
-            tail_bytes_per_seq=each.tail,
             latent_bytes_per_token=each.latent,
             num_blocks=num_blocks,
             block_size=block_size,

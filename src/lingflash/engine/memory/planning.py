@@ -123,13 +123,6 @@ def plan_checkpoint(
 ) -> MemoryPlan:
     """Count the bytes of a checkpoint that is known by its headers; the plan of one rank.
 
-    Args:
-        config: settings.
-        whole: the model's shape.
-        entries: its tensors.
-        device: where it would run.
-        available: bytes that may be used there.
-
     Raises:
         ModelLoadError, ConfigError, NotEnoughMemoryError: see plan_memory.
     """
@@ -167,7 +160,6 @@ def plan_checkpoint(
         weights_bytes=weights,
         workspace_bytes=workspace,
         state_bytes_per_seq=each.state,
-        tail_bytes_per_seq=each.tail,
         latent_bytes_per_token=each.latent,
         num_blocks=num_blocks,
         block_size=config.block_size,

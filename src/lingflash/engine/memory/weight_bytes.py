@@ -27,7 +27,6 @@ def count_weights(
 
     Args:
         config: of the whole model.
-        entries: the checkpoint's tensors.
         dtype: of activations and of weights that are not quantized.
         shard: the rank and how many there are.
 

@@ -29,7 +29,6 @@ def check_batch_invariance(
     Args:
         model: float32 on the CPU.
         allocate: makes scratch memory from a number of sequences and a number of blocks.
-        block_size: tokens in a block.
 
     Raises:
         ConfigError: they differ, so --batch-invariant cannot be kept here.

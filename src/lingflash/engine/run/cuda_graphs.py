@@ -41,11 +41,8 @@ class DecodeGraphs:
     """Runs steps in which every sequence has one query token.
 
     Args:
-        decoder: the model's launches.
         cache: the memory they run on; its last slot and last block are for padding.
         max_num_seqs: most sequences of a step, also the number of slots that sequences use.
-        max_model_len: most tokens of a sequence.
-        block_size: tokens in a block.
         use_graphs: False launches one by one, which is how this is tested without a GPU.
     """
 
@@ -155,7 +152,6 @@ class DecodeGraphs:
         """Bring a step's inputs to the device; the rows of its graph.
 
         Args:
-            scheduled: the step.
             draws: bring what their tokens are drawn by; else what the graph draws means nothing.
         """
         count = len(scheduled)

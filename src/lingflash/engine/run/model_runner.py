@@ -40,8 +40,6 @@ class ModelRunner:
     """A loaded model and the memory of its sequences.
 
     Args:
-        model: the model, weights filled.
-        plan: sizes of the memory.
         batch_invariant: run so that a sequence's logits are bitwise independent of its company.
         stop_token_ids: the model's own.
         folder: of the checkpoint, where the tokenizer lies; None has none.

@@ -92,9 +92,7 @@ class Ranks:
     """The processes of ranks 1 and up.
 
     Args:
-        config: of the engine.
         plan: memory of one rank.
-        folder: of the checkpoint.
 
     Raises:
         ConfigError: there are not enough GPUs, or this process has a split model already.
@@ -226,7 +224,6 @@ class LeadModel(BailingHybrid):
 
     Args:
         model: rank 0's part; shared, not copied.
-        ranks: the others.
     """
 
     def __init__(self, model: BailingHybrid, ranks: Ranks) -> None:
@@ -266,7 +263,6 @@ class LeadMemory(CacheMemory):
 
     Args:
         tensors: rank 0's part.
-        ranks: the others.
     """
 
     def __init__(self, tensors: CacheTensors, ranks: Ranks) -> None:

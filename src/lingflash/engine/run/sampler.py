@@ -182,8 +182,6 @@ def token_logprobs(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[To
 
     Args:
         logits: float32 [R, V], raw.
-        token_ids: R token ids.
-        num_top: how many alternatives.
     """
     logprobs = torch.log_softmax(logits, -1)
     chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])

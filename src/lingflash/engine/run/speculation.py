@@ -83,8 +83,6 @@ class Speculator:
 
     Args:
         model: with an MTP layer.
-        cache: of all sequences.
-        num_blocks: in the cache.
     """
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors, num_blocks: int) -> None:
@@ -102,7 +100,6 @@ class Speculator:
         """Write the rows of the tokens that have become certain, then make drafts.
 
         Args:
-            output: the step.
             hidden: [T_pad, D], the model's hidden states of all its tokens.
             results: of its sequences, not yet committed.
         """
@@ -275,7 +272,6 @@ class _Draft:
     """Guesses of one sequence under way.
 
     Args:
-        sequence: whose.
         new: tokens that this step gave it, not yet committed.
         count: guesses to make, at most.
     """

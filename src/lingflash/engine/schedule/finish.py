@@ -32,15 +32,16 @@ def take_result(sequence: Sequence, result: StepResult) -> TokenEvent:
     An accepted draft counts as computed, too.
     """
     event = _new_event(sequence)
-    event.logprobs = None if result.logprob is None else []
+    if result.logprob is not None:
+        event.logprobs = []
     _take_token(sequence, result, event)
     for following in result.following:
         if event.finish_reason is not None:
             break
         sequence.num_computed += 1
         _take_token(sequence, following, event)
-    if event.finish_reason is not None:
-        event.logprobs = event.logprobs or None
+    if not event.logprobs:
+        event.logprobs = None
     if event.error_code is None:
         event.prompt_logprobs = _first_prompt_logprobs(sequence)
     return event

@@ -14,11 +14,7 @@ from lingflash.engine.schedule.sequence import Sequence
 
 
 class PrefixKeeper:
-    """The scheduler's hand in the prefix cache, and its counters.
-
-    Args:
-        cache: the memory.
-    """
+    """The scheduler's hand in the prefix cache, and its counters."""
 
     def __init__(self, cache: CacheManager) -> None:
         self._cache = cache

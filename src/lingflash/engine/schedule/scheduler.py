@@ -51,7 +51,6 @@ class Scheduler:
     """All sequences of the engine and the memory they hold.
 
     Args:
-        cache: the memory.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in a step.
         max_num_waiting: requests that wait at once; one more is refused.
@@ -123,8 +122,6 @@ class Scheduler:
         """Queue a request.
 
         Args:
-            request: what to serve.
-            now_s: the clock.
             matcher: of the request's grammar, at its start.
 
         Raises:

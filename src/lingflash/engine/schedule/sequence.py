@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from lingflash.cache.lease import Lease
 from lingflash.cache.prefix_tree import block_keys, root_key
-from lingflash.core.errors import ContextLengthError, InvalidRequestError
+from lingflash.core.errors import InvalidRequestError
+from lingflash.core.limits import check_lengths, check_token_ids
 from lingflash.core.types import CacheReport, EngineRequest, SamplingParams, TokenLogprob
 from lingflash.structured.masks import TokenMatcher
 
@@ -16,14 +17,11 @@ class Sequence:
     """One sampled continuation of a request.
 
     Args:
-        request_id: whose it is.
         choice: its index among the request's n.
         prompt_token_ids: shared by the choices; not changed.
-        sampling: the request's.
         stop_token_ids: tokens that end it, the model's own included unless they are ignored.
         max_total_tokens: prompt and answer together end here.
         deadline_s: clock time at which it ends with an error, or None.
-        output_token_ids: what was generated.
         num_computed: tokens whose keys, values and states are in the cache.
         num_in_flight: tokens in steps that were scheduled and are not committed.
         has_ended: its last event was made.
@@ -103,7 +101,6 @@ class DraftedSequence:
     """A sequence as it will be if its first drafts are accepted: what choosing a token reads.
 
     Args:
-        sequence: the sequence.
         more: tokens that follow what it has.
     """
 
@@ -132,33 +129,13 @@ def check_limits(request: EngineRequest, vocab_size: int, max_model_len: int) ->
         InvalidRequestError: with the field at fault.
     """
     ids, sampling = request.prompt_token_ids, request.sampling
-    if not ids:
-        raise InvalidRequestError(
-            "The prompt is empty; at least one token is needed.", param="prompt"
-        )
-    if min(ids) < 0 or max(ids) >= vocab_size:
-        wrong = next(i for i in ids if not 0 <= i < vocab_size)
-        raise InvalidRequestError(
-            f"Token id {wrong} is outside the vocabulary of {vocab_size}.", param="prompt"
-        )
-    for name in ("stop_token_ids", "logit_bias"):
-        for token in getattr(sampling, name) or ():
-            if not 0 <= token < vocab_size:
-                raise InvalidRequestError(
-                    f"{name} has token id {token}, outside the {vocab_size} there are.",
-                    param=name,
-                )
+    check_lengths(len(ids), sampling.max_tokens, max_model_len, param="prompt")
+    check_token_ids(ids, vocab_size, "prompt")
+    check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(sampling.logit_bias or (), vocab_size, "logit_bias")
     if request.timeout_s is not None and request.timeout_s <= 0:
         raise InvalidRequestError(
             f"timeout is {request.timeout_s}; it must be above 0 seconds.", param="timeout"
-        )
-    wanted = sampling.max_tokens if sampling.max_tokens is not None else 1
-    if len(ids) + wanted > max_model_len:
-        what = f"{wanted} more were asked for" if sampling.max_tokens else "no room is left"
-        raise ContextLengthError(
-            f"The prompt has {len(ids)} tokens and {what}; the context holds "
-            f"{max_model_len}. Shorten the prompt or lower max_tokens.",
-            param="max_tokens" if len(ids) < max_model_len else "prompt",
         )
 
 

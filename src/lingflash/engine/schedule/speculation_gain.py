@@ -111,13 +111,7 @@ class SpeculationGain:
         return 0
 
     def observe(self, num_seqs: int, num_tokens: int, seconds: float) -> None:
-        """Take in a step in which all sequences decoded.
-
-        Args:
-            num_seqs: in the step.
-            num_tokens: that they got.
-            seconds: that it took.
-        """
+        """Take in a step in which all sequences decoded."""
         if self.is_adaptive:
             self._of(num_seqs).observe(num_tokens, seconds)
 

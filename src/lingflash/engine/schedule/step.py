@@ -18,7 +18,6 @@ class ScheduledSequence:
     """Tokens of one sequence in a step.
 
     Args:
-        sequence: whose.
         start: position of the first.
         num_tokens: how many, drafts included.
         wants_token: whether the last one's logits give the next token.

@@ -72,7 +72,6 @@ def decay_tables(decay_rate: Tensor, chunk: int, key_dim: int, device: torch.dev
         decay_rate: float64 [H], -ln of the decay per token.
         chunk: tokens per chunk, a multiple of ANCHOR.
         key_dim: K.
-        device: where the tables go.
     """
     rate = decay_rate.double().cpu()
     scale = key_dim**-0.5
@@ -120,7 +119,6 @@ def lightning_attention(
         states: float32 [slots, H, K, V], folded to each sequence's anchor; updated in place.
         tail_k: float32 [slots, H, tail, K], (k) past the anchor; updated in place. tail >= ANCHOR.
         tail_v: float32 [slots, H, tail, V].
-        plan: layout of the batch.
 
     Returns:
         [T, H, V] in q's dtype.

@@ -52,6 +52,12 @@ class ChunkTables:
     sequences: list[tuple[int, int]]
 
 
+def put_index(values: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
+    """int64 numbers on a device."""
+    array = np.asarray(values, dtype=np.int64)
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
 def cut_chunks(
     starts: Sequence[int],
     anchors: Sequence[int],
@@ -69,8 +75,7 @@ def cut_chunks(
     """
 
     def put(values: Sequence[int] | np.ndarray) -> Tensor:
-        array = np.asarray(values, dtype=np.int64)
-        return torch.from_numpy(array).to(device, non_blocking=True)
+        return put_index(values, device)
 
     def spread(parts: list[tuple[int, int, int]]) -> TailPlaces:
         if not parts:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lingflash.core.anchors import ANCHOR, last_anchor
-from lingflash.kernels.lightning_attn.chunks import ChunkTables, cut_chunks
+from lingflash.kernels.lightning_attn.chunks import ChunkTables, cut_chunks, put_index
 from lingflash.kernels.lightning_attn.segments import SegmentTables, cut_segments
 
 
@@ -64,9 +64,7 @@ def plan_lightning(
         starts: position of each sequence's first query token.
         anchors: position that each state is folded to, at most `starts`.
         query_lens: query tokens of each, at least 1.
-        state_slots: slot of each.
         chunk: tokens per chunk, a multiple of ANCHOR.
-        device: where the index tensors go.
         allow_decode: plan the cheaper single-token form when every sequence has one query token.
         num_certain: query tokens of each that may be folded, the rest being drafts; all by default.
         for_gpu: lay out for Triton's kernels; by default if `device` is a GPU.
@@ -89,18 +87,14 @@ def plan_lightning(
         and all(length == 1 for length in query_lens)
         and max(tails, default=0) < ANCHOR
     ):
-
-        def put(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
-
         folds = [i for i, tail in enumerate(tails) if tail == ANCHOR - 1]
         return LightningPlan(
             chunk,
             num_tokens,
             for_gpu,
-            decode_slots=put(state_slots),
-            decode_offsets=put(tails),
-            decode_folds=put(folds) if folds else None,
+            decode_slots=put_index(state_slots, device),
+            decode_offsets=put_index(tails, device),
+            decode_folds=put_index(folds, device) if folds else None,
             decode_one=(state_slots[0], tails[0]) if len(starts) == 1 else None,
         )
     certain = query_lens if num_certain is None else num_certain

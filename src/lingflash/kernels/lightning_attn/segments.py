@@ -79,8 +79,6 @@ def cut_segments(
         tail_lens: tokens of each between its anchor and its first query token.
         query_lens: query tokens of each, at least 1.
         folds: tokens past the anchor that are folded into the state, a multiple of ANCHOR.
-        state_slots: slot of each.
-        device: where the tables go.
         most_tokens: of a segment; by the size of the step if None.
     """
     most = segment_tokens(sum(query_lens)) if most_tokens is None else most_tokens

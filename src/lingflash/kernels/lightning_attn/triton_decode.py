@@ -134,11 +134,9 @@ def lightning_decode_triton(
         fused: float [N, >= 3 H d], contiguous rows: q, k and v of all heads.
         w_qk_norm: float32 [2, 1, d], q's and k's norm weights, or None for no norm.
         cos, sin: float32 [N, 1, P/2], of each token's position.
-        tables: of this layer.
         states: float32 [slots, H, d, d], contiguous; updated in place at full tails.
         tail_k, tail_v: float32 [slots, H, tail, d], contiguous; updated in place.
         slots, offsets: int64 [N], state slot and place in the tail of each token.
-        eps: of the norms.
         silu: apply SiLU to q, k and v first.
 
     Returns:

@@ -76,7 +76,6 @@ def prepare_qkv_triton(
         cos, sin: float32 [T, 1, P/2], of each token's position; P <= d.
         num_heads: H.
         head_dim: d.
-        eps: of the norms.
         silu: apply SiLU to q, k and v first.
 
     Returns:

@@ -213,7 +213,6 @@ def lightning_verify_triton(
         segments: layout of the batch, T rows, at most MOST_VERIFIED of each sequence.
         w_g_norm: float [H d], the group norm's weight.
         num_groups: of the group norm.
-        eps: of the norms.
         silu: apply SiLU to q, k and v first.
 
     Returns:

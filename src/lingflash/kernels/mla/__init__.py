@@ -91,8 +91,6 @@ def plan_mla(
         starts: position of each sequence's first query token.
         query_lens: query tokens of each.
         block_tables: blocks of each, at least enough for start + query_len tokens.
-        block_size: tokens in a block.
-        device: where the index tensors go.
         fixed_blocks: see MlaPlan; for bitwise batch invariance.
         first_keys: position of each sequence's first key; 0 by default. Only for one query token
             each, without fixed_blocks.

@@ -80,7 +80,6 @@ def write_latents(
         slot_mapping: int64 [T], place of each token in latents.
         q: float [T, Q], written.
         latents: float [slots, R + P], contiguous; written.
-        eps: of the norms.
 
     Numerics: float32. Sync: none, graph-safe.
     """

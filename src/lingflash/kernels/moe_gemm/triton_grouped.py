@@ -1,6 +1,6 @@
 """Grouped expert products for many tokens: BF16, FP8 with FP8 rows, and INT4.
 
-    sort       (token, choice) rows by expert, in blocks of one expert (triton_align)
+    sort       (token, choice) rows by expert, in blocks of one expert (triton_sort)
     gate_up    SiLU(x W_gate) * (x W_up) of every row, rounded to FP8 in place for FP8 weights
     down       back to the hidden width
     combine    the sum over a token's choices, in their order, and the shared expert's output

@@ -30,7 +30,6 @@ def route_tokens(
         x: any float dtype [T, D].
         w_gate: float32 [E, D].
         expert_bias: float32 [E] or None.
-        rule: how to choose.
 
     Returns:
         topk_ids int64 [T, topk], best biased score first, and topk_weights float32 [T, topk].

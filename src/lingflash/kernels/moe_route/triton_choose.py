@@ -88,7 +88,6 @@ def choose_experts_triton(
     Args:
         logits: float32 [T, E], contiguous: the gate's product.
         expert_bias: float32 [E] or None.
-        rule: how to choose.
 
     Returns:
         topk_ids int64 [T, topk], best biased score first, and topk_weights float32 [T, topk].
@@ -125,7 +124,6 @@ def choose(
         expert_bias: float32 [E] or None.
         topk_ids: int32 or int64 [T, topk], written.
         topk_weights: float32 [T, topk], written.
-        rule: how to choose.
         parts: of the sum that a logit is.
 
     Numerics: float32. Sync: none, graph-safe.

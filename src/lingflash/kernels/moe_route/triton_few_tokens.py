@@ -67,7 +67,6 @@ def route_decode(
         parts: float32 [T, ROUTER_PARTS, E], scratch.
         topk_ids: int32 [T, topk], written.
         topk_weights: float32 [T, topk], written.
-        rule: how to choose.
 
     Numerics: float32. Sync: none, graph-safe.
     """

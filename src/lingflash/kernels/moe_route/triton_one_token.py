@@ -77,7 +77,6 @@ def norm_and_route_one(
         ordered: a float tensor shaped like x, written, and int32 [D]: where each column goes in it.
         topk_ids: int32 [1, topk], written.
         topk_weights: float32 [1, topk], written.
-        rule: how to choose.
 
     Numerics: float32; the router's input is not rounded, x is, once. Sync: none, graph-safe.
     """

@@ -58,9 +58,7 @@ def rope_table(inv_freq: Tensor, length: int, scale: float, device: torch.device
 
     Args:
         inv_freq: float64 [P/2].
-        length: number of positions.
         scale: factor on both (YaRN's attention factor; 1 without).
-        device: where the table is put.
 
     Returns:
         float32 [length, P]: cosines, then sines. Angles are computed in float64, since float32 is

@@ -44,7 +44,6 @@ class WeightSlots:
     Args:
         shapes: shape of every tensor in the checkpoint, for widths that config.json leaves open.
         dtype: of the weights that are neither kept in float32 nor quantized.
-        device: where they are put.
         formats: how quantized matrices are stored, by their name.
         shard: the rank's place.
     """

@@ -185,8 +185,6 @@ def draw_result(rng: random.Random, words: Words, scale: int = 1) -> tuple[str, 
     """Draw what a tool returns and the answer that reports it.
 
     Args:
-        rng: source of randomness.
-        words: pools to draw from.
         scale: multiplies the number of rows, for long documents.
 
     Returns:

@@ -260,8 +260,6 @@ def tool_dialogue(rng: random.Random, words: Words, max_turns: int = 4, scale: i
     """Draw a dialogue with tools.
 
     Args:
-        rng: source of randomness.
-        words: pools to draw from.
         max_turns: most user turns.
         scale: length of tool results, for long documents.
     """

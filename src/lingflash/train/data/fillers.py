@@ -175,7 +175,6 @@ def lead(rng: random.Random, core: str, noise: list[str]) -> str:
     """Put random common words before what is asked for, and now and then after it.
 
     Args:
-        rng: source of randomness.
         core: what is asked for.
         noise: words that mean nothing here, put among the common ones.
     """

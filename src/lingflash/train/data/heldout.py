@@ -260,7 +260,6 @@ def heldout_cases(n: int, seed: int) -> list[Case]:
     """Make the generated held-out test.
 
     Args:
-        n: number of cases.
         seed: the same cases for the same seed and n.
 
     Returns:

@@ -39,10 +39,6 @@ def scalar_phrase(
     """Word one argument.
 
     Args:
-        rng: source of randomness.
-        param: which.
-        value: its JSON value.
-        surface: its text.
         last: nothing follows, so that an unquoted text is clear.
         clash: another argument is of the same kind, so that a label is needed.
     """
@@ -187,8 +183,6 @@ def request(
     """Word a request for one call.
 
     Args:
-        rng: source of randomness.
-        tool: the function.
         arguments: what it is to be called with.
         rivals: the other tools, from which the request must tell it apart.
         bare: leave out openers and closers, to join requests.

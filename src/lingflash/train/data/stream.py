@@ -58,7 +58,6 @@ class StreamConfig:
         loss_fraction: K is this part of B * T.
         copy_steps: batches in which copying exercises prevail.
         short_steps: batches in which dialogues are short, counted from the start.
-        seed: of everything drawn.
     """
 
     rows: int = 16
@@ -182,8 +181,6 @@ class BatchStream:
     """Batches start, start + 1, ... from worker processes, in order.
 
     Args:
-        tokenizer_path: tokenizer.json.
-        config: shape and mixture.
         workers: number of processes; 0 makes the batches in this one.
         start: index of the first batch.
         ahead: batches that each worker keeps ready.

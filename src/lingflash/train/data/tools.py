@@ -38,11 +38,8 @@ class Param:
     """One parameter of a function.
 
     Args:
-        name: as in the schema.
         kind: "str:<kind>", "int", "num", "bool", "enum", "list:<kind>", "list:int", "object" or
             "rows".
-        schema: its JSON schema.
-        required: whether the schema requires it.
         labels: what a request may call it.
         preps: prepositions that can stand before the value instead of a label.
         choices: values of an enum.
@@ -64,7 +61,6 @@ class Tool:
     """A function that can be offered.
 
     Args:
-        name: as in the schema.
         description: may be empty.
         params: in schema order.
         verb: index of the group of verbs it belongs to, -1 for none.
@@ -80,13 +76,6 @@ class Tool:
     nouns: list[str]
     templates: tuple[str, ...] = ()
     topic: str = ""
-
-
-_OBJECT_NAMES = (
-    "options", "filter", "address", "settings", "config", "customer", "profile", "details",
-    "metadata",
-)  # fmt: skip
-_ROWS_NAMES = ("items", "entries", "rows", "lines", "orders")
 
 
 def in_style(words: list[str], style: str) -> str:
@@ -147,78 +136,35 @@ def _describe(rng: random.Random, words: Words, labels: list[str], bases: tuple[
     return text[0].upper() + text[1:] + ("." if rng.random() < 0.25 else "")
 
 
-@dataclass(slots=True)
-class _Form:
-    """What a parameter takes, before it has a name.
-
-    Args:
-        kind: as in Param.
-        base: words of a usual name.
-        bases: usual descriptions.
-        schema: JSON schema without description and choices.
-        preps, choices, fields: as in Param.
-    """
-
-    kind: str
-    base: str
-    bases: tuple[str, ...]
-    schema: dict[str, Any]
-    preps: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    fields: list[Param] = field(default_factory=list)
-
-
-def _draw_form(rng: random.Random, words: Words, x: float, random_name: bool) -> _Form:
-    """A scalar or a list; x in [0, 1) chooses."""
-    if x < 0.52:
-        kind = rng.choices(_KIND_NAMES, _KIND_WEIGHTS)[0]
-        base = rng.choice(KINDS[kind].names)
-        schema = {"type": "string"}
-        return _Form("str:" + kind, base, KINDS[kind].descriptions, schema, KINDS[kind].preps)
-    if x < 0.66:
-        bases = ("How many", "Number", "Whole number", "Maximum number")
-        return _Form("int", rng.choice(INTEGER_NAMES), bases, {"type": "integer"})
-    if x < 0.73:
-        bases = ("Amount", "Decimal number", "Value")
-        return _Form("num", rng.choice(NUMBER_NAMES), bases, {"type": "number"})
-    if x < 0.81:
-        bases = ("Whether to do it", "Switch", "True or false")
-        return _Form("bool", rng.choice(BOOLEAN_NAMES), bases, {"type": "boolean"})
-    if x < 0.91:
-        if random_name or rng.random() < 0.4:
-            base = words.word(rng)
-            choices = tuple(dict.fromkeys(words.word(rng) for _ in range(rng.randint(2, 5))))
-        else:
-            base, choices = rng.choice(ENUMS)
-        bases = ("One of the choices", "Which kind", "Choice")
-        return _Form("enum", base, bases, {"type": "string"}, choices=choices)
-    item = (
-        "int"
-        if rng.random() < 0.25
-        else rng.choice(("word", "person", "email", "city", "random", "filename", "word", "title"))
-    )
-    items = {"type": "integer" if item == "int" else "string"}
-    bases = ("List of values", "The list", "All of them")
-    schema = {"type": "array", "items": items}
-    return _Form("list:" + item, rng.choice(LIST_NAMES), bases, schema)
-
-
 def _draw_structure(
-    rng: random.Random, words: Words, style: str, random_names: float, kind: str
-) -> _Form:
-    """An object of scalars, or rows of them."""
-    base = rng.choice(_OBJECT_NAMES if kind == "object" else _ROWS_NAMES)
+    rng: random.Random, words: Words, kind: str, style: str, random_names: float
+) -> tuple[str, list[Param], dict[str, Any]]:
+    """Draw an "object" or a list of such, "rows": name, fields and schema."""
+    base = rng.choice(
+        (
+            "options",
+            "filter",
+            "address",
+            "settings",
+            "config",
+            "customer",
+            "profile",
+            "details",
+            "metadata",
+        )
+        if kind == "object"
+        else ("items", "entries", "rows", "lines", "orders")
+    )
     inner: set[str] = set()
     fields = [
         make_param(rng, words, inner, style, random_names, 1) for _ in range(rng.randint(2, 3))
     ]
     for f in fields:
         f.required = kind == "rows" or f.required
-    shape: dict[str, Any] = {"type": "object", "properties": {f.name: f.schema for f in fields}}
+    shape = {"type": "object", "properties": {f.name: f.schema for f in fields}}
     if rng.random() < 0.5 or kind == "rows":
         shape["required"] = [f.name for f in fields if f.required]
-    schema = shape if kind == "object" else {"type": "array", "items": shape}
-    return _Form(kind, base, ("Details", "A structured value", "Settings"), schema, fields=fields)
+    return base, fields, shape if kind == "object" else {"type": "array", "items": shape}
 
 
 def make_param(
@@ -232,21 +178,65 @@ def make_param(
     """Draw a parameter whose name is not among `taken`, and add it there.
 
     Args:
-        words: pools to draw from.
+        taken: names in use; changed.
         random_names: probability of a name made of random words.
-        depth: 1 inside an object, where only scalars and lists are drawn.
+        depth: 1 inside an object, where only scalars are drawn.
     """
     x = rng.random()
+    schema: dict[str, Any] = {}
+    choices: tuple[str, ...] = ()
+    preps: tuple[str, ...] = ()
+    fields: list[Param] = []
     random_name = rng.random() < random_names
-    if depth or x < 0.96:
-        form = _draw_form(rng, words, x, random_name)
+    bases: tuple[str, ...] = ("Value", "The value to use", "Option")
+    if x < 0.52:
+        kind_name = rng.choices(_KIND_NAMES, _KIND_WEIGHTS)[0]
+        kind, base, schema["type"] = (
+            "str:" + kind_name,
+            rng.choice(KINDS[kind_name].names),
+            "string",
+        )
+        preps, bases = KINDS[kind_name].preps, KINDS[kind_name].descriptions
+    elif x < 0.66:
+        kind, base, schema["type"] = "int", rng.choice(INTEGER_NAMES), "integer"
+        bases = ("How many", "Number", "Whole number", "Maximum number")
+    elif x < 0.73:
+        kind, base, schema["type"] = "num", rng.choice(NUMBER_NAMES), "number"
+        bases = ("Amount", "Decimal number", "Value")
+    elif x < 0.81:
+        kind, base, schema["type"] = "bool", rng.choice(BOOLEAN_NAMES), "boolean"
+        bases = ("Whether to do it", "Switch", "True or false")
+    elif x < 0.91:
+        kind = "enum"
+        if random_name or rng.random() < 0.4:
+            base = words.word(rng)
+            choices = tuple(dict.fromkeys(words.word(rng) for _ in range(rng.randint(2, 5))))
+        else:
+            base, choices = rng.choice(ENUMS)
+        schema["type"] = "string"
+        bases = ("One of the choices", "Which kind", "Choice")
+    elif depth or x < 0.96:
+        item = (
+            "int"
+            if rng.random() < 0.25
+            else rng.choice(
+                ("word", "person", "email", "city", "random", "filename", "word", "title")
+            )
+        )
+        kind = "list:" + item
+        base = rng.choice(LIST_NAMES)
+        schema["type"], schema["items"] = (
+            "array",
+            {"type": "integer" if item == "int" else "string"},
+        )
+        bases = ("List of values", "The list", "All of them")
     else:
         kind = "object" if x < 0.985 else "rows"
-        form = _draw_structure(rng, words, style, random_names, kind)
-    base, preps, schema = form.base, form.preps, form.schema
+        base, fields, schema = _draw_structure(rng, words, kind, style, random_names)
+        bases = ("Details", "A structured value", "Settings")
     if random_name:
         base = words.word(rng) + (" " + words.word(rng) if rng.random() < 0.35 else "")
-        if form.kind == "bool" and rng.random() < 0.5:
+        if kind == "bool" and rng.random() < 0.5:
             base = rng.choice(("include ", "use ", "is ", "with ", "enable ")) + base
         preps = preps if rng.random() < 0.4 else ()
     elif rng.random() < 0.12:
@@ -255,17 +245,16 @@ def make_param(
         base += " " + words.word(rng)
     taken.add(name)
     label = base
-    if form.kind == "bool":
+    if kind == "bool":
         head, _, rest = base.partition(" ")
         if rest and head in ("include", "use", "is", "with", "enable"):
             label = rest
     labels = [label]
     if rng.random() < 0.8:
-        schema["description"] = _describe(rng, words, labels, form.bases)
-    if form.choices:
-        schema["enum"] = list(form.choices)
-    is_required = rng.random() < 0.62
-    return Param(name, form.kind, schema, is_required, labels, preps, form.choices, form.fields)
+        schema["description"] = _describe(rng, words, labels, bases)
+    if choices:
+        schema["enum"] = list(choices)
+    return Param(name, kind, schema, rng.random() < 0.62, labels, preps, choices, fields)
 
 
 def draw_value(rng: random.Random, words: Words, param: Param) -> tuple[Any, str]:
@@ -337,8 +326,6 @@ def make_tool(
     """Draw a function signature.
 
     Args:
-        rng: source of randomness.
-        words: pools to draw from.
         random_names: probability of a random name, per parameter.
         verb: verb group to use, -1 draws one.
         noun: what it is about, "" draws it.

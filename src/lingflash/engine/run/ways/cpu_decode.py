@@ -18,7 +18,6 @@ class CpuDecode:
         self._decoder, self._general = decoder, general
 
     def can_run(self, output: SchedulerOutput) -> bool:
-        """See Way."""
         if len(output.scheduled) != 1:
             return False
         (item,) = output.scheduled
@@ -26,7 +25,6 @@ class CpuDecode:
         return item.num_tokens == 1 and item.start - self._general.anchor(item) < ANCHOR
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
-        """See Way."""
         return self._general.launch_by(self, output)
 
     def forward(self, batch: ForwardBatch) -> Tensor:

@@ -19,11 +19,9 @@ class DrawnGraph:
         self._graphs = graphs
 
     def can_run(self, output: SchedulerOutput) -> bool:
-        """See Way."""
         return self._graphs.can_run(output) and draws_all(output)
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
-        """See Way."""
         wait = self._graphs.launch(output.scheduled)
         return PendingStep(lambda: [_drawn(token) for token in wait()], is_under_way=True)
 

@@ -49,8 +49,6 @@ class GeneralForward:
 
     Args:
         model: all ranks of it.
-        cache: the memory it runs on.
-        block_size: tokens in a block.
         batch_invariant: run so that a sequence's logits are bitwise independent of its company.
         speculator: makes the drafts, if there are any.
     """
@@ -73,7 +71,6 @@ class GeneralForward:
         return True
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
-        """See Way."""
         return self.launch_by(self, output)
 
     def launch_by(self, layers: Layers, output: SchedulerOutput) -> PendingStep:
@@ -94,11 +91,9 @@ class GeneralForward:
                 torch.set_num_threads(many)
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """See Layers."""
         return self.model.forward(batch, self._cache)
 
     def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
-        """See Layers."""
         if batch.final is None:
             hidden = hidden.index_select(0, batch.logits_indices)
         return self.model.logits(hidden, batch.row_multiple)

@@ -16,7 +16,6 @@ class SampledGraph:
         self._graphs, self._vocab_size = graphs, vocab_size
 
     def can_run(self, output: SchedulerOutput) -> bool:
-        """See Way."""
         return self._graphs.can_run(output) and not any(
             map(wants_prompt_logprobs, output.scheduled)
         )

@@ -1,0 +1,63 @@
+"""An application that answers every error in an envelope; routes are added to it."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from lingflash.core.errors import InvalidRequestError, LingflashError
+from lingflash.httpd.body import json_response
+from lingflash.httpd.context import HttpContext, context_of
+from lingflash.httpd.error_map import envelope, headers_of, http_error, status_envelope
+from lingflash.httpd.middleware import RequestContextMiddleware
+
+
+def make_app(context: HttpContext) -> FastAPI:
+    """An application without routes; `app.state.context` is its context."""
+    # The documentation pages would load scripts from elsewhere; `install_openapi` has the document.
+    app = FastAPI(title="lingflash", openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.context = context
+    app.add_middleware(RequestContextMiddleware, context=context)
+    app.add_exception_handler(LingflashError, _on_lingflash_error)
+    app.add_exception_handler(RecursionError, _on_recursion_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    return app
+
+
+async def _on_lingflash_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LingflashError)
+    return json_response(
+        envelope(error, context_of(request).dialect_of(request.scope["path"])),
+        status=http_error(error).status,
+        headers=headers_of(error),
+    )
+
+
+async def _on_recursion_error(request: Request, error: Exception) -> Response:
+    # Only nested data can do this, such as the arguments of a call in the history.
+    return await _on_lingflash_error(
+        request, InvalidRequestError("Something in the request is nested too deeply.")
+    )
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    # Starlette raises these for unknown paths and methods.
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    if error.status_code == 404:
+        message, code = (
+            f"There is no {path} here; see /openapi.json for what there is.",
+            "not_found",
+        )
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        message = f"{path} does not take {method}; allowed: {allowed}."
+        code = "method_not_allowed"
+    else:
+        message, code = str(error.detail), "http_error"
+    dialect = context_of(request).dialect_of(request.scope["path"])
+    return json_response(
+        status_envelope(error.status_code, message, code, dialect),
+        status=error.status_code,
+        headers=dict(error.headers or {}),
+    )
