@@ -51,7 +51,7 @@ def test_report_when_streamed_then_where_the_usage_is(make_server, path):
             if e != "[DONE]" and e["type"] == "response.completed"
         )
     else:
-        usage = read_named_events(data)[0]["message"]["usage"]
+        usage = read_named_events(data)[-2]["usage"]
     assert usage["cache_report"] == [REPORT]
 
 

@@ -12,8 +12,10 @@ import time
 import pytest
 
 from lingflash import __version__
+from lingflash.api.config import ServerConfig, with_keys_of_file
 from lingflash.cli import app, main
 from lingflash.cli.options import SETTINGS
+from lingflash.core.errors import ConfigError
 from lingflash.core.settings import settings_of
 
 
@@ -225,3 +227,34 @@ def test_interrupt_when_serving_the_command_then_130_without_a_traceback():
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
     assert errors == ""
+
+
+@pytest.mark.parametrize("name", ["LINGFLASH_API_KEY", "LINGFLASH_ADMIN_API_KEY"])
+@pytest.mark.parametrize("value", ["", "  ", "\n"])
+def test_serve_when_a_keys_variable_holds_none_then_refused_by_name(name, value):
+    result = run("serve", "--port", "0", env={name: value})
+    assert result.returncode == 2
+    assert name in result.stderr
+    assert "holds no key" in result.stderr
+
+
+def test_api_key_file_when_read_then_its_keys_are_added_and_bad_ones_named(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("one\n\n  two \n")
+    config = with_keys_of_file(ServerConfig(api_keys=("zero",), api_key_file=path))
+    assert config.api_keys == ("zero", "one", "two")
+    for text, what in (("", "holds no key"), ("kéy", "ASCII"), (None, "cannot be read")):
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=what):
+            with_keys_of_file(ServerConfig(api_key_file=path))
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_open"),
+    [("127.0.0.1", (), False), ("::1", (), False), ("localhost", (), False), ("0.0.0.0", (), True),
+     ("::", (), True), ("10.0.0.1", (), True), ("0.0.0.0", ("k",), False)],
+)  # fmt: skip
+def test_config_when_reached_from_elsewhere_without_keys_then_open(host, keys, is_open):
+    assert ServerConfig(host=host, api_keys=keys).is_open == is_open

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ipaddress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from lingflash.core.errors import ConfigError
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import (
     Bound,
@@ -21,6 +24,15 @@ _MIB = 2**20
 _KEY = Bound(
     lambda key: key != "" and key.isascii() and key.isprintable(), "non-empty printable ASCII"
 )
+
+
+def _is_origin(text: str) -> bool:
+    parts = urlsplit(text)
+    return text == "*" or (
+        parts.scheme in ("http", "https")
+        and bool(parts.netloc)
+        and f"{parts.scheme}://{parts.netloc}" == text
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +61,8 @@ class ServerConfig:
     api_keys: tuple[str, ...] = setting(
         (), "Accepted key; repeat it for several.", flag="--api-key", bound=_KEY, is_secret=True
     )
+    # Unlike a flag, a file is not shown by `ps` to everybody on the machine.
+    api_key_file: Path | None = setting(None, "File with accepted keys, one a line.")
     admin_api_key: str | None = setting(
         None, "Key of /reset_prefix_cache, which is off without.", bound=_KEY, is_secret=True
     )
@@ -61,6 +75,20 @@ class ServerConfig:
         120.0,
         "An engine at one step, or silent, for so long counts as hung and is killed.",
         bound=at_least(5),
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        "Origin whose pages may use the server from a browser, or *; repeat it for several.",
+        flag="--cors-origin",
+        bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
+    )
+    max_connections: int = setting(
+        10_000,
+        "Open connections; beyond, or at the limit on open files, idle ones are closed.",
+        bound=at_least(1),
+    )
+    keep_alive_s: float = setting(
+        75.0, "How long a connection is kept between two requests.", bound=between(1, 86400)
     )
     drain_timeout_s: float = setting(
         30.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
@@ -99,3 +127,38 @@ class ServerConfig:
             "admin_api_key",
             "a key that is no --api-key",
         )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others than this machine's users may reach the server without a key."""
+        return not self.api_keys and not _is_loopback(self.host)
+
+
+def with_keys_of_file(config: ServerConfig) -> ServerConfig:
+    """Add the keys of `api_key_file`, if there is one, to the others.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no key.
+    """
+    path = config.api_key_file
+    if path is None:
+        return config
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--api-key-file {str(path)!r} cannot be read: {error}.", param="api_key_file"
+        ) from None
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise ConfigError(
+            f"--api-key-file {str(path)!r} holds no key; write one a line.", param="api_key_file"
+        )
+    return replace(config, api_keys=(*config.api_keys, *keys))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

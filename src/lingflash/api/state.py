@@ -16,6 +16,7 @@ from lingflash.api.responses.store import ResponseStore
 from lingflash.core.errors import ModelLoadError, NotFoundError
 from lingflash.core.metrics import ServerMetrics
 from lingflash.httpd.context import HttpContext, context_of
+from lingflash.httpd.limits import ConnectionLimits
 from lingflash.link.client import EngineClient
 from lingflash.protocol.endpoint_fields import MESSAGES
 from lingflash.protocol.errors import OPENAI_ERRORS, ErrorDialect
@@ -57,6 +58,10 @@ class ServerState(HttpContext):
             admin_api_key=config.admin_api_key,
             max_body_bytes=config.max_body_bytes,
             drain_timeout_s=config.drain_timeout_s,
+            cors_origins=config.cors_origins,
+            connections=ConnectionLimits(
+                max_connections=config.max_connections, keep_alive_s=config.keep_alive_s
+            ),
             dialect_of=_dialect_of,
         )
         self.engine = engine
@@ -71,6 +76,7 @@ class ServerState(HttpContext):
             config.responses_db,
             max_bytes=config.responses_max_bytes,
             max_age_s=config.responses_max_age_s,
+            on_error=self.metrics.responses_store_errors.inc,
         )
         # Responses that are being generated, by id.
         self.live_responses: dict[str, LiveResponse] = {}

@@ -25,18 +25,26 @@ SETTINGS = (EngineConfig, ServerConfig)
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
-    """Refuse variables that begin with LINGFLASH_ and mean nothing.
+    """Refuse variables that begin with LINGFLASH_ and mean nothing, and keys that are none.
 
-    A misspelt setting that does nothing is worse than a refused start.
+    A misspelt setting that does nothing is worse than a refused start, and so is a secret that was
+    never filled in: without its key the server would serve everybody.
 
     Args:
         environ: such as os.environ.
 
     Raises:
-        ConfigError: one is unknown; the message names it and the closest known one.
+        ConfigError: one is unknown; the message names it and the closest known one. Or one that is
+            for a key is set and holds none.
     """
-    known = {each.variable for cls in SETTINGS for each in settings_of(cls).values()}
+    known = {each.variable: each for cls in SETTINGS for each in settings_of(cls).values()}
     for name in sorted(environ):
+        if name in known and known[name].is_secret and not environ[name].strip():
+            raise ConfigError(
+                f"The environment variable {name} is set, but holds no key. Give it one, or unset "
+                "it to run without.",
+                param=name,
+            )
         if name.startswith(PREFIX) and name not in known:
             raise ConfigError(
                 f"The environment variable {name} is not known{nearest(name, known)} "

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
+import logging
 from typing import TYPE_CHECKING
 
 import typer
 
-from lingflash.api.config import ServerConfig
+from lingflash.api.config import ServerConfig, with_keys_of_file
 from lingflash.cli.options import LoadingBar, new_event_loop, served_name, takes_options
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.extras import require_engine
 
 if TYPE_CHECKING:
     from lingflash.api.state import ServerState
+
+logger = logging.getLogger("lingflash.cli")
 
 
 @takes_options()
@@ -28,15 +30,20 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
     if not context.params["served_model_names"]:
         name = served_name(engine_config.model)
         config = dataclasses.replace(config, served_model_names=(name,))
+    config = with_keys_of_file(config)
     # Late: these take longer to import than `ling --help` may take in all.
     from lingflash.api.server import serve_engine
     from lingflash.core.hub import resolve_model
-    from lingflash.core.log import setup_logging
+    from lingflash.core.log import log_event, setup_logging, tell
     from lingflash.httpd.server import bind_socket
     from lingflash.link.ipc import IpcEngineClient
 
     setup_logging(config.log_level)
     with bind_socket(config.host, config.port) as sock:
+        if config.is_open:
+            hint = "anybody who reaches it is served; see --api-key"
+            fields = {"host": config.host, "hint": hint}
+            log_event(logger, "no_api_key", fields, level=logging.WARNING)
         folder = resolve_model(engine_config.model)
         name = engine_config.model
         if name != BUNDLED_MODEL:
@@ -46,8 +53,8 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
 
         def announce(state: ServerState) -> None:
-            print(describe(state), file=sys.stderr)
-            print(f"serving {name} on http://{host}:{address[1]}/v1", file=sys.stderr, flush=True)
+            tell(describe(state))
+            tell(f"serving {name} on http://{host}:{address[1]}/v1")
 
         async def run() -> None:
             with LoadingBar(name) as bar:

@@ -6,7 +6,8 @@
     │   └── UnsupportedModelError   it is a model that lingflash does not run
     ├── InvalidRequestError    this request can never be served (HTTP 400)
     │   ├── ContextLengthError      prompt or prompt + max_tokens exceed the context
-    │   └── RequestTooLargeError    the body is over the size limit (HTTP 413)
+    │   ├── RequestTooLargeError    the body is over the size limit (HTTP 413)
+    │   └── UnsupportedMediaError   the body is encoded in a way that is not read (HTTP 415)
     ├── AuthenticationError    no or wrong API key (HTTP 401)
     ├── NotFoundError          no such model or object (HTTP 404)
     ├── CapacityError          it could be served, but not now (HTTP 503)
@@ -80,6 +81,12 @@ class RequestTooLargeError(InvalidRequestError):
     """The request body is over the size limit."""
 
     code = "request_too_large"
+
+
+class UnsupportedMediaError(InvalidRequestError):
+    """The request body is in an encoding that the server does not read."""
+
+    code = "unsupported_media"
 
 
 class AuthenticationError(LingflashError):

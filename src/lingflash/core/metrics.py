@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lingflash.core.log import num_dropped_lines
 from lingflash.core.types import EngineStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,6 +39,16 @@ class HttpMetrics:
         self.request_errors = self._counter(
             "request_errors", "Failed requests by error code", "code"
         )
+        self.connections_open = Gauge(
+            "lingflash_connections_open", "Connections that are open", registry=self.registry
+        )
+        self.connections_dropped = self._counter(
+            "connections_dropped", "Connections closed against their clients' will", "reason"
+        )
+        dropped_lines = Gauge(
+            "lingflash_log_lines_dropped", "Log lines that nobody read", registry=self.registry
+        )
+        dropped_lines.set_function(num_dropped_lines)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"lingflash_{name}", what, labels, registry=self.registry)
@@ -70,6 +81,9 @@ class ServerMetrics(HttpMetrics):
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated for answers")
         self.request_success = self._counter(
             "request_success", "Finished sequences by finish reason", "finished_reason"
+        )
+        self.responses_store_errors = self._counter(
+            "responses_store_errors", "Calls that the disk of stored responses failed"
         )
         self.requests_aborted = self._counter(
             "requests_aborted", "Requests ended because the client went away"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from lingflash.core.errors import InvalidRequestError, LingflashError
 from lingflash.httpd.body import json_response
@@ -15,8 +16,22 @@ from lingflash.httpd.middleware import RequestContextMiddleware
 def make_app(context: HttpContext) -> FastAPI:
     """An application without routes; `app.state.context` is its context."""
     # The documentation pages would load scripts from elsewhere; `install_openapi` has the document.
-    app = FastAPI(title="lingflash", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="lingflash",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # the middleware takes the slash away
+    )
     app.state.context = context
+    if context.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(context.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     app.add_middleware(RequestContextMiddleware, context=context)
     app.add_exception_handler(LingflashError, _on_lingflash_error)
     app.add_exception_handler(RecursionError, _on_recursion_error)

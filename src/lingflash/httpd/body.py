@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import codecs
+import contextlib
+import ctypes
+import zlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -9,12 +15,21 @@ import pydantic
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from lingflash.core.errors import InvalidRequestError, RequestTooLargeError
+from lingflash.core.errors import (
+    InvalidRequestError,
+    RequestTooLargeError,
+    UnsupportedMediaError,
+)
 from lingflash.httpd.context import context_of
+from lingflash.httpd.json_shape import Shape, deep_field, exceeded
 from lingflash.protocol.fields import FieldTable, parse_request
 
 # Deeper bodies would exhaust the stack of whatever walks them: templates, guards, encoders.
 MAX_DEPTH = 128
+# Far above what fits a context, far below what would take all memory.
+_SHAPE = Shape(depth=MAX_DEPTH, containers=250_000, values=4_000_000, strings=1_000_000)
+# Parsing more than this would hold up the other streams.
+_LARGE_BYTES = 2**20
 
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
 
@@ -33,35 +48,70 @@ async def read_request(
     """
     max_bytes = context_of(request).max_body_bytes
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
         raise _too_large(max_bytes)
+    unpack = _unpacker(request.headers.get("content-encoding", ""), max_bytes)
     body = bytearray()
     try:
         async for part in request.stream():
-            body += part
+            body += unpack(part)
             if len(body) > max_bytes:
                 raise _too_large(max_bytes)
     except ClientDisconnect:
         raise InvalidRequestError("The request body did not arrive.") from None
-    return parse_request(model, decode_json(bytes(body)), table)
+    except zlib.error as error:
+        raise InvalidRequestError(f"The body is not what content-encoding says: {error}.") from None
+    if len(body) < _LARGE_BYTES:
+        return parse_request(model, decode_json(bytes(body)), table)
+    try:
+        value = await asyncio.to_thread(decode_json, bytes(body))
+        return await asyncio.to_thread(parse_request, model, value, table)
+    finally:
+        request.state.was_large = True
+
+
+def give_memory_back() -> None:
+    """Let the allocator return what it keeps, or large bodies would raise the server's size."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _unpacker(encoding: str, max_bytes: int) -> Callable[[bytes], bytes]:
+    """What undoes a content-encoding, part by part, and never much past the limit.
+
+    Raises:
+        UnsupportedMediaError: it is another than gzip and deflate.
+    """
+    match encoding.strip().lower():
+        case "" | "identity":
+            return lambda part: part
+        case "gzip" | "x-gzip":
+            unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        case "deflate":
+            unpacking = zlib.decompressobj()
+        case other:
+            raise UnsupportedMediaError(
+                f"content-encoding is {other[:40]!r}; allowed: gzip, deflate, or none."
+            )
+    return lambda part: unpacking.decompress(part, max_bytes + 1)
 
 
 def decode_json(body: bytes) -> Any:
     """Decode JSON.
 
     Raises:
-        InvalidRequestError: it is none, or nested too deeply.
+        InvalidRequestError: it is none, or nested too deeply, or holds too much for its bytes.
     """
+    body = body.removeprefix(codecs.BOM_UTF8)
+    excess = exceeded(body, _SHAPE)
+    if excess is not None:
+        name = deep_field(body, MAX_DEPTH) if len(body) < _LARGE_BYTES else None
+        what = "The request body" if name is None else name
+        raise InvalidRequestError(f"{what} holds {excess}, which is too much.", param=name)
     try:
-        value = msgspec.json.decode(body)
-    except RecursionError:
-        raise _too_deep() from None
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from None
-    # One pass over the bytes tells most bodies apart from those worth a walk.
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _check_depth(value)
-    return value
 
 
 def json_response(
@@ -73,32 +123,6 @@ def json_response(
         status_code=status,
         headers=headers,
         media_type="application/json",
-    )
-
-
-def _check_depth(value: Any) -> None:
-    fields = value.items() if isinstance(value, dict) else ((None, value),)
-    for name, field in fields:
-        level = [field]
-        for _ in range(MAX_DEPTH):
-            following: list[Any] = []
-            for item in level:
-                if isinstance(item, dict):
-                    following += item.values()
-                elif isinstance(item, list):
-                    following += item
-            level = following
-            if not level:
-                break
-        else:
-            raise _too_deep(name)
-
-
-def _too_deep(name: str | None = None) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{name or 'The request body'} is nested too deeply; at most {MAX_DEPTH} levels are "
-        "allowed.",
-        param=name,
     )
 
 

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from lingflash.core.errors import CapacityError
 from lingflash.core.metrics import HttpMetrics
+from lingflash.httpd.limits import ConnectionLimits
 from lingflash.protocol.errors import OPENAI_ERRORS, ErrorDialect
 
 
@@ -17,6 +18,8 @@ class HttpContext:
     Args:
         api_keys: any of them is accepted; none leaves the server open.
         admin_api_key: key of the endpoints that act on the server; None switches them off.
+        cors_origins: origins whose pages may use the server from a browser; "*" is any.
+        connections: bounds of each connection and of their number.
         dialect_of: how errors under a path are written.
     """
 
@@ -28,6 +31,8 @@ class HttpContext:
         admin_api_key: str | None = None,
         max_body_bytes: int = 32 * 2**20,
         drain_timeout_s: float = 30.0,
+        cors_origins: Sequence[str] = (),
+        connections: ConnectionLimits | None = None,
         dialect_of: Callable[[str], ErrorDialect] = lambda path: OPENAI_ERRORS,
     ) -> None:
         self.metrics = metrics
@@ -35,6 +40,8 @@ class HttpContext:
         self.admin_api_key = admin_api_key
         self.max_body_bytes = max_body_bytes
         self.drain_timeout_s = drain_timeout_s
+        self.cors_origins = cors_origins
+        self.connections = connections or ConnectionLimits()
         self.dialect_of = dialect_of
         self.is_draining = False
         # Work that a drain waits for, by id, with what ends it when the time is up.

@@ -35,6 +35,7 @@ ERROR_MAP: dict[type[LingflashError], HttpError] = {
     errors.InvalidRequestError: HttpError(400, _INVALID),
     errors.ContextLengthError: HttpError(400, _INVALID),
     errors.RequestTooLargeError: HttpError(413, _INVALID),
+    errors.UnsupportedMediaError: HttpError(415, _INVALID),
     errors.AuthenticationError: HttpError(401, "authentication_error"),
     errors.NotFoundError: HttpError(404, _INVALID),
     errors.CapacityError: HttpError(503, "overloaded_error", retry=True),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _RESERVED_FILES = 64
 """Descriptors kept back for the engine's sockets, files and libraries."""
@@ -36,19 +37,18 @@ class ConnectionLimits:
     keep_alive_s: float = 75.0
 
 
-def raise_file_limit() -> int:
-    """Raise the soft limit on open files to the hard one.
+def fitted_to_files(limits: ConnectionLimits) -> ConnectionLimits:
+    """The limits with no more connections than there may be open files.
 
-    Returns:
-        How many connections that leaves room for.
+    The soft limit on files, often 1,024, is raised to the hard one first.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
+    if soft != hard:
+        # The kernel may allow less by now; then the soft one stays.
+        with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-        except (OSError, ValueError):
-            pass  # a hard limit above what the kernel allows now; the soft one stays
     if soft == resource.RLIM_INFINITY:
-        return 1_000_000
-    return max(1, soft - max(_RESERVED_FILES, soft // 8))
+        return limits
+    room = max(1, soft - max(_RESERVED_FILES, soft // 8))
+    return replace(limits, max_connections=min(limits.max_connections, room))

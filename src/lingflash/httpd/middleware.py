@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -13,6 +14,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lingflash.core.log import log_event
+from lingflash.httpd.body import give_memory_back
 from lingflash.httpd.context import HttpContext
 from lingflash.httpd.error_map import status_envelope
 from lingflash.protocol.errors import ErrorDialect
@@ -27,6 +29,9 @@ class RequestContextMiddleware:
 
     The id is the client's `x-request-id` if that is short and printable, else a new one. It is in
     `scope["state"]["request_id"]`, in the answer's headers and in every log line.
+
+    HEAD is answered where GET is, and a slash at a path's end means nothing: a redirect would name
+    http:// to a client that came through a TLS proxy.
     """
 
     def __init__(self, app: ASGIApp, context: HttpContext) -> None:
@@ -40,6 +45,11 @@ class RequestContextMiddleware:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        method = scope["method"]
+        # A copy: the server below must know that a HEAD's answer has no body.
+        scope = {**scope, "method": "GET" if method == "HEAD" else method}
+        if len(scope["path"]) > 1:
+            scope["path"] = scope["path"].rstrip("/") or "/"
         headers = [(b"x-request-id", request_id.encode("ascii"))]
         dialect = self._context.dialect_of(scope["path"])
         if dialect.id_header is not None:
@@ -59,7 +69,9 @@ class RequestContextMiddleware:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a panic in a library written in Rust is no Exception
             # The message of an unexpected error may quote a prompt, so only its place is logged.
             last = traceback.extract_tb(error.__traceback__)[-1]
             log_event(
@@ -81,6 +93,8 @@ class RequestContextMiddleware:
                 ) from None
         finally:
             metrics.http_requests_in_flight.dec()
+            if scope["state"].get("was_large"):
+                asyncio.get_running_loop().run_in_executor(None, give_memory_back)
             if status:
                 metrics.http_responses.labels(str(status)).inc()
             log_event(
@@ -88,7 +102,7 @@ class RequestContextMiddleware:
                 "http",
                 {
                     "request_id": request_id,
-                    "method": scope["method"],
+                    "method": method,
                     "path": scope["path"],
                     "status": status or "client_gone",
                     "duration_s": time.perf_counter() - started,

@@ -17,13 +17,18 @@ from starlette.types import ASGIApp
 
 from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.core.log import log_event
+from lingflash.httpd.connection import Connections
 from lingflash.httpd.context import HttpContext
+from lingflash.httpd.limits import fitted_to_files
 
 logger = logging.getLogger("lingflash.httpd")
 
 _POLL_S = 0.05
 # After the aborts, how long the last answers may take to be written.
 _LAST_WORDS_S = 2.0
+_SWEEP_S = 1.0
+# What a client may leave unread in the kernel before the server notices that it does not read.
+_SEND_BUFFER_BYTES = 256 * 1024
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -42,6 +47,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host!r} is no usable address: {error}.", param="host") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         sock.bind(address)
         sock.listen(2048)
     except OSError as error:
@@ -101,10 +107,16 @@ async def run_server(
     Raises:
         LingflashError: the service could not start, or is gone for good.
     """
+    metrics = context.metrics
+    connections = Connections(
+        fitted_to_files(context.connections),
+        lambda reason: metrics.connections_dropped.labels(reason).inc(),
+    )
+    metrics.connections_open.set_function(lambda: connections.num_open)
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=connections.protocol(),
             loop="none",  # already running
             ws="none",
             lifespan="off",
@@ -119,7 +131,8 @@ async def run_server(
     signals = _Signals(stop)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stopping = asyncio.create_task(stop.wait())
-    tasks: list[asyncio.Task[Any]] = [serving, stopping]
+    sweeping = asyncio.create_task(_sweep(connections))
+    tasks: list[asyncio.Task[Any]] = [serving, stopping, sweeping]
     try:
         with signals.installed():
             starting = asyncio.create_task(service.start())
@@ -155,6 +168,12 @@ async def run_server(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _sweep(connections: Connections) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_S)
+        connections.sweep()
+
+
 async def _drain(context: HttpContext, signals: _Signals) -> None:
     """Refuse new requests, let running ones finish, abort the rest."""
     context.is_draining = True
@@ -181,7 +200,10 @@ class _Server(uvicorn.Server):
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first asks for a drain, the second for a quick end."""
+    """SIGTERM and its like: the first asks for a drain, the second for a quick end.
+
+    SIGHUP is a terminal that was closed. SIGUSR1, which would end the process, is not for us.
+    """
 
     def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
@@ -191,10 +213,11 @@ class _Signals:
     def installed(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         installed: list[signal.Signals] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
+        ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+        for number in (*ends, signal.SIGUSR1):
             # Not on Windows, nor in a thread that is not the main one (tests).
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._on_signal)
+                loop.add_signal_handler(number, self._on_signal if number in ends else _ignore)
                 installed.append(number)
         try:
             yield
@@ -206,3 +229,7 @@ class _Signals:
         if self._stop.is_set():
             self.is_impatient = True
         self._stop.set()
+
+
+def _ignore() -> None:
+    pass

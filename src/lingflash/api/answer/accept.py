@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from lingflash.api.state import ServerState, state_of
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import ContextLengthError, InvalidRequestError
 from lingflash.httpd.body import read_request
 from lingflash.protocol.chat import StreamOptions
 from lingflash.protocol.endpoint_fields import EndpointFields
@@ -35,7 +35,24 @@ async def accept(
     model = state.require_model(getattr(body, "model", None))
     if needs_engine:
         state.require_ready()
+        _check_counts(body, state.engine.info.max_model_len)
     return state, body, model
+
+
+def _check_counts(body: BaseModel, max_model_len: int) -> None:
+    """Refuse lists that cannot fit the context before anything is made of their items.
+
+    Raises:
+        ContextLengthError: each item takes a token at least, and there are more than the context.
+    """
+    for name in ("messages", "input", "tools"):
+        items = getattr(body, name, None)
+        if isinstance(items, list) and len(items) > max_model_len:
+            raise ContextLengthError(
+                f"{name} has {len(items)} items, more than the context of {max_model_len} tokens "
+                "can hold.",
+                param=name,
+            )
 
 
 def check_stream_options(

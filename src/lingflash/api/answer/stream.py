@@ -8,6 +8,7 @@ the end, without `[DONE]`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from typing import Any
@@ -24,6 +25,8 @@ from lingflash.protocol.sse import sse_event
 
 # A reader that takes nothing for so long is given up; else it would hold its answer for ever.
 STALL_TIMEOUT_S = 60.0
+# Proxies and clients end a connection that is silent for 60 s or less, as a long prompt would be.
+PING_AFTER_S = 10.0
 
 
 class AnswerWriter(ABC):
@@ -32,6 +35,10 @@ class AnswerWriter(ABC):
     def begin(self) -> bytes:
         """What comes before the first chunk; nothing, unless overridden."""
         return b""
+
+    def ping(self) -> bytes:
+        """What tells a waiting client that its answer is still being made."""
+        return b": ping\n\n"
 
     @abstractmethod
     def write(self, deltas: Deltas) -> bytes:
@@ -82,11 +89,13 @@ class EventStreamResponse(Response):
         self._generation = generation
         self._writer = writer
         self._sending_since: float | None = None
+        self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the answer; abort it if the client goes away."""
         generation = self._generation
         reason: BaseException | None = None
+        pinging = asyncio.create_task(self._ping(send))
         try:
             await send(
                 {
@@ -111,11 +120,13 @@ class EventStreamResponse(Response):
             reason = error
             failed = LingflashError("The server failed while streaming this answer.")
             last = self._writer.fail(failed)
+            pinging.cancel()
             await _send_body(send, last, more=False)
             raise
         else:
             last = self._writer.end()
         finally:
+            pinging.cancel()
             await generation.close(reason)
             await self._writer.finished()
         await _send_body(send, last, more=False)
@@ -129,7 +140,16 @@ class EventStreamResponse(Response):
             if chunks:
                 self._sending_since = time.monotonic()
                 await _send_body(send, chunks, more=True)
-                self._sending_since = None
+                self._sent_at, self._sending_since = self._sending_since, None
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(max(self._sent_at + PING_AFTER_S - time.monotonic(), 0.01))
+            now = time.monotonic()
+            if now - self._sent_at >= PING_AFTER_S:
+                self._sent_at = now
+                if self._sending_since is None:  # else its reader is behind, not waiting
+                    await _send_body(send, self._writer.ping(), more=True)
 
     def _is_stalled(self) -> bool:
         since = self._sending_since

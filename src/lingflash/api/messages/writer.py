@@ -34,16 +34,24 @@ class MessageAnswer(AnswerWriter):
             "role": "assistant",
             "model": model,
         }
-        self._has_begun = False
+
+    def begin(self) -> bytes:
+        # What was cached only the first token knows; `message_delta` tells.
+        message = {
+            **self._head,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {**self._usage(), "output_tokens": 0},
+        }
+        return _event("message_start", message=message) + self.ping()
+
+    def ping(self) -> bytes:
+        return _event("ping")
 
     def write(self, deltas: Deltas) -> bytes:
-        events: list[bytes] = []
         steps = [step for _, delta in deltas for step in self._turn.take(delta)]
-        if not self._has_begun:  # not before: it tells what was cached, which the first token knows
-            events.append(self._start())
-        for step in steps:
-            events += _step_events(step)
-        return b"".join(events)
+        return b"".join(event for step in steps for event in _step_events(step))
 
     def end(self) -> bytes:
         stop_reason, stop_sequence = self._stop()
@@ -67,18 +75,6 @@ class MessageAnswer(AnswerWriter):
             "stop_sequence": stop_sequence,
             "usage": self._usage(),
         }
-
-    def _start(self) -> bytes:
-        self._has_begun = True
-        usage = {**self._usage(), "output_tokens": 0}
-        message = {
-            **self._head,
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": usage,
-        }
-        return _event("message_start", message=message) + _event("ping")
 
     def _stop(self) -> tuple[str, str | None]:
         turn = self._turn

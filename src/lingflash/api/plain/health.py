@@ -1,4 +1,4 @@
-"""GET /health (the process lives), /ready (it can serve) and /metrics."""
+"""GET / (what this is), /health (the process lives), /ready (it can serve) and /metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from lingflash.httpd.body import json_response
 from lingflash.httpd.error_map import RETRY_AFTER_S
 
 router = APIRouter()
+
+
+@router.get("/")
+async def root() -> Response:
+    """Say what answers here; clients ask it to see whether anything does."""
+    return json_response({"name": "lingflash", "api": "/v1", "openapi": "/openapi.json"})
 
 
 @router.get("/health")

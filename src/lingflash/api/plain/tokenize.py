@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from lingflash.api.answer.accept import accept
 from lingflash.api.answer.logprobs import token_text
 from lingflash.api.state import ServerState
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import InvalidRequestError, RequestTooLargeError
 from lingflash.core.limits import check_token_ids
 from lingflash.httpd.body import json_response
 from lingflash.httpd.openapi import json_body
 from lingflash.protocol.endpoint_fields import DETOKENIZE, TOKENIZE
+from lingflash.protocol.tokenize import TokenizeRequest
 from lingflash.text.chat_prompt import ModelText
 
 router = APIRouter()
+
+_LEAST_TEXT_BYTES = 2**20
+_BYTES_PER_TOKEN = 16
 
 
 @router.post(TOKENIZE.path, openapi_extra=json_body(TOKENIZE.model))
@@ -42,6 +47,7 @@ async def tokenize(request: Request) -> Response:
         prompt = body.prompt or ""
         return text.tokenizer.encode(prompt, add_special_tokens=body.add_special_tokens)
 
+    _check_size(state, body)
     token_ids = await asyncio.to_thread(work)
     answer: dict[str, Any] = {"count": len(token_ids), "tokens": token_ids}
     if state.engine.is_ready:
@@ -49,6 +55,23 @@ async def tokenize(request: Request) -> Response:
     if body.return_token_strs:
         answer["token_strs"] = [token_text(text.tokenizer, i) for i in token_ids]
     return json_response(answer)
+
+
+def _check_size(state: ServerState, body: TokenizeRequest) -> None:
+    """Refuse a text far longer than any context, whose ids would take all memory.
+
+    Raises:
+        RequestTooLargeError: it is.
+    """
+    context = state.engine.info.max_model_len if state.engine.is_ready else 0
+    allowed = max(_LEAST_TEXT_BYTES, _BYTES_PER_TOKEN * context)
+    size = len(msgspec.json.encode([body.prompt, body.messages, body.tools]))
+    if size > allowed:
+        raise RequestTooLargeError(
+            f"The text has {size} bytes; at most {allowed} are tokenized at once, "
+            f"{_BYTES_PER_TOKEN} for each token of the context. Send it in parts.",
+            param="prompt" if body.prompt is not None else "messages",
+        )
 
 
 @router.post(DETOKENIZE.path, openapi_extra=json_body(DETOKENIZE.model))
