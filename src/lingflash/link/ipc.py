@@ -325,7 +325,9 @@ class IpcEngineClient:
                 if stats is not None:
                     self._stats = stats
             case Answer(request_id, code, text, param):
-                self._on_answer(request_id, None if code is None else from_code(code, text, param=param))
+                self._on_answer(
+                    request_id, None if code is None else from_code(code, text, param=param)
+                )
             case ResetDone(number, blocks, checkpoints):
                 reset = self._resets.get(number)
                 if reset is not None and not reset.done():

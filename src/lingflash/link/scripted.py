@@ -214,7 +214,7 @@ class ScriptedEngine:
     async def wait_dead(self) -> EngineDeadError:
         """See EngineClient.wait_dead."""
         await self._dead.wait()
-        return EngineDeadError("The engine process is gone.")
+        return EngineDeadError("The engine is gone and no restarts are left.")
 
     def drain(self) -> None:
         """Nothing is started again here in any case."""
