@@ -17,14 +17,13 @@ from lingflash.core.errors import (
     QueueFullError,
 )
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
 from lingflash.engine.schedule.scheduler import Scheduler
 from lingflash.engine.schedule.step import StepResult
 
 EOS = 7
 
 
-def new_scheduler(num_blocks=12, block_size=16, slots=4, **changes):
+def new_scheduler(num_blocks=12, block_size=16, slots=4, checkpoint_blocks=0, **changes):
     options = {
         "max_num_seqs": 4,
         "max_num_batched_tokens": 24,
@@ -33,7 +32,7 @@ def new_scheduler(num_blocks=12, block_size=16, slots=4, **changes):
         "vocab_size": 50,
         "stop_token_ids": [EOS],
     } | changes
-    return Scheduler(CacheManager(num_blocks, block_size, slots), **options)
+    return Scheduler(CacheManager(num_blocks, block_size, slots, checkpoint_blocks), **options)
 
 
 def request(name, length=5, **sampling):
@@ -308,9 +307,7 @@ def test_sequence_when_it_ended_with_a_step_in_flight_then_holds_its_memory_unti
 @pytest.mark.parametrize(("num_computed", "is_kept"), [(32, True), (46, True), (47, False)])
 def test_states_when_the_step_in_flight_folds_them_further_then_are_not_kept(num_computed, is_kept):
     """What is decided at a commit is carried out behind the step that is under way."""
-    scheduler = new_scheduler(num_blocks=20)
-    scheduler.cache = CacheManager(20, 16, 4, checkpoint_blocks=8)
-    scheduler.prefixes = PrefixKeeper(scheduler.cache)
+    scheduler = new_scheduler(num_blocks=20, checkpoint_blocks=8)
     scheduler.add(request("a", 10, max_tokens=60), 0.0)
     run_step(scheduler)
     step = scheduler.schedule()

@@ -39,7 +39,9 @@ from lingflash.core.types import (
 from lingflash.engine.schedule.counters import Counters
 from lingflash.engine.schedule.finish import last_event, take_result
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
+from lingflash.engine.schedule.prompts import Prompts
 from lingflash.engine.schedule.sequence import Sequence, check_limits, sequences_of
+from lingflash.engine.schedule.shares import Shares
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.engine.schedule.suspects import Suspects, forget_attempt
 from lingflash.structured.masks import TokenMatcher
@@ -88,6 +90,16 @@ class Scheduler:
         self._has_deadlines = False
         self._lacks_memory = False  # the first that waits found too little, and none was freed
         self.suspects = Suspects()
+        self.shares = Shares(self.max_num_seqs, max_num_batched_tokens, max_num_waiting)
+        self._prompts = Prompts(
+            self.shares,
+            cache,
+            self.prefixes,
+            self._running,
+            self._waiting,
+            self.max_num_seqs,
+            preempt=self._preempt,
+        )
 
     @property
     def num_running(self) -> int:
@@ -130,8 +142,9 @@ class Scheduler:
         """
         self.validate(request)
         # What can start at once does not wait, so a queue limit of 0 still serves.
-        idle = max(self.max_num_seqs - len(self._running), 0)
-        if len(self._waiting) + request.sampling.n > self.max_num_waiting + idle:
+        idle, n = max(self.max_num_seqs - len(self._running), 0), request.sampling.n
+        is_full = len(self._waiting) + n > self.max_num_waiting + idle
+        if is_full and not self.shares.may_wait(request.owner, n, self._waiting):
             raise QueueFullError(
                 f"{len(self._waiting)} sequences wait already (--max-num-waiting "
                 f"{self.max_num_waiting}); try again later."
@@ -139,6 +152,7 @@ class Scheduler:
         sequences = sequences_of(request, self.stop_token_ids, self.max_model_len, now_s, matcher)
         self._by_request[request.request_id] = list(sequences)
         self._waiting.extend(sequences)
+        self.shares.joined(request.owner, n)
         self._has_deadlines |= request.timeout_s is not None
 
     def abort(self, request_id: str) -> list[TokenEvent]:
@@ -175,18 +189,16 @@ class Scheduler:
         """The same among these."""
         output = SchedulerOutput(num_draft_tokens=self.num_draft_tokens)
         chosen: dict[Sequence, int] = {}
+        if self.shares.are_needed:
+            self._prompts.begin_step(self._counters.steps)
         num_preemptions = self._counters.preemptions
         budget = self._add_decoding(chosen, running)
         if self.num_draft_tokens:
             budget = self._add_drafts(chosen, budget)
-        for sequence in running:
-            if sequence in chosen or budget <= 0 or sequence.lease is None:
-                continue
-            chosen[sequence] = self._chunk(sequence, budget)
-            budget -= chosen[sequence]
         # Right after a preemption the memory just freed belongs to those who needed it.
-        if num_preemptions == self._counters.preemptions:
-            self._admit(chosen, budget, waiting)
+        may_admit = num_preemptions == self._counters.preemptions
+        can_begin = waiting if may_admit else ()
+        self._lacks_memory |= self._prompts.add(chosen, budget, running, can_begin)
         for sequence, count in chosen.items():
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count >= num_tokens < sequence.max_total_tokens
@@ -225,6 +237,9 @@ class Scheduler:
         is_full = self._lacks_memory or len(self._running) >= self.max_num_seqs
         if self._waiting and (not is_full or len(going) < len(previous.scheduled)):
             return None
+        is_shared = self.shares.are_needed
+        if is_shared and self._waiting and (self._lacks_memory or self._prompts.owes_slot()):
+            return None
         output = SchedulerOutput()
         for item in going:
             lease = item.sequence.lease
@@ -235,6 +250,8 @@ class Scheduler:
             output.scheduled.append(ScheduledSequence(item.sequence, item.start + 1, 1, True))
         for item in going:
             item.sequence.num_in_flight += 1
+            if is_shared:
+                self.shares.serve(item.sequence.owner, 1)
         output.memory_ops = self.cache.take_ops()
         return output
 
@@ -246,32 +263,16 @@ class Scheduler:
             if lease is None or num_tokens - sequence.num_computed != 1:
                 continue
             if num_tokens > len(lease.blocks) * self.cache.block_size:
-                while not self.cache.grow(lease, num_tokens):
-                    victim = self._running[-1]
+                while sequence.lease is not None and not self.cache.grow(lease, num_tokens):
+                    is_shared = self.shares.are_needed
+                    victim = self._prompts.victim() if is_shared else self._running[-1]
                     budget += chosen.pop(victim, 0)
                     self._preempt(victim)
-                    if victim is sequence:
-                        return budget  # it was the last
+                if sequence.lease is None:
+                    continue
             chosen[sequence] = 1
             budget -= 1
         return budget
-
-    def _admit(self, chosen: dict[Sequence, int], budget: int, waiting: Iterable[Sequence]) -> None:
-        """Let those that wait begin, in the order of arrival, while there is room for them."""
-        if budget <= 0 or len(self._running) >= self.max_num_seqs:
-            return
-        for sequence in list(waiting):
-            if budget <= 0 or len(self._running) >= self.max_num_seqs:
-                break
-            if self.prefixes.can_share_soon(sequence, self._running):
-                continue
-            if self.prefixes.admit(sequence) is None:
-                self._lacks_memory = True
-                break
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
-            chosen[sequence] = self._chunk(sequence, budget)
-            budget -= chosen[sequence]
 
     def _add_drafts(self, chosen: dict[Sequence, int], budget: int) -> int:
         """Let decoding sequences bring their drafts, as far as there is room; the budget left."""
@@ -296,16 +297,6 @@ class Scheduler:
         wanted = sequence.num_tokens + 2 * self.num_draft_tokens
         self.cache.grow(lease, min(wanted, sequence.max_total_tokens))
         return len(lease.blocks) * self.cache.block_size
-
-    def _chunk(self, sequence: Sequence, budget: int) -> int:
-        """How many tokens of a sequence to compute next; ends where a checkpoint will be wanted."""
-        start = sequence.num_computed
-        end = min(sequence.num_tokens, start + budget)
-        for place in self.prefixes.cuts(sequence):
-            # The states that a step leaves are those of its last anchor, wherever it ends.
-            if start < place < last_anchor(end):
-                end = place
-        return end - start
 
     def step_failed(self, output: SchedulerOutput, error: LingflashError) -> list[TokenEvent]:
         """The step was not (fully) made: end its sequences, and trust nothing that they computed.
@@ -363,6 +354,7 @@ class Scheduler:
         )
         (probe,) = sequences_of(request, frozenset(), self.max_model_len, 0.0)
         self._by_request[""] = [probe]
+        self.shares.joined("", 1)
         self._waiting.appendleft(probe)
         output = self._schedule([], [probe])
         if not output.scheduled:
@@ -459,6 +451,7 @@ class Scheduler:
             self._running.remove(sequence)
             if not sequence.num_in_flight:
                 self._release(sequence, is_sound=is_sound)
+        self.shares.left(sequence.owner)
         siblings = self._by_request[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
