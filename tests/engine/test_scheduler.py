@@ -348,8 +348,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(0, 40),
         n=st.integers(1, 3),
         timeout=st.none() | st.integers(1, 20),
+        owner=st.sampled_from(["", "", "", "a", "b"]),
     )
-    def add(self, length, max_tokens, n, timeout):
+    def add(self, length, max_tokens, n, timeout, owner):
         name = f"r{self.count}"
         self.count += 1
         wanted = EngineRequest(
@@ -357,6 +358,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt_token_ids=[1] * length,
             sampling=SamplingParams(seed=0, max_tokens=max_tokens, n=n),
             timeout_s=timeout,
+            owner=owner,
         )
         try:
             self.scheduler.add(wanted, self.now)
@@ -395,6 +397,17 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if lost is not None:
                     self.take(self.scheduler.step_failed(lost, error))
             self.in_flight = None
+            return
+        if breaks in (1, 2):  # and is made again, in parts
+            if breaks == 1:  # the operations were carried out
+                output.memory_ops = []
+            if self.in_flight is not None:
+                self.scheduler.take_back(self.in_flight)
+                self.in_flight = None
+            for item in self.scheduler.take_back(output):
+                part = self.scheduler.again([item], 0)
+                self.check(part)
+                self.take(self.scheduler.commit(part, results_of(part)))
             return
         results = []
         for i, item in enumerate(output.scheduled):
@@ -443,6 +456,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not any(self.open.values()), "a sequence that never ended"
         assert self.scheduler.cache.num_free_blocks == self.scheduler.cache.num_blocks
         assert self.scheduler._by_request == {}
+        assert not self.scheduler.suspects
 
 
 SchedulerMachine.TestCase.settings = settings(

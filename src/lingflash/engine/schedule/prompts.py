@@ -123,16 +123,15 @@ class Prompts:
         lost: list[Sequence] = []  # their memory, in this step
         while queues and budget > 0:
             name = shares.next_of(queues)
-            queue = queues[name]
-            sequence = queue.popleft()
+            sequence = queues[name].popleft()
+            if not queues[name]:
+                del queues[name]
             if sequence.lease is None:
                 has_slot = len(self._running) < self._max_num_seqs
                 if not (may_admit and has_slot and shares.may_begin(name, slots, wanted)):
-                    del queues[name]  # all that follow wait, too
+                    queues.pop(name, None)  # all that follow wait, too
                     continue
                 if sequence in lost or not self._may_begin(sequence):
-                    if not queue:
-                        del queues[name]
                     continue
                 may_admit = self._begin(sequence)
                 if not may_admit and self._take_blocks(sequence, lost):
@@ -143,9 +142,7 @@ class Prompts:
                     continue
                 slots[name] += 1
                 wanted[name] -= 1
-            if not queue:
-                del queues[name]
-            count = self._chunk(sequence, min(budget, shares.longest_chunk(len(queues))))
+            count = self._chunk(sequence, min(budget, shares.longest_chunk(len(queues.keys() - {name}))))
             chosen[sequence] = count
             budget -= count
             shares.serve(name, count)
