@@ -10,7 +10,7 @@ import pytest
 from engine_support import finish, new_engine, request, tokens_of
 from lingflash.core.errors import InvalidRequestError, QueueFullError
 from lingflash.core.types import EngineRequest, GrammarSpec, SamplingParams
-from lingflash.engine.grammar_thread import Compiled, GrammarThread
+from lingflash.engine.grammar_thread import Compiled, GrammarThreads
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.vocabulary import Vocabulary
 
@@ -204,7 +204,7 @@ def test_thread_when_compiled_aborted_or_full_then_each_ends_once():
         assert gate.wait(10)
         return vocabulary()
 
-    compiling = GrammarThread(GrammarCompiler(slow_vocabulary), delivered, 2)
+    compiling = GrammarThreads(GrammarCompiler(slow_vocabulary), delivered, 2)
     good, left = constrained("good", CHOICE), constrained("left", CHOICE, n=2)
     compiling.submit(good)
     compiling.submit(left)

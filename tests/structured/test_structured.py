@@ -8,57 +8,20 @@ import random
 import threading
 
 import jsonschema
-import numpy as np
 import pytest
+from grammar_support import COMPILER, END, TOKENIZER, allowed, consumes, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.types import GrammarSpec
-from lingflash.engine.vocabulary import vocabulary_of
 from lingflash.structured.answer_form import (
     answer_grammar,
     read_response_format,
     read_structured_outputs,
 )
-from lingflash.structured.grammar import GrammarCompiler, check_grammar
-from lingflash.structured.masks import mask_words, unpack_mask
+from lingflash.structured.grammar import check_grammar
 from lingflash.text.answer import AnswerMessage, AnswerParser
-from toy_text import toy_tokenizer
-
-TOKENIZER = toy_tokenizer()
-END = TOKENIZER.token_id("<|role_end|>")
-SIZE = TOKENIZER.vocab_size + 7  # the model has more rows than the tokenizer has tokens
-COMPILER = GrammarCompiler(lambda: vocabulary_of(TOKENIZER, SIZE, [END]))
-
-
-def allowed(matcher, stop_ids=(END,)):
-    row = np.zeros(mask_words(SIZE), np.uint32)
-    any_allowed = matcher.fill(row, stop_ids)
-    ids = np.flatnonzero(unpack_mask(row[None], SIZE)[0])
-    assert any_allowed == bool(len(ids))
-    return ids.tolist()
-
-
-def walk(spec, rng, *, max_tokens=400, closing=0.2):
-    """A random answer, or None if it does not end; prefers tokens that close something."""
-    matcher = COMPILER.compile(spec)
-    taken = []
-    for _ in range(max_tokens):
-        if matcher.is_complete:
-            return taken
-        ids = allowed(matcher)
-        assert ids
-        assert max(ids) < TOKENIZER.vocab_size
-        if END in ids and rng.random() < 0.5:
-            return taken
-        ids = [i for i in ids if i != END]
-        ends = [i for i in ids if TOKENIZER.token_bytes(i) in (b'"', b"}", b"]", b",")]
-        token = rng.choice(ends if ends and rng.random() < closing else ids)
-        assert matcher.consume(token)
-        taken.append(token)
-    return None
-
 
 SCHEMAS = [
     {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
@@ -223,7 +186,7 @@ def test_tool_grammar_when_walked_at_random_then_every_call_is_parsed_back_to_it
     message = AnswerMessage()
     for token in text:
         message.add(parser.push(token))
-    message.add(parser.finish(is_cut_off=False))
+    message.add(parser.finish())
     assert message.content == ""
     assert len(message.calls) >= 1
     assert parallel or len(message.calls) == 1
@@ -238,16 +201,6 @@ def test_tool_grammar_when_walked_at_random_then_every_call_is_parsed_back_to_it
         for call in message.calls
     ]
     assert "\n".join(written) == text
-
-
-def consumes(spec, text):
-    """Whether a grammar admits a text, as the tokenizer writes it; and whether it may end there."""
-    matcher = COMPILER.compile(spec)
-    for token in TOKENIZER.encode(text):
-        if token not in allowed(matcher):
-            return False
-        assert matcher.consume(token)
-    return matcher.may_end
 
 
 A = '<tool_call>\n{"name": "a", "arguments": {"x": 1}}\n</tool_call>'

@@ -15,12 +15,12 @@ BLOCK = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 CALL = ToolCall(0, "call_x", "f", '{"a": 1}', is_complete=True)
 
 
-def parse(chunks, *, is_cut_off=False):
+def parse(chunks):
     parser = AnswerParser(parse_tools=True, parse_reasoning=True, make_id=lambda: "call_x")
     message = AnswerMessage()
     for chunk in chunks:
         message.add(parser.push(chunk))
-    message.add(parser.finish(is_cut_off=is_cut_off))
+    message.add(parser.finish())
     return message
 
 
@@ -34,6 +34,17 @@ def parse(chunks, *, is_cut_off=False):
         ("<think>\na", AnswerMessage("", "a")),
         ("<think>a <b", AnswerMessage("", "a <b")),
         ("<think>a\n" + BLOCK, AnswerMessage("", "a", [CALL])),
+        ("<think>a\n" + BLOCK + "\n</think>\n", AnswerMessage("", "a", [CALL])),
+        ("<think>\n" + BLOCK + "</think>\n\nhi", AnswerMessage("hi", "", [CALL])),
+        (
+            "<think>a" + BLOCK + "\nb\n</think>\nc</think>",
+            AnswerMessage("\nbc</think>", "a", [CALL]),
+        ),
+        ("<think>a" + BLOCK + "\nb <i", AnswerMessage("\nb <i", "a", [CALL])),
+        ("<think>a\n<tool_call>b\n</think>c", AnswerMessage("c", "a\n<tool_call>b")),
+        ('<think>a <tool_call>{"x</think>c', AnswerMessage("c", 'a <tool_call>{"x')),
+        ("<think>a" + BLOCK[:-13], AnswerMessage("", "a", [CALL])),
+        ("<think>a" + BLOCK[:-14], AnswerMessage("", "a" + BLOCK[:-14])),
         ("<think>a</think>\n\n" + BLOCK, AnswerMessage("", "a", [CALL])),
         ("hi <think>a</think>", AnswerMessage("hi <think>a</think>")),
         (" \n<thin", AnswerMessage(" \n<thin")),

@@ -52,3 +52,4 @@ async def serve_engine(
         await run_server(app, state, _EngineService(engine), sock, on_ready=announce)
     finally:
         state.responses.close()
+        state.grammars.close()

@@ -71,7 +71,7 @@ class ServerState(HttpContext):
         self.sampling_defaults = _sampling_defaults(folder) if folder is not None else {}
         self.calls = CallStore()
         self.runs = RunMemo()
-        self.grammars = GrammarChecker()
+        self.grammars = GrammarChecker(self.text.tokenizer if self.text is not None else None)
         self.responses = ResponseStore(
             config.responses_db,
             max_bytes=config.responses_max_bytes,

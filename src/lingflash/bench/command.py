@@ -106,12 +106,16 @@ CommitOption = Annotated[
 ]
 
 
-@_benchmark("on_gpu", latency="A model of the true shapes on one GPU")
+@_benchmark("on_gpu", latency="A model of the true shapes on GPUs")
 def latency(
     shape: Annotated[str, typer.Option("--shape", help="Published shape.")] = "ling-2.6-flash",
     weights: Annotated[str, typer.Option("--weights", help="dummy: random, never zero.")] = "dummy",
     format_name: Annotated[
-        str, typer.Option("--format", help="bf16, fp8, int4 or int4-fp8.")
+        str,
+        typer.Option(
+            "--format",
+            help="bf16, fp8, int4 (as published), int4-g128, int4-fp8 or int4-g32-fp8.",
+        ),
     ] = "fp8",
     layers: Annotated[
         int | None, typer.Option("--layers", help="Fewer than the shape has.")
@@ -147,11 +151,15 @@ def latency(
             "prefix cache; repeat the flag.",
         ),
     ] = [],
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option("--tensor-parallel-size", min=1, help="GPUs that share the model."),
+    ] = 1,
     out: JsonOption = None,
     allow_dirty: DirtyOption = False,
     commit: CommitOption = None,
 ) -> None:
-    """Decode steps and prefill of a model of the true shapes with random weights, on one GPU."""
+    """Decode steps and prefill of a model of the true shapes with random weights, on GPUs."""
 
 
 @_benchmark("on_gpu", kernels="Kernels at the true shapes on one GPU")

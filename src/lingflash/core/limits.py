@@ -31,7 +31,6 @@ def check_lengths(
     """Refuse what the context cannot hold.
 
     Args:
-        num_prompt_tokens: of one prompt.
         max_tokens: asked for; None takes what is left.
         max_model_len: most tokens of prompt and answer together.
         param: the field that holds the prompt.

@@ -195,10 +195,13 @@ class GrammarSpec:
         text: JSON of a schema; nothing for json_object; a regular expression; JSON of a list of
             strings; a Lark grammar; or JSON of a whole answer with tool calls
             (`structured/tool_grammar.py`).
+        dropped: paths of keywords that were asked for without being promised and are left to the
+            model, such as "tools[0].function.parameters.properties.a.uniqueItems".
     """
 
     kind: GrammarKind
     text: str = ""
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +225,11 @@ class EngineRequest:
     cache_salt: str = ""
     grammar: GrammarSpec | None = None
     owner: str = ""
+
+
+def key_of(cache_salt: str) -> str:
+    """The part of a salt that a client cannot choose: the digest of its key, before the colon."""
+    return cache_salt.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,21 @@
-"""Compiles grammars beside the loop, so that a large one stops no other request."""
+"""Compiles grammars beside the loop, so that a large one stops no other request.
+
+A server has checked them in a process with limits, so each compiles in about a second at most; of
+those that take long there may be many, all the same. So a few threads of a low priority take turns
+between owners, and no owner has more than some of them.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lingflash.core.errors import InvalidRequestError, LingflashError, QueueFullError
-from lingflash.core.types import EngineRequest, TokenEvent
+from lingflash.core.priority import lower_priority
+from lingflash.core.types import EngineRequest, TokenEvent, key_of
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 
@@ -34,11 +42,16 @@ class Compiled:
         return self.outcome
 
 
-class GrammarThread:
-    """Compiles requests' grammars in a thread of its own; all methods belong to the engine's loop.
+_THREADS = 4
+_THREADS_OF_ONE = 2
+_NICE = 5
+
+
+class GrammarThreads:
+    """Compiles requests' grammars in threads; all methods belong to the engine's loop.
 
     Args:
-        deliver: called in the thread with each result.
+        deliver: called in a thread with each result.
         max_waiting: requests that may wait to be compiled.
     """
 
@@ -48,8 +61,13 @@ class GrammarThread:
         self._grammars = grammars
         self._deliver = deliver
         self._max_waiting = max(max_waiting, 1)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._pool = ThreadPoolExecutor(
+            _THREADS, "grammar", initializer=lower_priority, initargs=(_NICE,)
+        )
         self._pending: dict[str, EngineRequest] = {}
+        self._lock = threading.Lock()  # of the next two
+        self._running: Counter[str] = Counter()  # per owner
+        self._queues: OrderedDict[str, deque[EngineRequest]] = OrderedDict()  # in order of turns
 
     def submit(self, request: EngineRequest) -> None:
         """Compile this request's grammar; the result is delivered later.
@@ -67,23 +85,48 @@ class GrammarThread:
                 f"{len(self._pending)} requests wait for their grammars already; try again later."
             )
         self._pending[request.request_id] = request
-        self._pool.submit(self._work, request)
+        with self._lock:
+            self._queues.setdefault(key_of(request.cache_salt), deque()).append(request)
+        # Each call of _work takes one request, not always this one: that of whose turn it is.
+        self._pool.submit(self._work)
 
-    def _work(self, request: EngineRequest) -> None:
+    def _work(self) -> None:
+        """Thread: compile one request, and those that had to wait for its owner's place."""
+        while (turn := self._begin()) is not None:
+            owner, request = turn
+            try:
+                # Left by the client before its turn came: skip the work.
+                if self._pending.get(request.request_id) is request:
+                    self._deliver(Compiled(request, self._compile(request)))
+            finally:
+                with self._lock:
+                    self._running[owner] -= 1
+                    if not self._running[owner]:
+                        del self._running[owner]
+
+    def _begin(self) -> tuple[str, EngineRequest] | None:
+        """Whose turn it is, and what to compile; None if nobody's."""
+        with self._lock:
+            for owner, queue in self._queues.items():
+                if self._running[owner] < _THREADS_OF_ONE:
+                    self._running[owner] += 1
+                    request = queue.popleft()
+                    del self._queues[owner]
+                    if queue:
+                        self._queues[owner] = queue  # at the end
+                    return owner, request
+        return None
+
+    def _compile(self, request: EngineRequest) -> TokenMatcher | LingflashError:
         assert request.grammar is not None
-        outcome: TokenMatcher | LingflashError
         try:
-            # Left by the client before its turn came: skip the work.
-            if self._pending.get(request.request_id) is not request:
-                return
-            outcome = self._grammars.compile(request.grammar)
+            return self._grammars.compile(request.grammar, request.cache_salt)
         except LingflashError as error:
-            outcome = error
+            return error
         except BaseException as error:  # a panic in the grammar library must not end the engine
-            outcome = InvalidRequestError(
+            return InvalidRequestError(
                 f"The grammar could not be compiled ({type(error).__name__})."
             )
-        self._deliver(Compiled(request, outcome))
 
     def is_wanted(self, compiled: Compiled) -> bool:
         """Whether the request still waits for this result; it does no longer then."""

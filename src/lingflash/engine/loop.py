@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from lingflash.cache.manager import CacheManager
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineDeadError
+from lingflash.core.panics import is_panic
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
 from lingflash.engine.recovery import Recovery
 from lingflash.engine.run.model_runner import ModelRunner
@@ -21,6 +22,8 @@ from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher
 
 log = logging.getLogger(__name__)
+
+_MASK_POLL_S = 0.001
 
 
 class EngineLoop:
@@ -122,7 +125,7 @@ class EngineLoop:
         """
         if request.grammar is not None and matcher is None:
             self.scheduler.validate(request)
-            matcher = self.grammars.compile(request.grammar)
+            matcher = self.grammars.compile(request.grammar, request.cache_salt)
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=self._new_seed()))
         self.scheduler.add(request, time.monotonic(), matcher)
@@ -164,6 +167,8 @@ class EngineLoop:
                 )
             step = _Step(self.scheduler.schedule())
             if not step.output.scheduled:
+                if self.scheduler.has_work:  # but all of it waits for masks
+                    time.sleep(_MASK_POLL_S)
                 return events
         try:
             if step.pending is None:
@@ -171,7 +176,9 @@ class EngineLoop:
             if self.overlaps and step.pending.is_under_way:
                 self._launch_ahead(step.output)
             results = step.pending.results()
-        except Exception as error:  # whatever it is, it must not take other requests along
+        except BaseException as error:  # whatever it is, it must not take other requests along
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             ahead, self._in_flight = self._in_flight, None
             behind = None if ahead is None else (ahead.output, ahead.pending)
             return events + self.recovery.recover(self.scheduler, step.output, behind, error)

@@ -16,6 +16,7 @@ import contextlib
 import logging
 
 from lingflash.core.errors import EngineDeadError, EngineError
+from lingflash.core.panics import is_panic
 from lingflash.core.types import TokenEvent
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.engine.schedule.scheduler import Scheduler
@@ -47,7 +48,7 @@ class Recovery:
         scheduler: Scheduler,
         output: SchedulerOutput,
         ahead: tuple[SchedulerOutput, PendingStep | None] | None,
-        error: Exception,
+        error: BaseException,
     ) -> list[TokenEvent]:
         """Run a step again that has failed; the device must be done with it.
 
@@ -75,7 +76,7 @@ class Recovery:
         return events
 
     def _again(
-        self, scheduler: Scheduler, output: SchedulerOutput, error: Exception
+        self, scheduler: Scheduler, output: SchedulerOutput, error: BaseException
     ) -> list[TokenEvent]:
         """Run the sequences of a failed step again, in halves."""
         if len(output.scheduled) == 1:
@@ -91,7 +92,9 @@ class Recovery:
             part = scheduler.again(half, output.num_draft_tokens)
             try:
                 results = self._runner.launch(part).results()
-            except Exception as again:
+            except BaseException as again:
+                if not isinstance(again, Exception) and not is_panic(again):
+                    raise
                 self._require_sound(again)
                 events += self._again(scheduler, part, again)
             else:
@@ -99,12 +102,12 @@ class Recovery:
                 events += scheduler.commit(part, results)
         return events
 
-    def _require_sound(self, error: Exception) -> None:
+    def _require_sound(self, error: BaseException) -> None:
         """Only a device that still computes can be given the same work again."""
         if isinstance(error, EngineDeadError) or not self._runner.is_sound():
             raise EngineError(f"the device is in doubt after: {error}") from error
 
-    def _probe(self, scheduler: Scheduler, error: Exception) -> None:
+    def _probe(self, scheduler: Scheduler, error: BaseException) -> None:
         """Make a step of one plain token that no client asked for: is it the requests, or we?"""
         output = scheduler.schedule_probe()
         if not output.scheduled:

@@ -11,6 +11,8 @@ One row takes seven: every product norms what it reads, and adds what it gives t
 
     qkvg -> lightning, gate -> dense
     router -> choice -> gate, up -> down
+
+Of a split model, what dense and down give is a part; the ranks' sum of it goes to the stream.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from lingflash.models.layers.mla import MlaLayer
 from lingflash.quant.matrix import Matrix, QuantizedExperts, QuantizedMatrix, StackedMatrix
 
 if TYPE_CHECKING:
+    from lingflash.kernels.moe_gemm.decode import DecodeExperts
     from lingflash.kernels.skinny_gemm.triton_one_row import GroupNorm
 
 # Most sequences of a step: the plan of rows by expert is made by one program.
@@ -94,19 +97,20 @@ class CudaDecoder:
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors) -> None:
         # Triton is there where a GPU is, and only there.
-        from lingflash.kernels.moe_gemm.decode import nibble_order, pair_order
+        from lingflash.kernels.moe_gemm.decode import lane_order, pair_order
 
         self._model, self._cache = model, cache
         self._device = model.device
         # Products with quantized weights take float16, which holds those weights exactly.
         self._narrow = torch.float16 if model.is_quantized else torch.bfloat16
         hidden = model.config.hidden_size
-        self._order = nibble_order(hidden).to(model.device, torch.int32)
+        self._order = lane_order(hidden).to(model.device, torch.int32)
         self._pair_order = pair_order(hidden).to(model.device, torch.int32)
         self._layers = [
             (self._attention(layer), self._feed_forward(layer)) for layer in model.layers
         ]
         self._head = self._product(model.w_head)
+        self._is_split = model.mesh.shard.size > 1
         # The experts that each MoE layer chose in the last step, int32 [N, k].
         self.topk_ids: list[Tensor] = []
 
@@ -118,7 +122,6 @@ class CudaDecoder:
         fits = (
             model.device.type == "cuda"
             and model.dtype == torch.bfloat16
-            and model.mesh.shard.size == 1
             and all(_is_supported(layer) for layer in model.layers)
             and _has_product(model.w_head)
         )
@@ -144,8 +147,10 @@ class CudaDecoder:
     @torch.inference_mode()
     def logits(self, hidden_states: Tensor) -> Tensor:
         """As BailingHybrid.logits: [N, D] to float32 [N, V]."""
-        out = self._empty(hidden_states.shape[0], self._model.config.vocab_size)
-        return self._head(hidden_states, out)
+        mesh = self._model.mesh
+        words = self._model.config.vocab_size // mesh.shard.size
+        out = self._empty(hidden_states.shape[0], words)
+        return mesh.gather(self._head(hidden_states, out))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=self._device)
@@ -190,12 +195,35 @@ class CudaDecoder:
         product = self._product(matrix, scaled=scaled)
 
         def run(flow: _Flow, x: Tensor, norm: GroupNorm | None = None) -> None:
-            if flow.is_one_row:
+            if flow.is_one_row and not self._is_split:
                 product(x, flow.residual, norm=norm, add=True)
-            else:
-                flow.parts = product(x, self._empty(*flow.residual.shape))[:, None]
+                return
+            out = self._empty(*flow.residual.shape)
+            one_row = {"norm": norm} if flow.is_one_row else {}
+            self._pend(flow, product(x, out, **one_row)[:, None])
 
         return run
+
+    def _pend(self, flow: _Flow, parts: Tensor) -> None:
+        """Have the next norm add parts [N, P, D] to the stream; of a split model, add them now."""
+        if self._is_split:
+            self._model.mesh.add_sum(parts, flow.residual)
+        else:
+            flow.parts = parts
+
+    def _down_one_token(
+        self, flow: _Flow, act: Tensor, w: DecodeExperts, ids: Tensor, weights: Tensor,
+        shared: DecodeExperts | None = None,
+    ) -> None:  # fmt: skip
+        """As down_one_token, to the stream."""
+        from lingflash.kernels.moe_gemm.decode import down_one_token
+
+        if not self._is_split:
+            down_one_token(act, w, ids, weights, flow.residual, shared=shared)
+            return
+        out = self._empty(*flow.residual.shape)
+        down_one_token(act, w, ids, weights, out, add=False, shared=shared)
+        self._pend(flow, out[:, None])
 
     def _norm(
         self, weight: Tensor, ordered: bool = False
@@ -210,7 +238,7 @@ class CudaDecoder:
         def run(flow: _Flow) -> tuple[Tensor, Tensor]:
             shape = flow.residual.shape
             x = self._empty(*shape, dtype=self._narrow)
-            other = torch.empty_like(x) if ordered else x
+            other = self._empty(*shape, dtype=torch.bfloat16) if ordered else x
             add_parts_rms_norm(
                 flow.parts, flow.residual, weight, eps, x,
                 (other, self._order) if ordered else None,
@@ -306,36 +334,41 @@ class CudaDecoder:
         """A dense MLP is one expert that every token takes."""
         from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
-            all_rows,
-            down_decode,
-            down_one_token,
+            down_dense,
             gate_up_decode,
+            gate_up_dense,
         )
 
         norm = self._norm(layer.w_post_norm)
         gate_up, down = (DecodeExperts(*_one_expert(m)) for m in (mlp.w_gate_up, mlp.w_down))
         hidden, width = down.values.shape[1:]
+        only = torch.zeros(1, 1, dtype=torch.int32, device=self._device)
+        weight = torch.ones(1, 1, device=self._device)
 
         def run(flow: _Flow) -> None:
             x, _ = norm(flow)
-            ids, weights, plan = all_rows(x.shape[0], self._device)
-            kept = torch.float32 if plan is None else torch.bfloat16
-            act = self._empty(x.shape[0], 1, width, dtype=kept)
-            gate_up_decode(x, gate_up, ids, plan, act)
-            if plan is None:
-                down_one_token(act, down, ids, weights, flow.residual)
-            else:
-                flow.parts = self._empty(x.shape[0], 1, hidden)
-                down_decode(act, down, ids, weights, plan, flow.parts)
+            if flow.is_one_row:
+                act = self._empty(1, 1, width)
+                gate_up_decode(x, gate_up, only, None, act)
+                self._down_one_token(flow, act, down, only, weight)
+                return
+            act = self._empty(x.shape[0], width, dtype=torch.bfloat16)
+            gate_up_dense(x, gate_up, act)
+            parts = self._empty(x.shape[0], 1, hidden)
+            down_dense(act, down, parts[:, 0])
+            self._pend(flow, parts)
 
         return run
 
     def _experts(self, layer: DecoderLayer, mlp: MoeMlp) -> _Part:
         from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
+            block_rows,
             down_decode,
-            down_one_token,
+            down_dense,
             gate_up_decode,
+            gate_up_dense,
+            is_apart,
             plan_rows,
         )
         from lingflash.kernels.moe_route.triton_few_tokens import ROUTER_PARTS, route_decode
@@ -370,18 +403,24 @@ class CudaDecoder:
                 gate_up_decode(
                     ordered, gate_up, ids, None, act, nibbles=down.is_int4, plain=x, shared=shared
                 )
-                down_one_token(act, down, ids, weights, flow.residual, shared=shared_down)
+                self._down_one_token(flow, act, down, ids, weights, shared=shared_down)
                 return
             x, ordered = norm(flow)
+            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            parts = self._empty(rows, choices, c.hidden_size)
+            among, among_down = shared, shared_down
+            if shared is not None and shared_down is not None and is_apart(gate_up, rows):
+                # One after the other: the routed experts' kernels divide L1 otherwise.
+                gate_up_dense(x, shared, act[:, choices - 1])
+                down_dense(act[:, choices - 1], shared_down, parts[:, choices - 1])
+                among = among_down = None
             scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
             route_decode(x, mlp.w_gate, mlp.expert_bias, scores, ids, weights, mlp.rule)
-            plan = plan_rows(ids, c.num_experts)
-            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            plan = plan_rows(ids, c.num_experts, block_rows(gate_up, rows))
             gate_up_decode(
-                ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
+                ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=among
             )
-            flow.parts = self._empty(rows, choices, c.hidden_size)
-            down_decode(act, down, ids, weights, plan, flow.parts, shared=shared_down)
+            self._pend(flow, down_decode(act, down, ids, weights, plan, parts, shared=among_down))
 
         return run
 

@@ -1,7 +1,9 @@
 """From request fields to the grammar of the answer: response_format, structured_outputs, tools.
 
-All of it is enforced, with or without `strict`, but for one case: with tool_choice "auto", tools
-that are not strict, and nothing else asked for, the model is free (and its calls are only parsed).
+A form of answer and a strict tool are enforced to the letter or refused. Of a tool that is not
+strict, what can be enforced is, where a call is required; what is left to the model is named in the
+grammar's `dropped`. With tool_choice "auto", tools that are not strict, and nothing else asked for,
+the model is free (and its calls are only parsed).
 """
 
 from __future__ import annotations
@@ -170,6 +172,8 @@ def answer_grammar(
 ) -> GrammarSpec | None:
     """The grammar that a chat request asks for; None if the model is free.
 
+    Its `dropped` names the keywords of tools' schemas that are left to the model.
+
     Args:
         parallel_tool_calls: False allows one call.
         structured_outputs: see read_structured_outputs.
@@ -205,6 +209,7 @@ def answer_grammar(
                 else None
             ),
             where=f"tools[{i}].function.parameters",
+            strict=bool(f.get("strict")),
         )
         for i, f in enumerate(functions)
         if choice.names is None or f["name"] in choice.names

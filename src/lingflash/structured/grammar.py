@@ -1,8 +1,10 @@
 """Compiles what a client asks for into a matcher that says which tokens may come next.
 
-Everything becomes one Lark grammar for llguidance. Compiling may take long and is bounded by
-llguidance's own limits on its work; whoever calls from an event loop does so in a thread (it gives
-up the interpreter lock).
+Everything becomes one Lark grammar for llguidance. Its own limits on its work do not hold for all
+of it: {"multipleOf": 100000007} takes minutes. So a server has each grammar checked in a process
+that can be killed (`compile_server.py`) before its engine compiles it, in a thread (compiling gives
+up the interpreter lock). Masks are bounded twice: by the limits here, and by whoever waits for them
+(`engine/run/step_masks.py`), since the limits do not hold for all of a mask's work either.
 """
 
 from __future__ import annotations
@@ -11,16 +13,17 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.types import GrammarSpec
-from lingflash.structured.json_schema import MAX_SCHEMA_CHARS, prepare_schema, refuse, to_json
+from lingflash.structured.json_schema import prepare_schema, refuse, refuse_long, to_json
 from lingflash.structured.masks import TokenMatcher
 from lingflash.structured.regex_size import check_regex
+from lingflash.structured.relax import RUNGS, drop_keywords
 from lingflash.structured.tool_grammar import answer_rules, call_schema
 from lingflash.structured.vocabulary import Vocabulary
 
@@ -37,12 +40,17 @@ PARAMS = {
     "answer": "tools",
 }
 
-# A second at most to compile, 15 milliseconds for a token's mask; the rest is llguidance's default.
+# What keeps a mask at about 15 milliseconds: the ambiguous `s: s s | "a" | "b" | s s s` took
+# 200 with llguidance's own 50,000 items. It leaves room for what people ask for: the rows of 300
+# tools, or of 500 optional properties, have 2,000 items. A lexer's states stay, 1 to 2 KB each:
+# 20,000 are enough for a choice of 10,000.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
+    step_max_items=5_000,
+    max_items_in_row=2_000,
     max_grammar_size=200_000,
-    max_lexer_states=100_000,
+    max_lexer_states=20_000,
     verbose_errors=False,
 )
 
@@ -54,8 +62,7 @@ def to_lark(spec: GrammarSpec, param: str | None = None) -> str:
         InvalidRequestError: it is malformed or cannot be enforced; the message names the keyword.
     """
     param = param or PARAMS[spec.kind]
-    if len(spec.text) > MAX_SCHEMA_CHARS:
-        refuse(param, f"has {len(spec.text)} characters; at most {MAX_SCHEMA_CHARS} are allowed")
+    refuse_long(spec.text, param)
     if spec.kind == "lark":
         return spec.text
     if spec.kind == "answer":
@@ -83,7 +90,8 @@ def _rule(spec: GrammarSpec, param: str) -> str:
                 refuse(param, f"must be a list of 1 to {MAX_CHOICES} strings")
             if not all(isinstance(choice, str) and choice for choice in choices):
                 refuse(param, "holds something else than non-empty strings")
-            return " | ".join(_quoted(choice) for choice in dict.fromkeys(choices))
+            # One lexeme, which is as fast with 10,000 of them as with two; rules have a limit.
+            return "CHOICE\nCHOICE: " + " | ".join(map(_quoted, dict.fromkeys(choices)))
     raise AssertionError(spec.kind)
 
 
@@ -99,31 +107,84 @@ def _quoted(text: str) -> str:
     return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
 
 
-def check_grammar(spec: GrammarSpec, param: str | None = None) -> None:
-    """Compile without a vocabulary, to find out early whether it can be.
+def check_grammar(
+    spec: GrammarSpec, param: str | None = None, tokenizer: LLTokenizer | None = None
+) -> GrammarSpec:
+    """Find out whether a grammar can be compiled, and what of it must be left out.
+
+    Args:
+        spec: what is asked for.
+        param: the request field that it came in, for messages.
+        tokenizer: also make the first mask, which is part of a compiler's work.
+
+    Returns:
+        The grammar to use: of tools that are not strict, what turns out not to compile is left out
+        and named in its `dropped`.
 
     Raises:
-        InvalidRequestError: it cannot.
+        InvalidRequestError: it cannot be compiled.
     """
-    error = _error_of(to_lark(spec, param))
+    error = _error_of(to_lark(spec, param), tokenizer)
     if error is None:
-        return
-    if spec.kind == "answer":
-        body = json.loads(spec.text)
-        if body["form"] is not None:
-            kind, text, where = body["form"]
-            check_grammar(GrammarSpec(kind, text), where)
-        for tool in body["tools"]:
-            error_here = _error_of(f"start: %json {to_json(call_schema(tool))}")
-            if error_here is not None:
-                message = _explain(error_here, spec, tool["where"])
-                raise InvalidRequestError(message, param=tool["where"])
-    raise InvalidRequestError(_explain(error, spec, param), param=param or PARAMS[spec.kind])
+        return spec
+    if spec.kind != "answer":
+        raise InvalidRequestError(_explain(error, spec, param), param=param or PARAMS[spec.kind])
+    body = json.loads(spec.text)
+    if body["form"] is not None:
+        kind, text, where = body["form"]
+        check_grammar(GrammarSpec(kind, text), where)
+    left_out: list[str] = []
+    for tool in body["tools"]:
+        error_here = _call_error(tool)
+        if error_here is None:
+            continue
+        if tool["strict"]:
+            message = _explain(error_here, spec, tool["where"])
+            raise InvalidRequestError(message, param=tool["where"])
+        tool["parameters"], dropped = _relax_further(tool)
+        left_out += dropped
+    if not left_out:
+        raise InvalidRequestError(_explain(error, spec, param), param=param or PARAMS[spec.kind])
+    relaxed = GrammarSpec("answer", json.dumps(body), (*spec.dropped, *left_out))
+    error = _error_of(to_lark(relaxed, param), tokenizer)
+    if error is not None:
+        raise InvalidRequestError(_explain(error, spec, param), param=param or PARAMS[spec.kind])
+    return relaxed
 
 
-def _error_of(lark: str) -> str | None:
-    error = LLMatcher.validate_grammar(lark, limits=_LIMITS)
-    return error if error and not error.startswith("WARNING") else None
+def _call_error(tool: Mapping[str, Any]) -> str | None:
+    try:
+        lark = f"start: %json {to_json(call_schema(tool))}"
+    except InvalidRequestError as error:
+        return error.message
+    return _error_of(lark, None)
+
+
+def _relax_further(tool: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """What compiles of a tool's schema, and what was left out: any object if nothing else does."""
+    for keywords in RUNGS:
+        parameters, dropped = drop_keywords(tool["parameters"] or {}, tool["where"], keywords)
+        if dropped and _call_error({**tool, "parameters": parameters}) is None:
+            return parameters, dropped
+    return None, [tool["where"]]
+
+
+def _error_of(lark: str, tokenizer: LLTokenizer | None) -> str | None:
+    if tokenizer is None:
+        error = LLMatcher.validate_grammar(lark, limits=_LIMITS)
+        return error if error and not error.startswith("WARNING") else None
+    return _compile(lark, tokenizer).get_error() or None
+
+
+def _compile(lark: str, tokenizer: LLTokenizer) -> LLMatcher:
+    compiled = LLMatcher(tokenizer, lark, log_level=0, limits=_LIMITS)
+    if not compiled.is_error():
+        # The lexer is built when it is first used, and shared with copies made later: here, not
+        # between the engine's steps.
+        first = compiled.deep_copy()
+        first.compute_bitmask()
+        return first if first.is_error() else compiled
+    return compiled
 
 
 class GrammarCompiler:
@@ -138,35 +199,39 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._vocabulary: Vocabulary | None = None
-        self._kept: OrderedDict[GrammarSpec, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, GrammarSpec], TokenMatcher] = OrderedDict()
 
-    def compile(self, spec: GrammarSpec) -> TokenMatcher:
+    def compile(self, spec: GrammarSpec, owner: str = "") -> TokenMatcher:
         """Return a matcher at its start.
+
+        Args:
+            spec: what is asked for.
+            owner: whose it is; what was compiled for one makes nothing faster for another.
 
         Raises:
             InvalidRequestError: the grammar is malformed or cannot be enforced.
         """
+        key = owner, spec
         with self._lock:
             if self._vocabulary is None or self._tokenizer is None:
                 self._vocabulary = self._load_vocabulary()
                 self._tokenizer = self._vocabulary.build()
             vocabulary, tokenizer = self._vocabulary, self._tokenizer
-            kept = self._kept.get(spec)
+            kept = self._kept.get(key)
             if kept is not None:
-                self._kept.move_to_end(spec)
-                return TokenMatcher(kept.deep_copy(), vocabulary.size, vocabulary.stop_ids)
-        compiled = LLMatcher(tokenizer, to_lark(spec), log_level=0, limits=_LIMITS)
-        if not compiled.is_error():
-            # The lexer is built when it is first used: here, not between the engine's steps.
-            compiled.deep_copy().compute_bitmask()
+                self._kept.move_to_end(key)
+                return kept.copy()
+        compiled = _compile(to_lark(spec), tokenizer)
         if compiled.is_error():
             message = _explain(compiled.get_error(), spec, None)
             raise InvalidRequestError(message, param=PARAMS[spec.kind])
+        matcher = TokenMatcher(compiled, vocabulary.size, vocabulary.stop_ids)
+        matcher.prepare()
         with self._lock:
-            self._kept[spec] = compiled
+            self._kept[key] = matcher
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
-        return TokenMatcher(compiled.deep_copy(), vocabulary.size, vocabulary.stop_ids)
+        return matcher.copy()
 
 
 _KEYWORD_OF = (

@@ -1,4 +1,4 @@
-"""Refuses regular expressions whose nested counts multiply to more than can be compiled."""
+"""What is seen of a regular expression without compiling it: parts and counts beyond our means."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from lingflash.core.errors import InvalidRequestError
 
 MAX_REPEATS = 100_000
 _COUNT = re.compile(r"\{(\d{1,9})(,(\d{0,9}))?\}")
+# Look-around, back references and edges of words: no automaton follows them.
+_UNSUPPORTED = re.compile(r"\(\?<?[=!]|\(\?P=|\(\?>|\\[1-9bBkGK]")
+
+
+def has_unsupported_parts(regex: str) -> bool:
+    """Whether a regular expression asks for what no automaton can follow."""
+    # An escaped backslash escapes nothing after it; inside a class \b is a backspace, rare enough.
+    return _UNSUPPORTED.search(regex.replace("\\\\", "")) is not None
 
 
 def check_regex(regex: str, where: str, what: str = "the regular expression") -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lingflash.core.types import GrammarSpec
-from lingflash.structured.json_schema import prepare_schema, refuse, to_json
+from lingflash.structured.json_schema import prepare_schema, refuse, refuse_long, to_json
+from lingflash.structured.relax import relax_schema
 
 Calls = Literal["none", "allowed", "required"]
 
@@ -29,11 +30,14 @@ class CallableTool:
     Args:
         parameters: JSON Schema of the arguments; None takes any object.
         where: the field that the schema came in, for messages.
+        strict: the schema is kept to the letter or refused; else what cannot be enforced is left
+            to the model.
     """
 
     name: str
     parameters: Mapping[str, Any] | None
     where: str
+    strict: bool = True
 
 
 def answer_spec(
@@ -62,17 +66,40 @@ def answer_spec(
             "cannot be combined with tool calls or reasoning; set tool_choice to 'none', leave "
             "reasoning_effort out, or use json, regex or choice",
         )
+    dropped: list[str] = []
+    described: list[dict[str, Any]] = []
+    for tool in tools if calls != "none" else ():
+        parameters = tool.parameters
+        if parameters is not None and not tool.strict:
+            parameters, left_out = _relaxed(parameters, tool.where)
+            dropped += left_out
+        described.append(
+            {
+                "name": tool.name,
+                "parameters": parameters,
+                "where": tool.where,
+                "strict": tool.strict,
+            }
+        )
     body = {
-        "tools": [
-            {"name": t.name, "parameters": t.parameters, "where": t.where}
-            for t in (tools if calls != "none" else ())
-        ],
+        "tools": described,
         "calls": calls,
         "parallel": parallel,
         "form": None if form is None else [form.kind, form.text, form_param],
         "reasoning": reasoning,
     }
-    return GrammarSpec("answer", json.dumps(body))
+    return GrammarSpec("answer", json.dumps(body), tuple(dropped))
+
+
+def _relaxed(parameters: Any, where: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """A tool's schema without what cannot be enforced, and what that was."""
+    if not isinstance(parameters, Mapping):
+        refuse(where, f"is {type(parameters).__name__}; a JSON Schema object is needed")
+    refuse_long(json.dumps(parameters), where)
+    types = parameters.get("type", "object")
+    if isinstance(types, list) and "object" in types:  # and arguments are always an object
+        parameters = {**parameters, "type": "object"}
+    return relax_schema(parameters, where)
 
 
 def answer_rules(text: str, form_rule: str | None) -> str:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from lingflash.core.errors import InvalidRequestError
 from lingflash.text.chat_template import ChatTemplate
 from lingflash.text.messages import normalize_messages, normalize_tools
+from lingflash.text.start_check import check_text_files
 from lingflash.text.tokenizer import EncodeRun, Piece, Tokenizer
 
 
@@ -62,8 +63,9 @@ class ModelText:
         """Read a checkpoint's tokenizer and template; None without tokenizer.json (token-id mode).
 
         Raises:
-            ModelLoadError: a file is there but unusable.
+            ModelLoadError: a file is there but unusable, or takes too much time or memory.
         """
+        check_text_files(folder)
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer is None:
             return None

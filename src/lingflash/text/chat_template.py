@@ -1,4 +1,4 @@
-"""Renders a checkpoint's chat template in jinja2's sandbox.
+"""Renders a checkpoint's chat template in jinja2's sandbox, within limits (`template_limits.py`).
 
 A template is code, so it comes from the checkpoint only; a request that brings one is refused.
 Filters and globals are those that published templates rely on: `tojson` is `json.dumps(...,
@@ -16,12 +16,15 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import meta
 from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lingflash.core.errors import InvalidRequestError, ModelLoadError
+from lingflash.text.template_limits import LimitedEnvironment, TemplateLimitError
 
 # Set by the server; a request may not set them through chat_template_kwargs.
 _OWN_VARIABLES = frozenset(("messages", "tools", "add_generation_prompt"))
+# Of processor time: a message takes 10 to 100 microseconds.
+_TIME_LIMIT_S = 1.0
+_TIME_PER_MESSAGE_S = 0.001
 _GLOBALS = frozenset(("raise_exception", "strftime_now", "namespace", "range", "dict"))
 
 
@@ -48,10 +51,10 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         origin: str = "chat_template.jinja",
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = self._environment = LimitedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
-        environment.filters["tojson"] = _tojson
+        environment.filters["tojson"] = environment.limited("tojson", _tojson)
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         try:
@@ -59,6 +62,10 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ModelLoadError(f"{origin} is not a valid template: {error}.") from None
+        except (RecursionError, SyntaxError, MemoryError, ValueError) as error:
+            # The code that jinja2 makes of it has limits of its own.
+            problem = f"{type(error).__name__}: {error}"
+            raise ModelLoadError(f"{origin} cannot be compiled ({problem}).") from None
         self._special_tokens = dict(special_tokens or {})
         self._variables = frozenset(
             meta.find_undeclared_variables(syntax)
@@ -85,12 +92,15 @@ class ChatTemplate:
             else:
                 path = config_path
                 source = config.get("chat_template")
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ModelLoadError(f"{path} cannot be read: {error}.") from None
         if isinstance(source, list):  # several named templates
-            source = next((t.get("template") for t in source if t.get("name") == "default"), None)
+            named = [t for t in source if isinstance(t, dict)]
+            source = next((t.get("template") for t in named if t.get("name") == "default"), None)
         if source is None:
             return None
+        if not isinstance(source, str):
+            raise ModelLoadError(f"{path} holds a template that is no text.")
         special_tokens = {}
         for key, value in config.items():
             if key.endswith("_token"):
@@ -121,7 +131,8 @@ class ChatTemplate:
             template_kwargs: further variables of the template, such as thinking_option.
 
         Raises:
-            InvalidRequestError: the template has no such variable, or refuses these messages.
+            InvalidRequestError: the template has no such variable, or refuses these messages; its
+                cause is a TemplateLimitError if it takes too much time or memory.
         """
         extra = dict(template_kwargs or {})
         for name in extra:
@@ -136,8 +147,12 @@ class ChatTemplate:
         variables["messages"] = messages
         variables["tools"] = tools
         variables["add_generation_prompt"] = add_generation_prompt
+        self._environment.begin(_TIME_LIMIT_S + _TIME_PER_MESSAGE_S * len(messages))
+        limit: TemplateLimitError | None = None
         try:
             return self._template.render(variables)
+        except TemplateLimitError as error:
+            limit, problem = error, str(error)
         except _TemplateRefusal as error:
             problem = str(error)
         except RecursionError:
@@ -146,7 +161,7 @@ class ChatTemplate:
             problem = f"{type(error).__name__}: {error}"
         raise InvalidRequestError(
             f"The model's chat template refuses these messages: {problem}.", param="messages"
-        )
+        ) from limit
 
 
 def _tojson(

@@ -27,7 +27,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as HfTokenizer
 
-from lingflash.core.errors import ModelLoadError
+from lingflash.core.errors import InvalidRequestError, ModelLoadError
+from lingflash.core.panics import is_panic
 
 # From text between two special tokens to its ids.
 EncodeRun = Callable[[str], Iterable[int]]
@@ -36,6 +37,9 @@ EncodeRun = Callable[[str], Iterable[int]]
 VISIBLE_TAGS = frozenset(("<tool_call>", "</tool_call>", "<think>", "</think>"))
 
 _TAG_LIKE = re.compile(r"<[^<>\s]+>|\[[A-Za-z_]+\]")
+# Ids that may be missing in a vocabulary, and how much longer a normalizer may make a text.
+_SPARE_IDS = 65_536
+_MAX_GROWTH = 16
 # tokenizers' encode() keeps the interpreter lock, encode_batch_fast() gives it up: worth it when
 # long.
 _LONG_TEXT_CHARS = 8192
@@ -69,9 +73,14 @@ class Tokenizer:
         try:
             spec: dict[str, Any] = json.loads(definition)
             added: list[dict[str, Any]] = spec.get("added_tokens") or []
+            _check_ids(spec, added)
+            _check_growth(spec.get("normalizer"))
             _trust_only_raw_matches(spec, added)
+            spec["padding"] = spec["truncation"] = None  # for training; a prompt is what it is
             self._hf = HfTokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # tokenizers raises bare Exception for a bad file
+        except BaseException as error:  # tokenizers raises bare Exception for a bad file, or panics
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise ModelLoadError(
                 f"{source} cannot be read as a tokenizer ({error}); fetch it again."
             ) from None
@@ -224,9 +233,40 @@ def _encode(hf: HfTokenizer, text: str, add_special_tokens: bool) -> list[int]:
     # Lone surrogates can arrive as JSON escapes; Rust strings cannot hold them.
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode("utf-8")
-    if len(text) > _LONG_TEXT_CHARS:
-        return hf.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-    return hf.encode(text, add_special_tokens=add_special_tokens).ids
+    try:
+        if len(text) > _LONG_TEXT_CHARS:
+            return hf.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return hf.encode(text, add_special_tokens=add_special_tokens).ids
+    except BaseException as error:  # such as a regular expression that gives up
+        if not is_panic(error):
+            raise
+        raise InvalidRequestError(
+            "The model's tokenizer fails on this text; shorten long runs of one character in it."
+        ) from None
+
+
+def _check_ids(spec: dict[str, Any], added: list[dict[str, Any]]) -> None:
+    """Refuse token ids far beyond the number of tokens: tables are as long as the largest id."""
+    vocabulary = spec["model"]["vocab"]
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    ids += [token["id"] for token in added]
+    limit = 2 * len(ids) + _SPARE_IDS
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id < limit:
+            raise ValueError(f"the token id {token_id!r} is out of range for {len(ids)} tokens")
+
+
+def _check_growth(normalizer: dict[str, Any] | None) -> None:
+    """Refuse a normalizer that multiplies a text's length."""
+    parts, growth = [normalizer], 1
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += part.get("normalizers") or []
+            if part.get("type") in ("Replace", "Prepend"):
+                growth *= max(len(part.get("content") or part.get("prepend") or ""), 1)
+        if growth > _MAX_GROWTH:
+            raise ValueError("the normalizer makes texts many times as long")
 
 
 def _is_command(token: dict[str, Any]) -> bool:

@@ -43,7 +43,6 @@ class RunConfig:
     """Where and how long a run goes.
 
     Args:
-        recipe: what to train.
         device: "cuda" or "cpu".
         minutes: length of the whole schedule, over all resumptions.
         stop_after_minutes: pause (with a checkpoint) after this long in this process; None is

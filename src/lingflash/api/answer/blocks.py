@@ -16,7 +16,7 @@ from lingflash.core.types import FinishReason, Usage
 from lingflash.text.answer import AnswerEvent
 from lingflash.text.output import OutputDelta
 from lingflash.text.reasoning import Reasoning
-from lingflash.text.tool_parser import CallBroken, CallDelta, CallEnd, CallStart
+from lingflash.text.tool_parser import CallDelta, CallEnd, CallStart
 
 BlockKind = Literal["text", "reasoning", "call"]
 
@@ -27,7 +27,7 @@ class Block:
 
     Args:
         pieces: its text so far; of a call, the JSON of its arguments.
-        is_complete: False if the answer ended inside it.
+        is_complete: False if the answer was cut off inside it; a call never is.
     """
 
     index: int
@@ -71,6 +71,11 @@ class Turn:
         """Tool calls so far."""
         return sum(block.kind == "call" for block in self.blocks)
 
+    @property
+    def ends_with_call(self) -> bool:
+        """Whether nothing came after the last call."""
+        return bool(self.blocks) and self.blocks[-1].kind == "call"
+
     def take(self, delta: OutputDelta) -> list[BlockStep]:
         """Take what one event added; return the steps that it makes."""
         steps: list[BlockStep] = []
@@ -103,11 +108,6 @@ class Turn:
                 case CallDelta(_, arguments):
                     self._add("call", arguments, steps)
                 case CallEnd():
-                    self._close(steps)
-                case CallBroken():
-                    # It was reported already; what was broken follows as text.
-                    if self._open is not None:
-                        self._open.is_complete = False
                     self._close(steps)
 
     def _add(self, kind: BlockKind, text: str, steps: list[BlockStep]) -> None:

@@ -22,6 +22,9 @@ from lingflash.text.tool_parser import CLOSE_TAG, OPEN_TAG
 
 MAX_BYTES = 64 * 2**20
 
+# What /v1/messages puts between the text blocks of a message.
+BLOCK_JOINT = "\n\n"
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -35,7 +38,19 @@ class _Turn:
     content: str
     reasoning: str
     calls: dict[str, _Call]
+    call_places: tuple[int, ...]
     token_ids: array[int]
+
+    @property
+    def texts(self) -> list[str]:
+        """What was said before, between and after the calls; empty where nothing was."""
+        ends = [*self.call_places, len(self.content)]
+        starts = [0, *self.call_places]
+        return [self.content[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def is_said(self, content: str) -> bool:
+        """Whether a message's content is ours: its texts in a row, or joined as of blocks."""
+        return content == self.content or content == BLOCK_JOINT.join(filter(None, self.texts))
 
     @property
     def num_bytes(self) -> int:
@@ -62,7 +77,8 @@ class CallStore:
         if not message.calls or not all(call.is_complete for call in message.calls):
             return
         calls = {call.call_id: _Call(call.name, call.arguments, call.raw) for call in message.calls}
-        turn = _Turn(message.content, message.reasoning, calls, array("I", token_ids))
+        places = tuple(message.call_places)
+        turn = _Turn(message.content, message.reasoning, calls, places, array("I", token_ids))
         # Found by its last call, so it is one entry.
         self._turns[caller, message.calls[-1].call_id] = turn
         self._num_bytes += turn.num_bytes
@@ -101,21 +117,24 @@ class CallerHistory:
                 return None
         reasoning = message.get("reasoning_content", "").strip("\n") if with_reasoning else ""
         content = message["content"]
-        is_whole = [call["id"] for call in calls] == list(turn.calls) and content == turn.content
+        is_whole = [call["id"] for call in calls] == list(turn.calls) and turn.is_said(content)
         # Most clients do not send thinking back; within a tool loop it still belongs to the turn.
         is_same_thinking = reasoning in ("", turn.reasoning)
         if is_whole and is_same_thinking and (with_reasoning or not turn.reasoning):
             return [Piece("", is_literal=False, token_ids=tuple(turn.token_ids))]
         if reasoning:
             return None  # the template knows how thinking is written
-        pieces = [Piece(content, is_literal=True)] if content else []
-        for call in calls:
+        texts = turn.texts if is_whole else [content]
+        pieces = [Piece(texts[0], is_literal=True)] if texts[0] else []
+        for i, call in enumerate(calls):
             if pieces:
                 pieces.append(Piece("\n", is_literal=False))
             body = turn.calls[call["id"]].raw.removeprefix(OPEN_TAG).removesuffix(CLOSE_TAG)
             pieces.append(Piece(OPEN_TAG, is_literal=False))
             pieces.append(Piece(body, is_literal=True))
             pieces.append(Piece(CLOSE_TAG, is_literal=False))
+            if i + 1 < len(texts) and texts[i + 1]:
+                pieces.append(Piece(texts[i + 1], is_literal=True))
         return pieces
 
 

@@ -34,7 +34,7 @@ class ChatChoice:
 
     Args:
         parser: reads thinking and calls; None takes all for content.
-        remember: is given a turn that ended with calls, and its tokens, for later prompts.
+        remember: is given a turn that holds calls, and its tokens, for later prompts.
         tag_ids: tokens that end the thinking: its closing tag, and a call's opening tag.
     """
 
@@ -67,13 +67,13 @@ class ChatChoice:
             if was_thinking or parser.is_thinking:
                 self.num_reasoning_tokens += self._num_thinking(delta.token_ids)
             if reason is not None:
-                found += parser.finish(is_cut_off=is_cut_off(reason))
+                found += parser.finish()
             self.token_ids += delta.token_ids
             self.message.add(found)
             events = found
         if reason is not None:
             self.finish_reason = reason
-            if self.ended_with_calls:
+            if self.message.calls:
                 self._remember(self.message, self.token_ids)
         return events
 
@@ -125,5 +125,6 @@ def chat_choices(
 
     tag_ids: tuple[int | None, int | None] = (None, None)
     if tokenizer is not None:
-        tag_ids = tokenizer.token_id(END_THINK_TAG), tokenizer.token_id(OPEN_TAG)
+        open_call = tokenizer.token_id(OPEN_TAG) if parse_tools else None
+        tag_ids = tokenizer.token_id(END_THINK_TAG), open_call
     return [ChatChoice(i, parser(), remember, tag_ids) for i in range(num_choices)]

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request
 
 from lingflash.api.answer.accept import check_stream_options
-from lingflash.api.answer.generation import Generation
+from lingflash.api.answer.generation import Generation, until_client_gone
 from lingflash.api.answer.sampling import build_sampling, check_text_size
 from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError
@@ -46,7 +46,7 @@ async def prepare_chat(
     caller = caller_of(request)
     salt = cache_salt(caller, body.cache_salt)
     try:
-        grammar = await _grammar(state, body)
+        grammar = await _grammar(state, request, body)
         token_ids = await _encode(state, body, state.calls.history(caller), salt)
     except RecursionError:
         raise InvalidRequestError(
@@ -72,14 +72,26 @@ def cache_salt(caller: str, wanted: str | None) -> str:
 
 
 async def checked_grammar(
-    state: ServerState, body: SamplingFields, **tools: Any
+    state: ServerState, request: Request, body: SamplingFields, **tools: Any
 ) -> GrammarSpec | None:
-    """What the answer must look like, known to compile; None leaves the model free."""
+    """What the answer must look like, known to compile; None leaves the model free.
+
+    Its `dropped` names what was asked for and is left to the model.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+        ClientGone: the client left meanwhile; the work has ended.
+    """
     form, outputs = body.response_format, body.structured_outputs
     grammar = answer_grammar(response_format=form, structured_outputs=outputs, **tools)
-    if grammar is not None:
-        await state.grammars.check(grammar, form_field(form, outputs))
-    return grammar
+    if grammar is None:
+        return None
+    owner = cache_salt(caller_of(request), body.cache_salt)
+    known = state.grammars.known(grammar, owner)
+    if known is not None:
+        return known
+    checking = state.grammars.check(grammar, form_field(form, outputs), owner=owner)
+    return await until_client_gone(checking, request.receive)
 
 
 def _max_tokens(body: ChatCompletionRequest) -> tuple[str, int | None]:
@@ -117,13 +129,16 @@ def _sampling(
     )
 
 
-async def _grammar(state: ServerState, body: ChatCompletionRequest) -> GrammarSpec | None:
+async def _grammar(
+    state: ServerState, request: Request, body: ChatCompletionRequest
+) -> GrammarSpec | None:
     normalize_tools(body.tools)
     effort = body.reasoning_effort
     kwargs = body.chat_template_kwargs or {}
     thinks = effort != "none" if effort is not None else kwargs.get("thinking_option") == "on"
     return await checked_grammar(
         state,
+        request,
         body,
         tools=body.tools,
         tool_choice=body.tool_choice,

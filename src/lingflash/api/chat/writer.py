@@ -40,7 +40,7 @@ def _delta_of(event: AnswerEvent) -> dict[str, Any] | None:
             return {"tool_calls": [call]}
         case CallDelta(index, arguments):
             return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
-    return None  # an end shows in the finish reason, what was broken follows as content
+    return None  # an end shows in the finish reason
 
 
 def _finish_reason(choice: ChatChoice) -> str | None:

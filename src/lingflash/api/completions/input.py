@@ -35,7 +35,7 @@ async def prepare_completion(
         )
     prompts = await _encode(state, body, given)
     sampling = _sampling(state, body, prompts)
-    grammar = await checked_grammar(state, body)
+    grammar = await checked_grammar(state, request, body)
     salt = cache_salt(caller_of(request), body.cache_salt)
     request_id = request.state.request_id
     return Generation(state, request_id, body, prompts, sampling, grammar, salt)

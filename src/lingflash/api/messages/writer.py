@@ -80,7 +80,7 @@ class MessageAnswer(AnswerWriter):
         turn = self._turn
         match turn.finish_reason:
             case None | "stop":
-                if isinstance(turn.stop_reason, str):
+                if isinstance(turn.stop_reason, str) and not turn.ends_with_call:
                     return "stop_sequence", turn.stop_reason
                 return ("tool_use" if turn.num_calls else "end_turn"), None
             case "length":

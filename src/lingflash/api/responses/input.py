@@ -82,11 +82,11 @@ class ItemReader:
             self.add_message(role, content, where)
             return
         turn = self._assistant(where)
-        if turn["content"] or turn.get("tool_calls"):
-            # A second text belongs to a turn of its own.
+        # After a call that has no result yet the turn goes on; another text has a turn of its own.
+        if turn["content"] and not turn.get("tool_calls"):
             self._turn = None
             turn = self._assistant(where)
-        turn["content"] = "".join(part["text"] for part in content)
+        turn["content"] += "".join(part["text"] for part in content)
 
     def _call(self, item: Mapping[str, Any], where: str) -> None:
         _check_item(

@@ -35,7 +35,7 @@ from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import load_model_config
 from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, Trace
-from lingflash.records.record import Record, Target, require
+from lingflash.records.record import Record, require
 
 _TARGET_MS = 1.0
 _PROMPT_LEN = 128
@@ -260,7 +260,7 @@ def run_host(
         ("step without model and sampler, ms", total.median),
         ("whole step with the greedy sampler, ms", whole["greedy"]),
     ):
-        record.targets.append(Target(f"{name}, {num_seqs} sequences", value, _TARGET_MS, "at most"))
+        record.promise(f"{name}, {num_seqs} sequences", value, _TARGET_MS, "at most")
     record.notes.append(
         "the model is replaced by one that returns fixed random logits; the sampler runs on the CPU"
     )

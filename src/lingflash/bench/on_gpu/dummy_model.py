@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import Tensor
 
 from lingflash.bench.in_engine.dummy_checkpoint import tensor_shapes
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
+from lingflash.parallel.mesh import Mesh
 from lingflash.quant.recipe import FormatName, target_of
 from lingflash.quant.scheme import MatrixFormat
 
@@ -16,26 +19,36 @@ _WEIGHT_STD = 0.02
 _PIECE = 1 << 27
 # FP8 values of about unit size use e4m3's normal range; nibbles -8 to 7 have this deviation.
 _NIBBLE_STD = 4.61
-_INT4_GROUP = 128
+# Names of layouts: what `ling convert` would make of a checkpoint, and the columns that share an
+# INT4 scale. Published are bf16, fp8 and int4.
+LAYOUTS: dict[str, tuple[FormatName | None, int]] = {
+    "bf16": (None, 0), "fp8": ("fp8", 0), "int4": ("int4", 32), "int4-g128": ("int4", 128),
+    "int4-fp8": ("int4-fp8", 128), "int4-g32-fp8": ("int4-fp8", 32),
+}  # fmt: skip
 
 
 def make_dummy_model(
-    config: ModelConfig, format_name: FormatName | None, device: torch.device, max_model_len: int
+    config: ModelConfig,
+    layout: str,
+    device: torch.device,
+    max_model_len: int,
+    mesh: Mesh | None = None,
 ) -> BailingHybrid:
     """The model without its MTP layer, weights random and never zero.
 
     Args:
-        config: its shape.
-        format_name: what `ling convert` would make of it, INT4 in groups of 128; None is BF16.
-        device: where the weights are.
+        layout: one of LAYOUTS.
         max_model_len: length of the rotary tables.
+        mesh: ranks that share the model; what each has whole is the same on all.
     """
+    mesh = mesh or Mesh()
     mtp = f"model.layers.{config.num_hidden_layers}."
     shapes = {n: s for n, s in tensor_shapes(config).items() if not n.startswith(mtp)}
     formats: dict[str, MatrixFormat] = {}
+    format_name, group_size = LAYOUTS[layout]
     if format_name is not None:
         for name, shape in shapes.items():
-            target = target_of(name, format_name, _INT4_GROUP)
+            target = target_of(name, format_name, group_size)
             if target is not None and len(shape) == 2:
                 values, scale, shape_name = target.names(name)
                 dtype = torch.bfloat16 if target.is_packed else torch.float32
@@ -44,13 +57,14 @@ def make_dummy_model(
                     (shape[0], shape[1]),
                 )  # fmt: skip
     model = BailingHybrid(
-        config,
+        config.share(mesh.shard),
         shapes,
         dtype=torch.bfloat16,
         device=device,
         max_model_len=max_model_len,
         with_mtp=False,
         formats=formats,
+        mesh=mesh,
     )
     generator = torch.Generator(device).manual_seed(0)
     done: set[int] = set()
@@ -58,6 +72,9 @@ def make_dummy_model(
         weight = slot.destination if slot.destination._base is None else slot.destination._base
         if weight.data_ptr() not in done:
             done.add(weight.data_ptr())
+            if mesh.shard.size > 1:
+                part = mesh.shard.rank if slot.cut.shape != slot.shape else -1
+                generator.manual_seed(zlib.crc32(f"{name} {part}".encode()))
             _fill(weight, name, generator)
     return model
 

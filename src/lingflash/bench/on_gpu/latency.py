@@ -5,23 +5,31 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lingflash.bench.on_gpu.dummy_model import make_dummy_model
-from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
+from lingflash.bench.on_gpu.dummy_model import LAYOUTS, make_dummy_model
+from lingflash.bench.on_gpu.gpu import (
+    GpuCeilings,
+    collect_memory,
+    describe_gpu,
+    kernel_times,
+    time_s,
+)
 from lingflash.bench.on_gpu.shapes import shape_config
-from lingflash.core.anchors import ANCHOR
+from lingflash.bench.on_gpu.split import on_ranks, time_exchanges, time_prompt_sums
 from lingflash.core.errors import ConfigError
+from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.layers.feed_forward import MoeMlp
+from lingflash.parallel.mesh import Mesh
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
-from lingflash.quant.recipe import FORMATS, FormatName
 from lingflash.records.record import Record, Target, require
 
 _BLOCK = 64
@@ -261,6 +269,7 @@ def run_latency(
     out: Path | None,
     allow_dirty: bool,
     commit: str | None,
+    tensor_parallel_size: int,
 ) -> Record:
     """Time decode steps as graphs, prefill, and the engine around them.
 
@@ -269,9 +278,8 @@ def run_latency(
     """
     if batches is None:
         batches = () if prefills or engine or turns else (1, 32)
-    formats = ("bf16", *FORMATS)
     require(weights == "dummy", "--weights", weights, "dummy")
-    require(format_name in formats, "--format", format_name, ", ".join(formats))
+    require(format_name in LAYOUTS, "--format", format_name, ", ".join(LAYOUTS))
     require(repeats >= 1, "--repeats", repeats, "1 or more")
     for flag, values, most in (
         ("--batch", batches, 256), ("--context", contexts, None), ("--prefill", prefills, None),
@@ -286,44 +294,82 @@ def run_latency(
             "ling bench throughput.",
             param="device",
         )
+    ok = tensor_parallel_size == 1 or not (engine or turns)
+    require(ok, "--engine or --turn", [*engine, *turns], "with --tensor-parallel-size 1")
     record = Record("latency", out, allow_dirty, commit=commit)
+    record.settings = {"shape": shape, "format": format_name, "layers": config.num_hidden_layers}
+    measure = partial(
+        _measure, record, config, format_name, batches, contexts, prefills, repeats, kernels,
+        engine, turns,
+    )  # fmt: skip
+    if tensor_parallel_size > 1:
+        return on_ranks(tensor_parallel_size, config.hidden_size, measure)
+    measure(Mesh())
+    if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
+        _add_targets(record, torch.cuda.get_device_name(0), format_name)
+    record.finish()
+    return record
+
+
+def _measure(
+    record: Record, config: ModelConfig, format_name: str, batches: Sequence[int],
+    contexts: Sequence[int], prefills: Sequence[int], repeats: int, kernels: bool,
+    engine: Sequence[int], turns: Sequence[int], mesh: Mesh,
+) -> Record:  # fmt: skip
+    """Fill a record on one of the ranks that share the model; the first one's is kept."""
+    if mesh.shard.rank:
+        record.out = None
     torch.manual_seed(0)
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
     longest = max([n + more for n in contexts] + list(prefills) + [1])
-    quant: FormatName | None = None if format_name == "bf16" else format_name  # pyright: ignore
     ceilings = GpuCeilings()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
-    torch.cuda.empty_cache()
-    model = make_dummy_model(config, quant, torch.device("cuda"), longest)
+    collect_memory()
+    model = make_dummy_model(config, format_name, torch.device("cuda"), longest, mesh)
     counted = count_bytes(model)
-    record.settings = {
-        "shape": shape, "format": format_name, "layers": config.num_hidden_layers,
+    record.settings |= {
         "weights": "dummy", "weight_bytes": model.num_weight_bytes, "temperature": 1.0,
         "graph": True, "speculation": 0, "repeats": repeats, "steps_per_round": _STEPS,
         "prefill_chunk": _PREFILL_CHUNK, "gpu": describe_gpu(),
+        "tensor_parallel_size": mesh.shard.size,
     }  # fmt: skip
     for context in contexts:
         for num_seqs in batches:
             _time_decode(record, model, counted, ceilings, num_seqs, context, repeats, kernels)
             kernels = False
             record.save()
-            torch.cuda.empty_cache()
+            collect_memory()
+    if mesh.shard.size > 1:
+        _time_exchanges(record, model, batches, prefills, repeats)
     first = True
     for num_tokens in prefills:
         _time_prefill(record, model, ceilings, num_tokens, repeats, first)
         first = False
         record.save()
-        torch.cuda.empty_cache()
+        collect_memory()
     if engine or turns:
         _time_engine(record, model, engine, contexts, turns, repeats)
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
-    if config.num_hidden_layers == shape_config(shape).num_hidden_layers:
-        _add_targets(record, torch.cuda.get_device_name(0), format_name)
-    record.finish()
     return record
+
+
+def _time_exchanges(
+    record: Record, model: BailingHybrid, batches: Sequence[int], prefills: Sequence[int],
+    repeats: int,
+) -> None:  # fmt: skip
+    """Add what the ranks' exchanges take by themselves."""
+    mesh, config = model.mesh, model.config
+    record.notes.append("bytes, operations and fractions of ceilings are those of one GPU of all")
+    record.notes.append("others_busy_cores counts the other ranks' processes")
+    record.settings["sums_in_peers_memory"] = mesh.peers is not None
+    for num_seqs in batches:
+        time_exchanges(record, mesh, config, num_seqs, repeats)
+    if prefills:
+        time_prompt_sums(record, mesh, config, min(_PREFILL_CHUNK, *prefills), repeats)
+    record.save()
 
 
 def _time_engine(
@@ -336,12 +382,13 @@ def _time_engine(
 
     for num_seqs in engine:
         time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
-        torch.cuda.empty_cache()
+        record.save()
+        collect_memory()
     for context in contexts if turns else ():
         for num_new in turns:
             time_turns(record, model, context, num_new, repeats)
             record.save()
-            torch.cuda.empty_cache()
+            collect_memory()
 
 
 def _add_targets(record: Record, gpu: str, format_name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ _AUTO_DRAFTS = {"cpu": 0, "cuda": 0}
 # widest are the expert rows (topk x 3 x width) beside a few copies of the residual stream, in
 # float32.
 _ACTIVATION_COPIES = 16
+# What NCCL takes of each of several GPUs for its buffers; a guess, not measured.
+_NCCL_BYTES = 2**29
 # State checkpoints beyond this many for each sequence that can run are of little use.
 _CHECKPOINTS_PER_SEQ = 8
 # The most of the host's memory that the host tier takes unasked.
@@ -63,6 +66,9 @@ def resolve_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 def available_memory_bytes(device: torch.device) -> int:
     """Memory that is free on a device now; on the CPU as Linux estimates it."""
     if device.type == "cuda":
+        # An engine that this process had before refers to itself in circles.
+        gc.collect()
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
@@ -142,6 +148,8 @@ def plan_checkpoint(
     if device.type == "cuda":
         workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
         workspace += each.state + block_bytes  # the graphs' padding
+        if shard.size > 1:
+            workspace += _exchange_bytes(model, config.max_num_seqs)
         workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
     left = available - weights - workspace - config.max_num_seqs * each.state
     checkpoint_blocks = end_blocks = 0
@@ -269,6 +277,12 @@ def _decode_graph_bytes(model: ModelConfig, max_num_seqs: int, blocks_per_seq: i
     row += 2 * 8 * model.num_attention_heads * model.head_dim + 16 * model.hidden_size
     row += 5 * model.vocab_size + 4 * model.num_attention_heads * model.kv_lora_rank * 64
     return 2 * rows * row + 2 * 8 * (max_num_seqs + 1) * (blocks_per_seq + 1)
+
+
+def _exchange_bytes(model: ModelConfig, max_num_seqs: int) -> int:
+    """What exchanges take of a rank: words of two calls from each, and NCCL's buffers."""
+    words = 2 * model.shard.size * graph_sizes(max_num_seqs)[-1] * model.hidden_size
+    return 8 * words + _NCCL_BYTES
 
 
 def resolve_num_speculative_tokens(

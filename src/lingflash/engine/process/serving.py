@@ -9,7 +9,7 @@ import time
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineError, LingflashError
 from lingflash.core.types import TokenEvent
-from lingflash.engine.grammar_thread import Compiled, GrammarThread
+from lingflash.engine.grammar_thread import Compiled, GrammarThreads
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.process.connection import Connection
 from lingflash.engine.process.self_test import run_self_test
@@ -64,7 +64,7 @@ def serve(connection: Connection, inbox: Inbox, loop: EngineLoop) -> None:
         EngineError: the engine is of no more use.
         OSError: the server is gone.
     """
-    compiling = GrammarThread(loop.grammars, inbox.put, loop.scheduler.max_num_waiting)
+    compiling = GrammarThreads(loop.grammars, inbox.put, loop.scheduler.max_num_waiting)
     last_stats = 0.0
     was_busy = True
     while True:
@@ -102,7 +102,7 @@ def serve(connection: Connection, inbox: Inbox, loop: EngineLoop) -> None:
 
 
 def _accept(
-    loop: EngineLoop, compiling: GrammarThread, message: Submit | Compiled
+    loop: EngineLoop, compiling: GrammarThreads, message: Submit | Compiled
 ) -> Answer | None:
     """Queue a request; the answer to it, None if that has to wait until its grammar is compiled."""
     request = message.request

@@ -58,7 +58,10 @@ def main(fd: int) -> int:
         serve(connection, inbox, loop)
     except EngineError as error:
         log.critical("engine gives up: %s", error)
-        return 1
+        loop.runner.hang_up()
+        flush_logs()
+        # A device that still waits for a rank that is gone would hold up a tidy end.
+        os._exit(1)
     except OSError as error:
         log.debug("the server is gone", exc_info=error)
         return 0  # and so is the reason to go on

@@ -87,7 +87,6 @@ class DecodeGraphs:
         if not self._use_graphs:
             return
         start = time.monotonic()
-        self.stage([])
         for rows in reversed(self._sizes):
             self._capture(rows)
         log.info(
@@ -193,11 +192,20 @@ class DecodeGraphs:
             ]
         np.remainder(positions, ANCHOR, out=offsets)
         np.add(positions[:count], 1, out=lengths[:count])
-        self._packed[: _FIELDS * rows].copy_(staged, non_blocking=True)
+        self._bring(staged, places, blocks)
+        return rows
+
+    @staticmethod
+    def rows_of(staged: Tensor) -> int:
+        """Rows of the graph that takes these numbers."""
+        return len(staged) // _FIELDS
+
+    def _bring(self, staged: Tensor, places: list[int], blocks: list[int]) -> None:
+        """Copy a step's numbers to the device, and new blocks to their places in the tables."""
+        self._packed[: len(staged)].copy_(staged, non_blocking=True)
         if places:
             index = upload(places, self._device)
             self._tables.view(-1).index_copy_(0, index, upload(blocks, self._device))
-        return rows
 
     def forget_tables(self) -> None:
         """Bring every block table anew: one may not have arrived with a step that failed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,11 +15,12 @@ from lingflash.core.hub import resolve_model
 from lingflash.engine.memory.cache_memory import CacheMemory
 from lingflash.engine.memory.plan import MemoryPlan
 from lingflash.engine.memory.planning import plan_memory
-from lingflash.engine.memory.tensors import allocate_cache
+from lingflash.engine.memory.tensors import allocate_cache, graph_sizes
 from lingflash.engine.run.batch_invariance import check_batch_invariance
 from lingflash.engine.run.cuda_graphs import DecodeGraphs
 from lingflash.engine.run.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.run.speculation import Speculator
+from lingflash.engine.run.split_graphs import LeadGraphs
 from lingflash.engine.run.ways import Way
 from lingflash.engine.run.ways.cpu_decode import CpuDecode
 from lingflash.engine.run.ways.drawn_graph import DrawnGraph
@@ -80,7 +82,8 @@ class ModelRunner:
         cpu_decoder = None if batch_invariant else CpuDecoder.create(model, self.cache)
         if cpu_decoder is not None:
             self.ways.insert(0, CpuDecode(cpu_decoder, self.general))
-        self._graphs = graphs = self._decode_graphs(model) if ranks is None else None
+        self._ranks = ranks
+        self._graphs = graphs = self._decode_graphs(model)
         if graphs is not None:
             self.ways[:0] = DrawnGraph(graphs), SampledGraph(graphs, model.config.vocab_size)
         # Whether some steps run behind the host, so that it pays to schedule ahead of them.
@@ -103,7 +106,8 @@ class ModelRunner:
         decoder = None if self.speculator is not None else CudaDecoder.create(model, self.cache)
         if decoder is None:
             return None
-        graphs = DecodeGraphs(
+        make = DecodeGraphs if self._ranks is None else partial(LeadGraphs, self._ranks)
+        graphs = make(
             decoder,
             self.cache,
             max_num_seqs=self.plan.num_state_slots,
@@ -138,7 +142,8 @@ class ModelRunner:
             mesh=mesh,
         )
         if ranks is not None:
-            connect(mesh, ranks, device)
+            rows = graph_sizes(plan.num_state_slots)[-1]
+            connect(mesh, ranks, device, rows * model.config.hidden_size)
         return cls(
             model,
             plan,
@@ -154,6 +159,11 @@ class ModelRunner:
         Two may be under way. Both, and all that is done to the memory for them, run in the order
         of their launches: on the GPU in that of one stream.
         """
+        if self._ranks is None:
+            return self._launch(output)
+        return self._ranks.guard(partial(self._launch, output))
+
+    def _launch(self, output: SchedulerOutput) -> PendingStep:
         self.memory.run(output.memory_ops)
         output.memory_ops = []  # done, whatever becomes of the rest
         return self.way_of(output).launch(output)
@@ -169,6 +179,11 @@ class ModelRunner:
         except Exception as error:
             log.error("the device computes no more: %s", error)
             return False
+
+    def hang_up(self) -> None:
+        """End the other ranks, if there are any; this process has to end, too."""
+        if self._ranks is not None:
+            self._ranks.hang_up()
 
     def way_of(self, output: SchedulerOutput) -> Way:
         """How a step runs: the first of `ways` that can run it."""

@@ -3,20 +3,25 @@
 Rank 0 has the engine. Before it runs its own part of the model, or moves memory of sequences, it
 tells the others over a socket each: the name of the call and its arguments. What they compute
 together goes through collectives (parallel/mesh.py). A rank that fails takes the engine down: ranks
-that are out of step would wait for each other, or worse, not.
+that are out of step would wait for each other, or worse, not. A thread of rank 0 looks whether the
+others' processes are alive, and ends all waiting for one that is not, on the device too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import pickle
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +34,21 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineDeadError, LingflashError
 from lingflash.engine.memory.cache_memory import CacheMemory
 from lingflash.engine.memory.plan import MemoryPlan
+from lingflash.engine.schedule.step import PendingStep, StepResult
 from lingflash.link.frames import frame, read_frame
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, Trace
-from lingflash.parallel.mesh import Mesh
+from lingflash.parallel.mesh import Mesh, leave
 from lingflash.parallel.shard import Shard
+
+log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0
 """For a rank to load its part of the weights."""
 STEP_TIMEOUT_S = 120.0
 """For the ranks to meet and for each exchange."""
+_LOOK_S = 0.2
+"""Between two looks at whether the ranks are alive."""
 
 
 def write_message(sock: socket.socket, message: object) -> None:
@@ -115,8 +125,13 @@ class Ranks:
         self.init_method = f"file://{self._meeting}/meet"
         self._sockets: list[socket.socket] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._failed = False
-        self.close = weakref.finalize(self, _close, self._sockets, self._processes, self._meeting)
+        # Why the others are of no use any more; the first reason is the one that counts.
+        self._failures: list[str] = []
+        self._closing = threading.Event()
+        given = self._sockets, self._processes, self._meeting, self._closing
+        self.close = weakref.finalize(self, _close, *given)
+        # For a process that ends at once; it need not leave the group.
+        self.hang_up = partial(_hang_up, *given)
         for rank in range(1, size):
             ours, theirs = socket.socketpair()
             with theirs:
@@ -160,15 +175,54 @@ class Ranks:
         Raises:
             EngineDeadError: one of them is gone or has failed.
         """
-        for process in self._processes:
-            if process.poll() is not None:
-                raise self._dead(f"its process ended with {process.returncode}")
-        if self._failed:
-            raise self._dead("an earlier step failed")
+        self.check()
         message = frame(encode((call, arguments)))
         with self._watching():
             for sock in self._sockets:
                 sock.sendall(message)
+
+    def check(self) -> None:
+        """Do nothing if all is well.
+
+        Raises:
+            EngineDeadError: one of the others is gone or has failed.
+        """
+        for process in self._processes:
+            if process.poll() is not None:
+                raise self._dead(_ended(process))
+        if self._failures:
+            raise self._dead("an earlier step failed")
+
+    def watch(self, abandon: Callable[[], None]) -> None:
+        """Have a thread end all waiting for a rank when its process ends.
+
+        Args:
+            abandon: called once, by that thread.
+        """
+        given = self._processes, self._closing, self._failures, abandon
+        threading.Thread(target=_watch, args=given, daemon=True).start()
+
+    def guard(self, launch: Callable[[], PendingStep]) -> PendingStep:
+        """Launch a step whose results count only if all ranks are alive when they are there.
+
+        Raises:
+            EngineDeadError: here or by results(): a rank is gone, whatever error came of it.
+        """
+        with self._judged():
+            pending = launch()
+
+        def wait() -> list[StepResult]:
+            with self._judged():
+                return pending.results()
+
+        return PendingStep(wait, is_under_way=pending.is_under_way)
+
+    @contextlib.contextmanager
+    def _judged(self) -> Any:
+        try:
+            yield
+        finally:
+            self.check()
 
     @contextlib.contextmanager
     def stay_together(self) -> Any:
@@ -186,14 +240,46 @@ class Ranks:
             raise self._dead(str(error)) from None
 
     def _dead(self, reason: str) -> EngineDeadError:
-        self._failed = True
-        return EngineDeadError(f"A rank of the split model has failed ({reason}); see the log.")
+        self._failures.append(reason)
+        return EngineDeadError(
+            f"A rank of the split model has failed ({self._failures[0]}); see the log."
+        )
 
 
-def _close(
-    sockets: list[socket.socket], processes: list[subprocess.Popen[bytes]], meeting: Path
+def _ended(process: subprocess.Popen[bytes]) -> str:
+    return f"its process ended with {process.returncode}"
+
+
+def _watch(
+    processes: list[subprocess.Popen[bytes]],
+    closing: threading.Event,
+    failures: list[str],
+    abandon: Callable[[], None],
+) -> None:
+    """Thread: see Ranks.watch."""
+    while not closing.wait(_LOOK_S):
+        for process in processes:
+            if process.poll() is not None:
+                failures.append(_ended(process))
+                log.error("a rank of the split model is gone: %s", _ended(process))
+                abandon()
+                return
+
+
+def _close(*given: Any) -> None:
+    """End the ranks and leave their group."""
+    _hang_up(*given)
+    leave()
+
+
+def _hang_up(
+    sockets: list[socket.socket],
+    processes: list[subprocess.Popen[bytes]],
+    meeting: Path,
+    closing: threading.Event,
 ) -> None:
     """Hang up, which ends the ranks; those that do not end are killed."""
+    closing.set()
     for sock in sockets:
         sock.close()
     for process in processes:
@@ -203,20 +289,25 @@ def _close(
             process.kill()
             process.wait()
     shutil.rmtree(meeting, ignore_errors=True)
-    if processes and dist.is_initialized():
-        dist.destroy_process_group()
 
 
-def connect(mesh: Mesh, ranks: Ranks, device: torch.device) -> None:
+def connect(mesh: Mesh, ranks: Ranks, device: torch.device, peer_values: int) -> None:
     """Rank 0's side of the meeting, once all have loaded.
+
+    Args:
+        mesh: of this rank.
+        ranks: the others.
+        device: of this rank.
+        peer_values: see Mesh.connect.
 
     Raises:
         LingflashError: a rank could not load its part, or did not come.
     """
     ranks.wait_loaded()
-    ranks.tell("meet")
+    ranks.tell("meet", peer_values)
     with ranks.stay_together():
-        mesh.connect(ranks.init_method, device, STEP_TIMEOUT_S)
+        mesh.connect(ranks.init_method, device, STEP_TIMEOUT_S, peer_values)
+    ranks.watch(mesh.abandon)
 
 
 class LeadModel(BailingHybrid):

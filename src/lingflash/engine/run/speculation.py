@@ -31,7 +31,7 @@ from torch import Tensor
 from lingflash.cache.lease import Lease
 from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.engine.run.sampler import choose_tokens
-from lingflash.engine.run.step_masks import StepMasks, fill_mask
+from lingflash.engine.run.step_masks import StepMasks, fill_mask_soon
 from lingflash.engine.schedule.sequence import DraftedSequence, Sequence
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
 from lingflash.models.bailing_hybrid import BailingHybrid
@@ -254,7 +254,11 @@ class Speculator:
             if draft.matcher is None:
                 continue
             mask = np.zeros(mask_words(vocab_size), np.uint32)
-            is_any = fill_mask(mask, draft.sequence, draft.matcher, len(draft.tokens))
+            is_any = fill_mask_soon(mask, draft.sequence, draft.matcher, len(draft.tokens))
+            if is_any is None:
+                draft.sequence.may_draft = False
+                forced[i] = None
+                continue
             allowed = unpack_mask(mask[None], vocab_size)[0]
             if not is_any or draft.matcher.error is not None:
                 forced[i] = None

@@ -84,7 +84,7 @@ class Prompts:
         if self._shares.are_needed:
             return self._add_by_share(chosen, budget, running, list(waiting))
         for sequence in running:
-            if sequence not in chosen and budget > 0 and sequence.lease is not None:
+            if sequence not in chosen and budget > 0 and _can_go_on(sequence):
                 chosen[sequence] = self._chunk(sequence, budget)
                 budget -= chosen[sequence]
         if budget <= 0 or len(self._running) >= self._max_num_seqs:
@@ -114,7 +114,7 @@ class Prompts:
             shares.serve(sequence.owner, count)
         queues: dict[str, deque[Sequence]] = {}
         for sequence in running:
-            if sequence not in chosen and sequence.lease is not None:
+            if sequence not in chosen and _can_go_on(sequence):
                 queues.setdefault(sequence.owner, deque()).append(sequence)
         for sequence in waiting:
             queues.setdefault(sequence.owner, deque()).append(sequence)
@@ -142,15 +142,19 @@ class Prompts:
                     continue
                 slots[name] += 1
                 wanted[name] -= 1
-            count = self._chunk(sequence, min(budget, shares.longest_chunk(len(queues.keys() - {name}))))
+            count = self._chunk(
+                sequence, min(budget, shares.longest_chunk(len(queues.keys() - {name})))
+            )
             chosen[sequence] = count
             budget -= count
             shares.serve(name, count)
         return not may_admit
 
     def _may_begin(self, sequence: Sequence) -> bool:
-        """Not if it had better wait for what another is just computing."""
-        return not self._prefixes.can_share_soon(sequence, self._running)
+        """Not if it waits for a mask, or had better wait for what another is just computing."""
+        return not (
+            sequence.waits_for_mask or self._prefixes.can_share_soon(sequence, self._running)
+        )
 
     def _begin(self, sequence: Sequence) -> bool:
         """Admit one that waits; False if it finds too little memory."""
@@ -216,3 +220,7 @@ class Prompts:
 
     def _youngest(self, owner: str) -> Sequence:
         return next(s for s in reversed(self._running) if s.owner == owner)
+
+
+def _can_go_on(sequence: Sequence) -> bool:
+    return sequence.lease is not None and not sequence.waits_for_mask

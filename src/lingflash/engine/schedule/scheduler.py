@@ -260,7 +260,7 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         for sequence in list(running):
             lease, num_tokens = sequence.lease, sequence.num_tokens
-            if lease is None or num_tokens - sequence.num_computed != 1:
+            if lease is None or not sequence.is_decoding:
                 continue
             if num_tokens > len(lease.blocks) * self.cache.block_size:
                 while sequence.lease is not None and not self.cache.grow(lease, num_tokens):
@@ -401,9 +401,9 @@ class Scheduler:
         end = item.start + num_certain
         self._counters.prompt_tokens += max(min(end, prompt_len) - item.start, 0)
         if result.error is not None:
-            if drafts and isinstance(result.error, NonFiniteLogitsError):
-                # A draft's fault, perhaps: compute it again from the start, without any.
-                sequence.may_draft = False
+            # What may be a draft's fault is computed again, from the start and without any.
+            if result.is_late or (drafts and isinstance(result.error, NonFiniteLogitsError)):
+                sequence.may_draft &= result.is_late
                 self._preempt(sequence)
                 return None
             return self._finish(sequence, "error", result.error)

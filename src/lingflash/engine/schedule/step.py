@@ -69,6 +69,7 @@ class StepResult:
         error: ends this sequence alone.
         is_complete: its grammar allows nothing after this token, or not even a token.
         following: what it said after each accepted draft, as if in steps of their own.
+        is_late: the error is that a mask was not there in time: the sequence is computed again.
     """
 
     token_id: int | None = None
@@ -77,6 +78,7 @@ class StepResult:
     error: LingflashError | None = None
     is_complete: bool = False
     following: Seq[StepResult] = ()
+    is_late: bool = False
 
 
 class PendingStep:

@@ -55,6 +55,5 @@ def forget_attempt(sequence: Sequence) -> None:
     """Undo what a step that failed may have noted of a sequence besides its memory."""
     sequence.draft_tokens = []
     sequence.mtp_end = -1  # of the MTP layer's rows some may not be written
-    matcher = sequence.matcher
-    if matcher is not None:
-        matcher.rollback(max(matcher.num_consumed - len(sequence.output_token_ids), 0))
+    if sequence.matcher is not None:
+        sequence.matcher.restore(len(sequence.output_token_ids))

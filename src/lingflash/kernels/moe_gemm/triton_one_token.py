@@ -219,9 +219,10 @@ def down_one_kernel(
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
     INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, SHARED: tl.constexpr,
     SHARED_SCALES: tl.constexpr, TOPK: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr, ADD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N columns of the way back of all choices, added to the residual stream.
+    """BLOCK_N columns of the way back of all choices, added to the residual stream if ADD.
 
     The shared expert's weights and those of the first AHEAD choices are asked for before the wait.
     Which they are is known: the kernel before (gate_up) lets this one start only after its own
@@ -251,7 +252,10 @@ def down_one_kernel(
         tiles += (w,)
         scales += (scale,)
     wait_for_previous(PDL)
-    out = tl.load(out_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        out = tl.load(out_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    else:
+        out = tl.zeros([BLOCK_N], tl.float32)
     for c in tl.static_range(TOPK):
         act = act_ptr + c * WIDTH
         factor = None

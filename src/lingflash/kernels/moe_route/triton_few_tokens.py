@@ -13,10 +13,10 @@ from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.moe_route.triton_choose import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["ROUTER_PARTS", "route_decode"]
-
 # The product's columns are cut into this many parts, which are summed where the choice is made.
 ROUTER_PARTS = 8
+# What tensor cores take at least; a part's columns come in as many.
+_TILE = 16
 
 
 @triton.jit
@@ -49,6 +49,11 @@ def _logits_kernel(
     tl.store(out, total, mask=live[:, None] & is_expert[None, :])
 
 
+def _cut(num_tokens: int) -> tuple[int, int, int]:
+    """Tokens, experts and warps of a program."""
+    return (_TILE, _TILE, 1) if num_tokens <= 64 else (64, 32, 4)
+
+
 def route_decode(
     x: Tensor,
     w_gate: Tensor,
@@ -74,11 +79,13 @@ def route_decode(
     num_experts = w_gate.shape[0]
     if not num_tokens:
         return
-    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), 16) * 16
-    tiles = triton.cdiv(num_experts, 16), ROUTER_PARTS, triton.cdiv(num_tokens, 16)
+    part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), _TILE) * _TILE
+    block_m, block_e, warps = _cut(num_tokens)
+    tiles = triton.cdiv(num_experts, block_e), ROUTER_PARTS, triton.cdiv(num_tokens, block_m)
     _logits_kernel[tiles](
         x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
-        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=16, BLOCK_M=16, num_warps=4,
+        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=block_e, BLOCK_M=block_m,
+        num_warps=warps,
         **launch_options(x),
     )  # fmt: skip
     choose(parts, expert_bias, topk_ids, topk_weights, rule, ROUTER_PARTS)
