@@ -77,7 +77,9 @@ def test_agent_when_the_context_is_full_then_it_compacts_and_ends_well(run_agent
     assert done.code == 0
     assert ANSWER in done.out
     # Nothing is refused but what is too long.
-    assert [entry for entry in record.refused() if "context" not in entry["answer"]] == []
+    too_long = ("context", "prompt is too long")  # in OpenAI's words and in Anthropic's
+    others = [r for r in record.refused() if not any(said in r["answer"] for said in too_long)]
+    assert others == []
     sizes = record.sizes()
     assert max(sizes) <= agent.full_context
     assert any(later < sooner for sooner, later in itertools.pairwise(sizes))
