@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 HAS_NVIDIA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: serve chat test test-slow check base-install format bench-peers bench-report lock clean help
+.PHONY: serve chat programs test test-slow check base-install format bench-peers bench-report lock clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -74,7 +74,14 @@ check: $(VENV)/.dev
 test: $(CLIENTS)
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
-# What takes longer: more random schedules, a soak, long training checks.
+# The programs that test-slow runs against the server, one folder in the user's cache for each lock
+# file of tests/programs/locks. The tests install what is missing by themselves.
+export TORCH_CPU_INDEX
+programs: $(VENV)/.dev
+	tests/programs/install-debian.sh
+	$(BIN)/python tests/programs/program_install.py
+
+# What takes longer: real agents and libraries, more random schedules, a soak, long training checks.
 test-slow: $(CLIENTS)
 	$(BIN)/pytest -q -n 2 --dist load --maxschedchunk 1 -m slow
 

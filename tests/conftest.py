@@ -6,6 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]
 # Two test workers share two cores; torch must not start a thread per core in each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -252,20 +252,17 @@ def test_chat_when_tool_choice_is_none_then_text_is_not_parsed(make_server):
     assert choice["finish_reason"] == "stop"
 
 
-def test_chat_when_a_call_is_truncated_then_length_and_the_arguments_so_far(make_server):
+@pytest.mark.parametrize("num_missing", [30, 12, 3])
+def test_chat_when_a_call_is_truncated_then_length_and_its_text(make_server, num_missing):
     server = make_server(CALL)
-    limit = len(TOKENIZER.encode(CALL)) - 12
+    limit = len(TOKENIZER.encode(CALL)) - num_missing
     choice = server.chat(tools=TOOLS, max_tokens=limit).json()["choices"][0]
     assert choice["finish_reason"] == "length"
-    assert choice["message"]["content"] is None
-    (call,) = choice["message"]["tool_calls"]
-    assert call["function"]["name"] == "get_weather"
-    assert '{"city":  "Zürich"}'.startswith(call["function"]["arguments"])
-    assert call["function"]["arguments"].startswith('{"city')
+    assert choice["message"]["content"] == TOKENIZER.decode(TOKENIZER.encode(CALL)[:limit])
+    assert "tool_calls" not in choice["message"]
     events = server.stream_chat(tools=TOOLS, max_tokens=limit)
-    deltas = [event["choices"][0]["delta"].get("tool_calls", [{}])[0] for event in events[:-1]]
-    pieces = [delta["function"]["arguments"] for delta in deltas if delta]
-    assert "".join(pieces) == call["function"]["arguments"]
+    assert content(events) == choice["message"]["content"]
+    assert not any("tool_calls" in event["choices"][0]["delta"] for event in events[:-1])
     assert events[-2]["choices"][0]["finish_reason"] == "length"
 
 
@@ -304,7 +301,6 @@ def test_chat_when_a_template_variable_is_set_then_rendered_else_refused(server)
 
 BAD_FIELDS = [
     ({"frobnicate": 1}, "frobnicate"),
-    ({"frobnicate": None}, "frobnicate"),
     ({"temperature": "0.5"}, "temperature"),
     ({"temperature": -1}, "temperature"),
     ({"top_p": 0}, "top_p"),
@@ -316,10 +312,7 @@ BAD_FIELDS = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
-    ({"max_completion_tokens": MAX_MODEL_LEN + 1}, "max_completion_tokens"),
-    ({"max_tokens": MAX_MODEL_LEN + 1}, "max_tokens"),
     ({"min_tokens": 5, "max_tokens": 3}, "min_tokens"),
-    ({"stop": ""}, "stop"),
     ({"stop": ["a", ""]}, "stop[1]"),
     ({"stop": ["a"] * 17}, "stop"),
     ({"stop": [1]}, "stop[0]"),
@@ -333,7 +326,6 @@ BAD_FIELDS = [
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"stream": "yes"}, "stream"),
-    ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ({"timeout": 0}, "timeout"),
     ({"messages": []}, "messages"),
@@ -348,11 +340,13 @@ BAD_FIELDS = [
     ({"parallel_tool_calls": 0}, "parallel_tool_calls"),
     ({"response_format": {"type": "json"}}, "response_format.type"),
     ({"structured_outputs": {"regex": "(a"}}, "structured_outputs.regex"),
-    ({"guided_json": {}}, "guided_json"),
-    ({"regex": "a"}, "regex"),
+    ({"guided_json": {"type": "object"}}, "guided_json"),
+    ({"regex": "(a"}, "regex"),
+    ({"regex": "a", "structured_outputs": {"regex": "b"}}, "regex"),
+    ({"chat_template_kwargs": {"frob": 1}}, "chat_template_kwargs.frob"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
-    ({"functions": []}, "functions"),
+    ({"functions": [{}]}, "functions"),
     ({"best_of": 2}, "best_of"),
     ({"echo": True}, "echo"),
 ]  # fmt: skip

@@ -83,7 +83,7 @@ def check_calls(llm, count):
             parser = AnswerParser(parse_tools=True, parse_reasoning=True)
             message = AnswerMessage()
             message.add(parser.push(answer.text))
-            message.add(parser.finish(is_cut_off=answer.finish_reason == "length"))
+            message.add(parser.finish())
             whole = [call for call in message.calls if call.is_complete]
             for call in whole:
                 jsonschema.validate(json.loads(call.arguments), schemas[call.name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import NotEnoughMemoryError
 from lingflash.core.hub import bundled_folder
-from lingflash.engine.memory.planning import plan_checkpoint
+from lingflash.engine.memory.planning import available_memory_bytes, plan_checkpoint
 from lingflash.engine.memory.weight_bytes import count_weights, in_format
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import load_model_config
@@ -158,3 +159,16 @@ def test_count_when_nano_is_loaded_then_is_what_it_takes(tmp_path, name):
     walk(model)
     assert sum(held.values()) == counted
     assert scratch > 0
+
+
+def test_available_memory_when_an_engine_is_garbage_then_that_is_collected_first(monkeypatch):
+    class Engine:
+        pass
+
+    engine = Engine()
+    engine.itself = engine
+    alive = weakref.ref(engine)
+    del engine
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0 if alive() else 7, 9))
+    assert available_memory_bytes(torch.device("cuda")) == 7

@@ -131,13 +131,18 @@ def test_mla_decode_when_contexts_differ_then_as_the_reference(heads, rank, rope
 
 
 @pytest.mark.parametrize(
-    ("dim", "rotary", "has_norm", "silu"),
-    [(8, 8, True, False), (12, 6, False, True), (40, 40, True, False)],
+    ("dim", "rotary", "has_norm", "silu", "num_seqs"),
+    [
+        (8, 8, True, False, 2),
+        (12, 6, False, True, 2),
+        (40, 40, True, False, 2),
+        (40, 40, True, False, 32),
+    ],
 )
 def test_lightning_decode_when_tails_fill_and_fold_then_as_the_recurrence(
-    dim, rotary, has_norm, silu
+    dim, rotary, has_norm, silu, num_seqs
 ):
-    heads, num_seqs, steps = 3, 2, 19
+    heads, steps = 3, 19
     inner = heads * dim
     rate = torch.tensor([2**-0.25, 0.05, 1e-6], dtype=torch.float64)
     tables = decay_tables(rate, 64, dim, DEVICE)
@@ -145,8 +150,9 @@ def test_lightning_decode_when_tails_fill_and_fold_then_as_the_recurrence(
     norm = randn(2, 1, dim) if has_norm else None
     angles = rope_table(rope_inv_freq(rotary, 1000.0), steps, 1.0, DEVICE)
     cos, sin = angles[:, None].chunk(2, -1)
-    memory = [torch.full((4, heads, n, dim), float("nan"), device=DEVICE) for n in (dim, 20, 20)]
-    slots = torch.tensor([3, 1], device=DEVICE)
+    sizes = [(num_seqs + 2, heads, n, dim) for n in (dim, 20, 20)]
+    memory = [torch.full(size, float("nan"), device=DEVICE) for size in sizes]
+    slots = torch.arange(1, num_seqs + 1, device=DEVICE).flip(0)
     for x in memory:
         x[slots] = 0.0
     got = []

@@ -13,7 +13,7 @@ from lingflash.kernels.moe_gemm.decode import (
     down_decode,
     down_one_token,
     gate_up_decode,
-    nibble_order,
+    lane_order,
     pair_order,
     plan_rows,
 )
@@ -144,7 +144,7 @@ def test_experts_when_few_tokens_come_then_as_the_reference(tokens, fmt, shared_
     given, nibbles = plain, fmt.startswith("int4")
     if nibbles:
         given = torch.empty_like(plain)
-        given[:, (pair_order if tokens == 1 else nibble_order)(hidden)] = plain
+        given[:, (pair_order if tokens == 1 else lane_order)(hidden)] = plain
     choices = topk + (shared is not None)
     act = torch.full((tokens, choices, width), float("nan"), device=DEVICE)
     gate_up_decode(given, gate_up, ids, plan, act, nibbles=nibbles, plain=plain, shared=shared)
@@ -234,7 +234,7 @@ def test_row_plan_when_routed_unevenly_then_each_row_is_in_a_block_of_its_expert
     assert sorted(seen) == list(range(tokens * topk))
 
 
-@pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8)])
+@pytest.mark.parametrize(("tokens", "count", "groups"), [(1, 8, 4), (5, 96, 8), (70, 40, 4)])
 def test_router_when_called_then_the_same_experts_and_weights(tokens, count, groups):
     x, w_gate, bias = randn(tokens, 200, dtype=torch.half), randn(count, 200), randn(count)
     rule = RoutingRule(groups, 2, 3, norm_topk_prob=True, scaling_factor=2.5)
@@ -259,7 +259,7 @@ def test_router_of_one_token_when_it_norms_then_as_the_norm_and_the_router(count
     got_ids = torch.full((1, 3), -7, dtype=torch.int32, device=DEVICE)
     got_weights = torch.full((1, 3), float("nan"), device=DEVICE)
     logits, x, other = (torch.full((1, n), float("nan"), device=DEVICE) for n in (count, 256, 256))
-    order = nibble_order(width).to(DEVICE, torch.int32)
+    order = lane_order(width).to(DEVICE, torch.int32)
     norm_and_route_one(
         residual, weight, EPS, w_gate, bias, logits, x, (other, order) if ordered else None,
         got_ids, got_weights, rule,
@@ -278,7 +278,7 @@ def test_norm_when_parts_are_added_then_the_residual_keeps_their_sum(num_parts):
     total = residual.float()
     if parts is not None:
         total = total + parts.sum(1)
-    order = nibble_order(width).to(DEVICE, torch.int32)
+    order = lane_order(width).to(DEVICE, torch.int32)
     out, ordered = (torch.full((3, width), float("nan"), device=DEVICE) for _ in range(2))
     add_parts_rms_norm(parts, residual, weight, EPS, out, (ordered, order))
     torch.testing.assert_close(residual, total.bfloat16())

@@ -186,7 +186,7 @@ def test_tool_grammar_when_walked_at_random_then_every_call_is_parsed_back_to_it
     message = AnswerMessage()
     for token in text:
         message.add(parser.push(token))
-    message.add(parser.finish(is_cut_off=False))
+    message.add(parser.finish())
     assert message.content == ""
     assert len(message.calls) >= 1
     assert parallel or len(message.calls) == 1

@@ -13,7 +13,6 @@ from lingflash.text.call_scanner import CallScanner
 from lingflash.text.tool_parser import (
     CLOSE_TAG,
     OPEN_TAG,
-    CallBroken,
     CallDelta,
     CallEnd,
     CallStart,
@@ -28,18 +27,19 @@ def parse_call(body):
     scanner.text = body + CLOSE_TAG
     if scanner.scan() != "closed" or scanner.position != len(scanner.text):
         return None
-    if scanner.arguments_start is None:
-        return scanner.name, "{}"
+    repaired = scanner.repaired_arguments
+    if repaired is not None:
+        return scanner.name, repaired
     return scanner.name, body[scanner.arguments_start : scanner.arguments_end]
 
 
-def parse_events(chunks, is_cut_off=False):
+def parse_events(chunks):
     counter = itertools.count()
     parser = ToolParser(make_id=lambda: f"call_{next(counter)}")
     events = []
     for chunk in chunks:
         events += parser.push(chunk)
-    events += parser.finish(is_cut_off=is_cut_off)
+    events += parser.finish()
     check_events(events)
     return events, parser
 
@@ -61,13 +61,14 @@ def check_events(events):
             case CallDelta(index, arguments):
                 assert index == open_call
                 assert arguments
-            case CallEnd(index) | CallBroken(index):
+            case CallEnd(index):
                 assert index == open_call
                 open_call = None
+    assert open_call is None
 
 
-def parse(chunks, is_cut_off=False):
-    events, parser = parse_events(chunks, is_cut_off)
+def parse(chunks):
+    events, parser = parse_events(chunks)
     merged: list[str | ToolCall] = []
     for event in events:
         match event:
@@ -81,16 +82,7 @@ def parse(chunks, is_cut_off=False):
                 merged[-1].arguments += arguments
             case CallEnd():
                 merged[-1].is_complete = True
-            case CallBroken():
-                merged.pop()
-    # What a withdrawn call stood between is one text.
-    joined = []
-    for part in merged:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined, parser
+    return merged, parser
 
 
 def call(name, arguments, index=0):
@@ -147,13 +139,22 @@ def test_parse_when_text_is_given_whole_or_by_character_then_expected_events(tex
         "{}",
         '{"name": 1}',
         '{"name": ""}',
-        '{"name": "f", "arguments": "{}"}',
+        '{"name": "f", "arguments": "[]"}',
+        '{"name": "f", "arguments": "{} {}"}',
+        '{"name": "f", "arguments": "{}, \\"x\\": {}"}',
+        '{"name": "f", "arguments": "{\'a\': 1}"}',
+        '{"name": "f", "arguments": "Rome"}',
+        '{"name": "f", "arguments": "\\"{}\\""}',
         '{"name": "f", "arguments": []}',
+        '{"name": "f", "arguments": true}',
+        '{"name": "f", "arguments": {"x": True}}',
+        '{"name": "f", "arguments": {"x": 1,}}',
+        '{"name": "f", "arguments": {}}}',
+        '{"arguments": {}}',
         '{"name": "f", "arguments": {"x": NaN}}',
         '{"name": "f",}',
         '{"name": "f"} x',
         '{"name": "f" "arguments": {}}',
-        '{"name": "f", "arguments": {"x": "a\nb"}}',
         '{"name": "f", "arguments": ' + '{"a":' * 100_000,
         '{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}",
     ],
@@ -167,6 +168,7 @@ fragments = st.lists(
         st.sampled_from(
             [
                 *(OPEN_TAG, CLOSE_TAG, BLOCK, BLOCK[:60], "\n", "<", "<tool_", '"', "{", "}", " "),
+                *(BLOCK[:-12], "\n<tool_call>", "\\", "\\ud83d", "null", '"{}"'),
                 *('{"name": "g"}', '{"name": "g", "arguments": {', '"x": "y"', "}}", "[1]", ":"),
             ]
         ),
@@ -182,8 +184,7 @@ def test_push_when_text_is_cut_anywhere_then_same_events(parts, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     bounds = [0, *cuts, len(text)]
     chunks = [text[a:b] for a, b in itertools.pairwise(bounds)]
-    cut = data.draw(st.booleans())
-    assert parse(chunks, cut)[0] == parse([text], cut)[0] == parse(list(text), cut)[0]
+    assert parse(chunks)[0] == parse([text])[0] == parse(list(text))[0]
 
 
 json_values = st.recursive(
@@ -221,7 +222,6 @@ def test_parse_when_calls_are_written_as_the_template_does_then_arguments_are_ex
     events, parser = parse(list(text))
     assert events == [call(name, written[i], i) for i, (name, _) in enumerate(calls)]
     assert parser.num_calls == len(calls)
-    assert not parser.was_cut_off
 
 
 @given(fragments)
@@ -232,47 +232,65 @@ def test_push_when_streamed_then_content_and_calls_lose_nothing_but_the_form(par
         assert content == "".join(parts)
 
 
-def test_finish_when_the_limit_cuts_a_call_then_it_stays_with_what_it_has():
-    text = 'x\n<tool_call>\n{"name": "f", "arguments": {"a": "b'
-    events, parser = parse(list(text), is_cut_off=True)
-    assert events == ["x", ToolCall(0, "call_0", "f", '{"a": "b')]
-    assert parser.was_cut_off
-    assert parser.num_calls == 0
+@pytest.mark.parametrize(
+    "block",
+    ['{"name": "f', '{"name": "f", "arguments": {"a": "b', '{"name": "f", "arguments": {"a": 1}'],
+)
+def test_finish_when_the_answer_ends_inside_a_call_then_its_text_is_content(block):
+    text = "x\n<tool_call>\n" + block
+    assert parse(list(text))[0] == parse([text])[0] == [text]
 
 
-def test_finish_when_the_limit_cuts_the_name_then_content():
-    text = 'x\n<tool_call>\n{"name": "f'
-    events, parser = parse([text], is_cut_off=True)
-    assert events == [text]
-    assert parser.was_cut_off
+@pytest.mark.parametrize("end", ["", "\n", "\n<", "\n</tool_", "\n</tool_call>\n"])
+def test_finish_when_only_the_closing_tag_is_missing_then_a_call(end):
+    text = 'x\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}' + end
+    assert parse(list(text))[0] == parse([text])[0] == ["x", call("f", '{"a": 1}')]
 
 
-def test_finish_when_the_model_ends_inside_a_call_then_content():
-    text = 'x\n<tool_call>\n{"name": "f", "arguments": {"a": "b'
-    events, parser = parse([text])
-    assert events == [text]
-    assert not parser.was_cut_off
+def test_push_when_a_call_opens_before_the_last_was_closed_then_two_calls():
+    text = BLOCK.removesuffix(CLOSE_TAG) + BLOCK
+    arguments = '{"a":  1.50, "b": "ü\\n"}'
+    assert parse(list(text))[0] == [call("f", arguments), call("f", arguments, 1)]
 
 
-def test_push_when_arguments_come_in_pieces_then_passed_on_as_they_come():
+REPAIRED = [
+    ('{"a": "x\ny\tz\x00"}', r'{"a": "x\ny\tz\u0000"}'),
+    ('{"a\n":\n"\\"\n"}', '{"a\\n":\n"\\"\\n"}'),
+    (r'{"a": "\ud83d"}', r'{"a": "\ufffd"}'),
+    (r'{"\uDC00": ["\ud83d\ude00\\ud83d"]}', r'{"\ufffd": ["\ud83d\ude00\\ud83d"]}'),
+    (r'"{\"a\": 1.50}"', '{"a": 1.50}'),
+    (r'"{\"a\": \"x\ny\", \"b\": \"\\ud800\ud800\"}"', r'{"a": "x\ny", "b": "\ufffd�"}'),
+    ('"{}"', "{}"),
+    ('""', "{}"),
+    ("null", "{}"),
+]
+
+
+@pytest.mark.parametrize(("written", "expected"), REPAIRED)
+def test_parse_when_arguments_are_plainly_meant_then_repaired(written, expected):
+    assert json.loads(expected) is not None
+    for order in (f'"name": "f", "arguments": {written}', f'"arguments": {written}, "name": "f"'):
+        text = "<tool_call>\n{" + order + "}\n</tool_call>"
+        assert parse(list(text))[0] == parse([text])[0] == [call("f", expected)]
+
+
+def test_parse_when_a_name_has_half_a_surrogate_then_a_replacement_character():
+    assert parse_call(r'{"name": "\ud800x\ud83d\ude00"}') == ("�x😀", "{}")
+
+
+def test_parse_when_a_call_is_deeper_than_a_request_may_be_then_content():
+    for depth, is_call in ((98, True), (99, False)):
+        text = '{"name": "f", "arguments": {"a": ' + "[" * depth + "]" * depth + "}}"
+        assert (parse_call(text) is not None) == is_call
+
+
+def test_push_when_arguments_come_in_pieces_then_the_same_pieces_once_the_call_is_whole():
     parser = ToolParser(make_id=lambda: "call_0")
-    assert parser.push('<tool_call>\n{"name": "f", "argu') == []
-    assert parser.push('ments": {"a"') == [CallStart(0, "call_0", "f"), CallDelta(0, '{"a"')]
-    assert parser.push(":  1") == [CallDelta(0, ":  1")]
-    assert parser.push("}") == [CallDelta(0, "}")]
-    assert parser.push("}\n</tool_") == []
-    assert parser.push("call>") == [CallEnd(0)]
-    assert parser.finish(is_cut_off=False) == []
-
-
-def test_push_when_a_reported_call_breaks_then_withdrawn_and_content():
-    parser = ToolParser(make_id=lambda: "call_0")
-    block = '<tool_call>{"name": "f", "arguments": {"a": 01}}</tool_call>'
-    events = parser.push(block) + parser.finish(is_cut_off=False)
-    kinds = [type(event) for event in events]
-    assert kinds[:3] == [CallStart, CallDelta, CallBroken]
-    assert "".join(event for event in events if isinstance(event, str)) == block
-    assert parser.num_calls == 0
+    for piece in ('<tool_call>\n{"name": "f", "argu', 'ments": {"a"', ":  1", "}", "}\n</tool_"):
+        assert parser.push(piece) == []
+    deltas = [CallDelta(0, piece) for piece in ('{"a"', ":  1", "}")]
+    assert parser.push("call>") == [CallStart(0, "call_0", "f"), *deltas, CallEnd(0)]
+    assert parser.finish() == []
 
 
 @pytest.mark.parametrize("value", ["01", "1.", ".5", "+1", "tru", "nul", "1e", "-", "'x'", '"\\x"'])

@@ -24,6 +24,7 @@ _ANSWERS = {
     "/v1/chat/completions": _COMPLETION,
     "/v1/completions": _COMPLETION,
     "/v1/responses": ("id", "object", "created_at", "model", "output", "status", "usage"),
+    "/v1/responses/input_tokens": ("object", "input_tokens"),
     "/v1/responses/{response_id}": ("id", "object"),
     "/v1/responses/{response_id}/cancel": ("id", "object", "status"),
     "/v1/responses/{response_id}/input_items": ("object", "data", "has_more"),
@@ -33,6 +34,7 @@ _ANSWERS = {
     "/v1/models/{name}": ("id", "object", "created", "owned_by"),
     "/reset_prefix_cache": ("status", "blocks", "checkpoints"),
     "/tokenize": ("tokens", "count"),
+    "/tokenizer_info": ("tokenizer_class",),
     "/detokenize": ("prompt",),
 }
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")

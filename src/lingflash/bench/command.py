@@ -111,7 +111,11 @@ def latency(
     shape: Annotated[str, typer.Option("--shape", help="Published shape.")] = "ling-2.6-flash",
     weights: Annotated[str, typer.Option("--weights", help="dummy: random, never zero.")] = "dummy",
     format_name: Annotated[
-        str, typer.Option("--format", help="bf16, fp8, int4 or int4-fp8.")
+        str,
+        typer.Option(
+            "--format",
+            help="bf16, fp8, int4 (as published), int4-g128, int4-fp8 or int4-g32-fp8.",
+        ),
     ] = "fp8",
     layers: Annotated[
         int | None, typer.Option("--layers", help="Fewer than the shape has.")

@@ -63,11 +63,7 @@ class Checkpoints:
         self.lent[slot] = holder
 
     def free_slot(self, evict: Callable[[Holder], None]) -> bool:
-        """Make the slot lent longest ago idle; its states move to blocks if there is room.
-
-        Args:
-            evict: gives the checkpoint up.
-        """
+        """Make the slot lent longest ago idle; its states move to blocks if there is room."""
         if not self.lent:
             return False
         slot, holder = next(iter(self.lent.items()))

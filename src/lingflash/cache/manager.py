@@ -228,7 +228,6 @@ class CacheManager:
 
         Args:
             lease: just admitted with these keys.
-            keys: those that were looked up.
             root: key of the salt.
             tokens: gives the sequence's tokens from a position, so many.
         """

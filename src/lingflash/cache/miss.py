@@ -60,9 +60,6 @@ def explain(
     """Say why not all of a sequence's blocks were found.
 
     Args:
-        tree: what is known.
-        gone: what was.
-        keys: of the blocks that were looked up.
         lease: what was found; some of what was known then may have made room for it since.
         root: key of the salt.
         tokens: gives the sequence's tokens from a position, so many.

@@ -12,6 +12,7 @@ import typer
 from lingflash import __version__
 from lingflash.bench.command import app as bench_app
 from lingflash.cli.chat import chat
+from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
 from lingflash.cli.options import check_environment
@@ -49,6 +50,7 @@ def _root(
 
 app.command()(serve)
 app.command()(chat)
+app.command()(connect)
 app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)

@@ -72,9 +72,26 @@ class InvalidRequestError(LingflashError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt, or the prompt and max_tokens together, exceed the context."""
+    """The prompt, or the prompt and max_tokens together, exceed the context.
+
+    Args:
+        num_tokens: of the prompt, where they are known, or at least so many.
+        limit: tokens of the context.
+    """
 
     code = "context_length_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        num_tokens: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+        self.num_tokens = num_tokens
+        self.limit = limit
 
 
 class RequestTooLargeError(InvalidRequestError):

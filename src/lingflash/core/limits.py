@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from lingflash.core.errors import ContextLengthError, InvalidRequestError
+from lingflash.core.errors import ContextLengthError, InvalidRequestError, RequestTooLargeError
 
 
 def check_token_ids(token_ids: Collection[int], vocab_size: int, param: str) -> None:
@@ -20,6 +20,25 @@ def check_token_ids(token_ids: Collection[int], vocab_size: int, param: str) -> 
         )
 
 
+_LEAST_TEXT_BYTES = 2**20
+_BYTES_PER_TOKEN = 16
+
+
+def check_countable(num_bytes: int, max_model_len: int, *, param: str) -> None:
+    """Refuse to count the tokens of a text far longer than any context: they take memory.
+
+    Raises:
+        RequestTooLargeError: it is.
+    """
+    allowed = max(_LEAST_TEXT_BYTES, _BYTES_PER_TOKEN * max_model_len)
+    if num_bytes > allowed:
+        raise RequestTooLargeError(
+            f"The text has {num_bytes} bytes; at most {allowed} are tokenized at once, "
+            f"{_BYTES_PER_TOKEN} for each token of the context. Send it in parts.",
+            param=param,
+        )
+
+
 def check_lengths(
     num_prompt_tokens: int,
     max_tokens: int | None,
@@ -31,7 +50,6 @@ def check_lengths(
     """Refuse what the context cannot hold.
 
     Args:
-        num_prompt_tokens: of one prompt.
         max_tokens: asked for; None takes what is left.
         max_model_len: most tokens of prompt and answer together.
         param: the field that holds the prompt.
@@ -46,13 +64,15 @@ def check_lengths(
     room = max_model_len - num_prompt_tokens
     if room < (0 if max_tokens == 0 else 1):
         raise ContextLengthError(
-            f"The prompt has {num_prompt_tokens} tokens and the context is {max_model_len}; "
-            "shorten it.",
+            f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
+            f"{num_prompt_tokens}; shorten it.",
             param=param,
+            num_tokens=num_prompt_tokens,
+            limit=max_model_len,
         )
     if max_tokens is not None and max_tokens > room:
         raise ContextLengthError(
-            f"The prompt has {num_prompt_tokens} tokens and {max_tokens_param} is {max_tokens}, "
-            f"together over the context of {max_model_len}; it can be at most {room}.",
+            f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
+            f"{num_prompt_tokens} and {max_tokens_param} is {max_tokens}; at most {room} are left.",
             param=max_tokens_param,
         )

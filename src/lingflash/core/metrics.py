@@ -30,25 +30,22 @@ class HttpMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.http_requests_in_flight = Gauge(
-            "lingflash_http_requests_in_flight",
-            "HTTP requests being answered",
-            registry=self.registry,
+        self.http_requests_in_flight = self._gauge(
+            "http_requests_in_flight", "HTTP requests being answered"
         )
         self.http_responses = self._counter("http_responses", "HTTP answers by status", "status")
         self.request_errors = self._counter(
             "request_errors", "Failed requests by error code", "code"
         )
-        self.connections_open = Gauge(
-            "lingflash_connections_open", "Connections that are open", registry=self.registry
-        )
+        self.connections_open = self._gauge("connections_open", "Connections that are open")
         self.connections_dropped = self._counter(
             "connections_dropped", "Connections closed against their clients' will", "reason"
         )
-        dropped_lines = Gauge(
-            "lingflash_log_lines_dropped", "Log lines that nobody read", registry=self.registry
-        )
+        dropped_lines = self._gauge("log_lines_dropped", "Log lines that nobody read")
         dropped_lines.set_function(num_dropped_lines)
+
+    def _gauge(self, name: str, what: str) -> Gauge:
+        return Gauge(f"lingflash_{name}", what, registry=self.registry)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"lingflash_{name}", what, labels, registry=self.registry)
@@ -84,6 +81,9 @@ class ServerMetrics(HttpMetrics):
         )
         self.responses_store_errors = self._counter(
             "responses_store_errors", "Calls that the disk of stored responses failed"
+        )
+        self.dropped_fields = self._counter(
+            "dropped_fields", "What was accepted without being used, by what it was", "field"
         )
         self.requests_aborted = self._counter(
             "requests_aborted", "Requests ended because the client went away"

@@ -22,7 +22,8 @@ from lingflash.core.errors import (
 )
 from lingflash.httpd.context import context_of
 from lingflash.httpd.json_shape import Shape, deep_field, exceeded
-from lingflash.protocol.fields import FieldTable, parse_request
+from lingflash.protocol.fields import Dropped, FieldTable, parse_request
+from lingflash.protocol.unicode import replace_escaped_surrogates
 
 # Deeper bodies would exhaust the stack of whatever walks them: templates, guards, encoders.
 MAX_DEPTH = 128
@@ -34,13 +35,19 @@ _LARGE_BYTES = 2**20
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
 
 
-_NO_OTHERS = FieldTable(inert={}, refused={})
+_NO_OTHERS = FieldTable()
 
 
 async def read_request(
-    request: Request, model: type[ModelT], table: FieldTable = _NO_OTHERS
+    request: Request,
+    model: type[ModelT],
+    table: FieldTable = _NO_OTHERS,
+    dropped: Dropped | None = None,
 ) -> ModelT:
     """Read and check the body of a request; its size is checked while it arrives.
+
+    Args:
+        dropped: takes fields that say nothing.
 
     Raises:
         InvalidRequestError: it is no JSON, or not what the model says.
@@ -61,11 +68,12 @@ async def read_request(
         raise InvalidRequestError("The request body did not arrive.") from None
     except zlib.error as error:
         raise InvalidRequestError(f"The body is not what content-encoding says: {error}.") from None
+    request.state.num_body_bytes = len(body)
     if len(body) < _LARGE_BYTES:
-        return parse_request(model, decode_json(bytes(body)), table)
+        return parse_request(model, decode_json(bytes(body)), table, dropped)
     try:
         value = await asyncio.to_thread(decode_json, bytes(body))
-        return await asyncio.to_thread(parse_request, model, value, table)
+        return await asyncio.to_thread(parse_request, model, value, table, dropped)
     finally:
         request.state.was_large = True
 
@@ -109,9 +117,20 @@ def decode_json(body: bytes) -> Any:
         what = "The request body" if name is None else name
         raise InvalidRequestError(f"{what} holds {excess}, which is too much.", param=name)
     try:
-        return msgspec.json.decode(body)
+        return _decoded(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from None
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        # It may only spell a half surrogate, as an answer of another server may.
+        repaired = replace_escaped_surrogates(body.decode()).encode()
+        if repaired == body:
+            raise
+        return msgspec.json.decode(repaired)
 
 
 def json_response(

@@ -1,4 +1,4 @@
-"""tl.dot and the cast to FP8 for all kernels, in forms that Triton's interpreter can do too."""
+"""tl.dot and casts to few digits for all kernels, in forms that Triton's interpreter can do too."""
 
 # Casts with bitcast and widths are on Triton's own values, which pyright takes for numbers.
 # pyright: reportAttributeAccessIssue=false
@@ -18,6 +18,17 @@ def dot(a, b, total):
     if _WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def to_bf16(x):
+    """Round float32 or float16 to the nearest bfloat16 number, ties to even; bfloat16 stays."""
+    if _WIDEN and x.dtype != tl.bfloat16:
+        # The interpreter cuts digits off, so it gets numbers that have none.
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(tl.bfloat16)
 
 
 @triton.jit

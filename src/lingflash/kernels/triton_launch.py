@@ -16,8 +16,6 @@ import triton.language as tl
 from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["launch_options", "start_next", "wait_for_previous"]
-
 
 @triton.jit
 def start_next(PDL: tl.constexpr):

@@ -149,6 +149,19 @@ class ModelConfig:
         return layer_idx < self.first_k_dense_replace
 
 
+_REQUIRED_INTEGERS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "layer_group_size",
+    "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate_size",
+    "moe_intermediate_size", "num_experts", "num_experts_per_tok", "max_position_embeddings",
+)  # fmt: skip
+_DEFAULTS = {
+    "group_norm_size": 1, "num_shared_experts": 0, "n_group": 1, "topk_group": 1,
+    "routed_scaling_factor": 1.0, "first_k_dense_replace": 0,
+    "moe_router_enable_expert_bias": False, "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
+    "rms_norm_eps": 1e-6, "use_qk_norm": True, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
 def _required(raw: dict[str, Any], key: str, kind: type) -> Any:
     if key not in raw:
         raise ModelLoadError(f"config.json has no {key!r}; it is needed to build the model.")
@@ -162,6 +175,10 @@ def _typed(value: Any, key: str, kind: type) -> Any:
     if not ok:
         raise ModelLoadError(f"config.json: {key} is {value!r}; a {kind.__name__} is needed.")
     return value
+
+
+def _given(raw: dict[str, Any], key: str, default: Any) -> Any:
+    return _typed(raw.get(key, default), key, type(default))
 
 
 def _only(raw: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any) -> Any:
@@ -271,47 +288,13 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
     eos = raw.get("eos_token_id")
     eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     config = ModelConfig(
-        vocab_size=_required(raw, "vocab_size", int),
-        hidden_size=hidden,
-        num_hidden_layers=_required(raw, "num_hidden_layers", int),
-        num_attention_heads=heads,
-        head_dim=_typed(raw.get("head_dim", hidden // max(heads, 1)), "head_dim", int),
-        layer_group_size=_required(raw, "layer_group_size", int),
-        group_norm_size=_typed(raw.get("group_norm_size", 1), "group_norm_size", int),
-        kv_lora_rank=_required(raw, "kv_lora_rank", int),
+        **{name: _required(raw, name, int) for name in _REQUIRED_INTEGERS},
+        **{name: _given(raw, name, default) for name, default in _DEFAULTS.items()},
+        head_dim=_given(raw, "head_dim", hidden // max(heads, 1)),
         q_lora_rank=q_lora_rank,
-        qk_nope_head_dim=_required(raw, "qk_nope_head_dim", int),
-        qk_rope_head_dim=_required(raw, "qk_rope_head_dim", int),
-        v_head_dim=_required(raw, "v_head_dim", int),
-        intermediate_size=_required(raw, "intermediate_size", int),
-        moe_intermediate_size=_required(raw, "moe_intermediate_size", int),
-        num_experts=_required(raw, "num_experts", int),
-        num_experts_per_tok=_required(raw, "num_experts_per_tok", int),
-        num_shared_experts=_typed(raw.get("num_shared_experts", 0), "num_shared_experts", int),
-        n_group=_typed(raw.get("n_group", 1), "n_group", int),
-        topk_group=_typed(raw.get("topk_group", 1), "topk_group", int),
-        routed_scaling_factor=_typed(
-            raw.get("routed_scaling_factor", 1.0), "routed_scaling_factor", float
-        ),
-        first_k_dense_replace=_typed(
-            raw.get("first_k_dense_replace", 0), "first_k_dense_replace", int
-        ),
-        moe_router_enable_expert_bias=_typed(
-            raw.get("moe_router_enable_expert_bias", False), "moe_router_enable_expert_bias", bool
-        ),
-        max_position_embeddings=_required(raw, "max_position_embeddings", int),
-        rope_theta=_typed(raw.get("rope_theta", 10000.0), "rope_theta", float),
-        partial_rotary_factor=_typed(
-            raw.get("partial_rotary_factor", 1.0), "partial_rotary_factor", float
-        ),
-        rms_norm_eps=_typed(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", float),
         # Ling-2.6-flash's file leaves it out and normalises; null means the same.
         norm_topk_prob=True if raw.get("norm_topk_prob") is None else raw["norm_topk_prob"],
         linear_silu=raw.get("linear_silu", False),
-        use_qk_norm=_typed(raw.get("use_qk_norm", True), "use_qk_norm", bool),
-        tie_word_embeddings=_typed(
-            raw.get("tie_word_embeddings", False), "tie_word_embeddings", bool
-        ),
         num_nextn_predict_layers=_typed(
             raw.get("num_nextn_predict_layers") or 0, "num_nextn_predict_layers", int
         ),
@@ -383,6 +366,21 @@ def _check_consistent(config: ModelConfig, raw: dict[str, Any]) -> None:
     )
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A file of a model's folder.
+
+    Raises:
+        ModelLoadError: it cannot be read as a JSON object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelLoadError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(raw, dict):
+        raise ModelLoadError(f"{path} holds no JSON object.")
+    return raw
+
+
 def load_model_config(folder: Path, rope_scaling: dict[str, Any] | None = None) -> ModelConfig:
     """Read folder/config.json; `rope_scaling`, if given, replaces its entry.
 
@@ -390,18 +388,12 @@ def load_model_config(folder: Path, rope_scaling: dict[str, Any] | None = None) 
         ModelLoadError: no such file, not JSON, or not a model we run.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ModelLoadError(
             f"{path} does not exist; a model folder needs config.json, *.safetensors and (for "
             "text) tokenizer.json."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(raw, dict):
-        raise ModelLoadError(f"{path} holds no JSON object.")
-    config = parse_model_config(raw)
+        )
+    config = parse_model_config(read_json_object(path))
     if rope_scaling is not None:
         scaling = read_rope_scaling(rope_scaling)
         for key, mine in (

@@ -97,14 +97,14 @@ class CudaDecoder:
 
     def __init__(self, model: BailingHybrid, cache: CacheTensors) -> None:
         # Triton is there where a GPU is, and only there.
-        from lingflash.kernels.moe_gemm.decode import nibble_order, pair_order
+        from lingflash.kernels.moe_gemm.decode import lane_order, pair_order
 
         self._model, self._cache = model, cache
         self._device = model.device
         # Products with quantized weights take float16, which holds those weights exactly.
         self._narrow = torch.float16 if model.is_quantized else torch.bfloat16
         hidden = model.config.hidden_size
-        self._order = nibble_order(hidden).to(model.device, torch.int32)
+        self._order = lane_order(hidden).to(model.device, torch.int32)
         self._pair_order = pair_order(hidden).to(model.device, torch.int32)
         self._layers = [
             (self._attention(layer), self._feed_forward(layer)) for layer in model.layers
@@ -238,7 +238,7 @@ class CudaDecoder:
         def run(flow: _Flow) -> tuple[Tensor, Tensor]:
             shape = flow.residual.shape
             x = self._empty(*shape, dtype=self._narrow)
-            other = torch.empty_like(x) if ordered else x
+            other = self._empty(*shape, dtype=torch.bfloat16) if ordered else x
             add_parts_rms_norm(
                 flow.parts, flow.residual, weight, eps, x,
                 (other, self._order) if ordered else None,
@@ -334,34 +334,41 @@ class CudaDecoder:
         """A dense MLP is one expert that every token takes."""
         from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
-            all_rows,
-            down_decode,
+            down_dense,
             gate_up_decode,
+            gate_up_dense,
         )
 
         norm = self._norm(layer.w_post_norm)
         gate_up, down = (DecodeExperts(*_one_expert(m)) for m in (mlp.w_gate_up, mlp.w_down))
         hidden, width = down.values.shape[1:]
+        only = torch.zeros(1, 1, dtype=torch.int32, device=self._device)
+        weight = torch.ones(1, 1, device=self._device)
 
         def run(flow: _Flow) -> None:
             x, _ = norm(flow)
-            ids, weights, plan = all_rows(x.shape[0], self._device)
-            kept = torch.float32 if plan is None else torch.bfloat16
-            act = self._empty(x.shape[0], 1, width, dtype=kept)
-            gate_up_decode(x, gate_up, ids, plan, act)
-            if plan is None:
-                self._down_one_token(flow, act, down, ids, weights)
-            else:
-                parts = self._empty(x.shape[0], 1, hidden)
-                self._pend(flow, down_decode(act, down, ids, weights, plan, parts))
+            if flow.is_one_row:
+                act = self._empty(1, 1, width)
+                gate_up_decode(x, gate_up, only, None, act)
+                self._down_one_token(flow, act, down, only, weight)
+                return
+            act = self._empty(x.shape[0], width, dtype=torch.bfloat16)
+            gate_up_dense(x, gate_up, act)
+            parts = self._empty(x.shape[0], 1, hidden)
+            down_dense(act, down, parts[:, 0])
+            self._pend(flow, parts)
 
         return run
 
     def _experts(self, layer: DecoderLayer, mlp: MoeMlp) -> _Part:
         from lingflash.kernels.moe_gemm.decode import (
             DecodeExperts,
+            block_rows,
             down_decode,
+            down_dense,
             gate_up_decode,
+            gate_up_dense,
+            is_apart,
             plan_rows,
         )
         from lingflash.kernels.moe_route.triton_few_tokens import ROUTER_PARTS, route_decode
@@ -399,15 +406,21 @@ class CudaDecoder:
                 self._down_one_token(flow, act, down, ids, weights, shared=shared_down)
                 return
             x, ordered = norm(flow)
+            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            parts = self._empty(rows, choices, c.hidden_size)
+            among, among_down = shared, shared_down
+            if shared is not None and shared_down is not None and is_apart(gate_up, rows):
+                # One after the other: the routed experts' kernels divide L1 otherwise.
+                gate_up_dense(x, shared, act[:, choices - 1])
+                down_dense(act[:, choices - 1], shared_down, parts[:, choices - 1])
+                among = among_down = None
             scores = self._empty(rows, ROUTER_PARTS, c.num_experts)
             route_decode(x, mlp.w_gate, mlp.expert_bias, scores, ids, weights, mlp.rule)
-            plan = plan_rows(ids, c.num_experts)
-            act = self._empty(rows, choices, c.moe_intermediate_size, dtype=torch.bfloat16)
+            plan = plan_rows(ids, c.num_experts, block_rows(gate_up, rows))
             gate_up_decode(
-                ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=shared
+                ordered, gate_up, ids, plan, act, nibbles=down.is_int4, plain=x, shared=among
             )
-            parts = self._empty(rows, choices, c.hidden_size)
-            self._pend(flow, down_decode(act, down, ids, weights, plan, parts, shared=shared_down))
+            self._pend(flow, down_decode(act, down, ids, weights, plan, parts, shared=among_down))
 
         return run
 

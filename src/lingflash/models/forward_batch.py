@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.core.config import ROW_MULTIPLE
 from lingflash.kernels.lightning_attn import LightningPlan, plan_lightning
+from lingflash.kernels.lightning_attn.chunks import put_index
 from lingflash.kernels.mla import MlaPlan, plan_mla
 from lingflash.models.config import ModelConfig
 
@@ -187,30 +189,16 @@ def make_forward_batch(
         chunk = ANCHOR  # a few drafts each: the smallest chunks leave the least empty
     if anchors is None:
         anchors = [last_anchor(start) for start in starts]
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
+    layout = {"block_size": block_size, "device": device, "fixed_blocks": batch_invariant}
     final = None
     if only_last is not None:
-        ends = np.cumsum(lens) - 1
-        final = FinalRows(
-            put(ends[list(only_last)].astype(np.int64)),
-            plan_mla(
-                [starts[i] + lens[i] - 1 for i in only_last],
-                [1] * len(only_last),
-                [np.asarray(block_tables[i]) for i in only_last],
-                block_size=block_size,
-                device=device,
-                fixed_blocks=batch_invariant,
-            ),
-        )
+        final = _last_rows(only_last, starts, lens, block_tables, **layout)
     return ForwardBatch(
         num_tokens=num_tokens,
-        token_ids=put(flat),
-        positions=put(positions),
-        slot_mapping=put(slots),
-        logits_indices=put(np.asarray(logits_indices, dtype=np.int64)),
+        token_ids=put_index(flat, device),
+        positions=put_index(positions, device),
+        slot_mapping=put_index(slots, device),
+        logits_indices=put_index(logits_indices, device),
         lightning=plan_lightning(
             starts,
             anchors,
@@ -221,19 +209,32 @@ def make_forward_batch(
             allow_decode=not batch_invariant,
             num_certain=num_certain,
         ),
-        mla=plan_mla(
-            starts,
-            lens,
-            block_tables,
-            block_size=block_size,
-            device=device,
-            fixed_blocks=batch_invariant,
-        ),
+        mla=plan_mla(starts, lens, block_tables, **layout),
         batch_invariant=batch_invariant,
         block_table=np.asarray(block_tables[0], dtype=np.int64) if lens == [1] else None,
         mla_length=starts[0] + 1 if lens == [1] else 0,
         final=final,
     )
+
+
+def _last_rows(
+    wanted: Sequence[int],
+    starts: Sequence[int],
+    lens: Sequence[int],
+    block_tables: Sequence[Sequence[int]] | Sequence[np.ndarray],
+    *,
+    device: torch.device,
+    **layout: Any,
+) -> FinalRows:
+    """The last row of each of some sequences; `layout` is plan_mla's."""
+    mla = plan_mla(
+        [starts[i] + lens[i] - 1 for i in wanted],
+        [1] * len(wanted),
+        [np.asarray(block_tables[i]) for i in wanted],
+        device=device,
+        **layout,
+    )
+    return FinalRows(put_index((np.cumsum(lens) - 1)[list(wanted)], device), mla)
 
 
 def _flatten(
@@ -290,31 +291,26 @@ def make_mtp_batch(
     lens = [len(ids) for ids in token_ids]
     num_rows = sum(lens)
     flat, positions, slots = _flatten(token_ids, starts, block_tables, block_size, num_rows)
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    rows = (np.cumsum(lens) - 1)[list(asked)].astype(np.int64)
-    mla = plan_mla(
-        [starts[i] + lens[i] - 1 for i in asked],
-        [1] * len(asked),
-        [np.asarray(block_tables[i]) for i in asked],
+    last = _last_rows(
+        asked,
+        starts,
+        lens,
+        block_tables,
         block_size=block_size,
         device=device,
         fixed_blocks=False,
         first_keys=[first_rows[i] for i in asked],
     )
-    is_all = len(rows) == num_rows
     return ForwardBatch(
         num_tokens=num_rows,
-        token_ids=put(flat),
-        positions=put(positions),
-        slot_mapping=put(slots),
-        logits_indices=put(rows),
+        token_ids=put_index(flat, device),
+        positions=put_index(positions, device),
+        slot_mapping=put_index(slots, device),
+        logits_indices=last.rows,
         lightning=_no_lightning(device),
-        mla=mla,
+        mla=last.mla,
         batch_invariant=False,
-        final=None if is_all else FinalRows(put(rows), mla),
+        final=None if len(asked) == num_rows else last,
     )
 
 

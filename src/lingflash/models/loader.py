@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from lingflash.core.errors import ModelLoadError, UnsupportedModelError
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.checkpoint import TensorEntry, list_some, read_checkpoint
-from lingflash.models.config import ModelConfig, load_model_config
+from lingflash.models.config import ModelConfig, load_model_config, read_json_object
 from lingflash.models.layers.weights import Slot
 from lingflash.parallel.mesh import Mesh
 from lingflash.quant.pack import dequantize
@@ -256,12 +255,4 @@ def load_generation_config(folder: Path) -> dict[str, Any]:
         ModelLoadError: it cannot be read as a JSON object.
     """
     path = folder / "generation_config.json"
-    if not path.exists():
-        return {}
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(raw, dict):
-        raise ModelLoadError(f"{path} holds no JSON object.")
-    return raw
+    return read_json_object(path) if path.exists() else {}

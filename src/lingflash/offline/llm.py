@@ -138,11 +138,8 @@ class LLM:
             encoded = [self._text.tokenizer.encode(text) for text in texts]
         else:
             encoded = _as_lists(prompt_token_ids or [])
-        count = len(encoded)
-        grammars = [
-            None if form is None else read_structured_outputs(form)
-            for form in _for_each(structured_outputs, count)
-        ]
+        forms = _for_each("structured_outputs", structured_outputs, Mapping, len(encoded))
+        grammars = [None if form is None else read_structured_outputs(form) for form in forms]
         return self._run(encoded, sampling_params, grammars)
 
     def chat(
@@ -183,7 +180,7 @@ class LLM:
                 parallel_tool_calls=parallel_tool_calls,
                 structured_outputs=form,
             )
-            for form in _for_each(structured_outputs, len(encoded))
+            for form in _for_each("structured_outputs", structured_outputs, Mapping, len(encoded))
         ]
         return self._run(encoded, sampling_params, grammars)
 
@@ -195,16 +192,7 @@ class LLM:
     ) -> list[RequestOutput]:
         if sampling_params is None:
             sampling_params = SamplingParams()
-        if isinstance(sampling_params, SamplingParams):
-            params = [sampling_params] * len(prompts)
-        else:
-            params = list(sampling_params)
-        if len(params) != len(prompts):
-            raise InvalidRequestError(
-                f"{len(params)} sampling_params for {len(prompts)} prompts; give one for all or "
-                "one for each.",
-                param="sampling_params",
-            )
+        params = _for_each("sampling_params", sampling_params, SamplingParams, len(prompts))
         requests = [
             EngineRequest(
                 request_id=f"llm-{next(self._ids)}",
@@ -303,16 +291,16 @@ class _Running:
         return delta.stopped_by_string
 
 
-def _for_each(forms: StructuredOutputs, count: int) -> Sequence[Mapping[str, Any] | None]:
-    if forms is None or isinstance(forms, Mapping):
-        return [forms] * count
-    if len(forms) != count:
+def _for_each(name: str, given: Any, one: type, count: int) -> Sequence[Any]:
+    """What an argument, given as one for all prompts or one for each, is for each of them."""
+    if given is None or isinstance(given, one):
+        return [given] * count
+    if len(given) != count:
         raise InvalidRequestError(
-            f"{len(forms)} structured_outputs for {count} prompts; give one for all or one for "
-            "each.",
-            param="structured_outputs",
+            f"{len(given)} {name} for {count} prompts; give one for all or one for each.",
+            param=name,
         )
-    return forms
+    return given
 
 
 def _as_lists(prompts: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:

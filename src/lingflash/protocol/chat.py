@@ -23,6 +23,18 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = Field(
         None, description="padding against traffic analysis; accepted, not added"
     )
+    continuous_usage_stats: bool | None = Field(
+        None, description="every chunk holds the usage so far"
+    )
+
+
+class ReasoningFields(BaseModel):
+    """Another way to write reasoning_effort."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    effort: str | None = Field(None, description="as reasoning_effort")
+    enabled: bool | None = Field(None, description="false is the effort 'none'")
 
 
 class SamplingFields(BaseModel):
@@ -42,7 +54,7 @@ class SamplingFields(BaseModel):
     seed: int | None = None
     n: int | None = Field(None, description="number of answers")
     min_tokens: int | None = None
-    stop: StopString | list[StopString] | None = None
+    stop: Annotated[str, Field(max_length=MAX_STOP_CHARS)] | list[StopString] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -68,6 +80,7 @@ class SamplingFields(BaseModel):
     structured_outputs: dict[str, Any] | None = Field(
         None, description="exactly one of json (a schema), regex, choice, grammar (Lark)"
     )
+    regex: str | None = Field(None, description="the same as structured_outputs.regex")
 
     @field_validator("stop")
     @classmethod
@@ -77,21 +90,18 @@ class SamplingFields(BaseModel):
         return value
 
 
-class ChatCompletionRequest(SamplingFields):
-    """Body of POST /v1/chat/completions."""
+class ChatOptions(SamplingFields):
+    """What a request may say besides its conversation and tools."""
 
-    messages: list[dict[str, Any]] = Field(
-        description="roles system, developer, user, assistant, tool; content a string or text parts"
-    )
-    tools: list[dict[str, Any]] | None = Field(None, description="function tools")
     tool_choice: str | dict[str, Any] | None = Field(
-        None, description="'auto', 'none', 'required', a named function, or allowed_tools"
+        None, description="'auto', 'none', 'required', a named tool, or allowed_tools"
     )
     parallel_tool_calls: bool | None = Field(None, description="false allows one call at most")
     reasoning_effort: str | None = Field(
         None, description="'none' switches thinking off, any other word on"
     )
-    max_tokens: int | None = Field(None, description="default: what the context leaves")
+    reasoning: ReasoningFields | None = Field(None, description="the same, as an object")
+    max_tokens: int | None = Field(None, description="default, and limit: what the context leaves")
     max_completion_tokens: int | None = Field(None, description="newer name of max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -102,6 +112,24 @@ class ChatCompletionRequest(SamplingFields):
     @field_validator("reasoning_effort")
     @classmethod
     def _known_effort(cls, value: str | None) -> str | None:
-        if value is not None and value not in REASONING_EFFORTS:
-            raise ValueError(f"{value!r} is not known; allowed: {', '.join(REASONING_EFFORTS)}")
+        check_effort(value)
         return value
+
+
+class ChatCompletionRequest(ChatOptions):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(
+        description="roles system, developer, user, assistant, tool; content a string or text parts"
+    )
+    tools: list[dict[str, Any]] | None = Field(None, description="function and custom tools")
+
+
+def check_effort(value: str | None) -> None:
+    """Refuse words that are no effort.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value is not None and value not in REASONING_EFFORTS:
+        raise ValueError(f"{value!r} is not known; allowed: {', '.join(REASONING_EFFORTS)}")

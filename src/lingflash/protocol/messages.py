@@ -21,13 +21,14 @@ _INERT = {
     "workspace_id": "whose workspace to bill",
     "diagnostics": "asks why a prompt cache missed",
     "billing_policy": "how to bill",
+    "betas": "which drafts of the API the client knows",
+    "mcp_servers": "tools of servers that are not asked here",
+    "client_metadata": "labels and trace data",
 }
 _REFUSED = {
     "container": Refusal(_NEVER + "; there are no code containers"),
     "speed": Refusal(_NEVER + " with another value than 'standard'", ("standard",)),
-    "context_management": Refusal(_NEVER + "; send a shorter conversation", ({"edits": []},)),
     "compaction": Refusal(_NEVER + "; send a shorter conversation"),
-    "mcp_servers": Refusal(_NEVER + "; connect to them in the client", ([],)),
     "fallbacks": Refusal(_NEVER, ([],)),
     "fallback_credit_token": Refusal(_NEVER),
     "thread": Refusal(_NEVER + "; send the whole conversation"),
@@ -35,7 +36,28 @@ _REFUSED = {
     "max_completion_tokens": Refusal(_NEVER + "; use max_tokens"),
     "stop": Refusal(_NEVER + "; use stop_sequences"),
 }
-MESSAGES_TABLE = FieldTable(inert=_INERT, refused=_REFUSED)
+MESSAGES_TABLE = FieldTable(
+    inert=_INERT,
+    refused=_REFUSED,
+    options={
+        "thinking": FieldTable(
+            known=("type",),
+            inert={
+                "budget_tokens": "how much to think; the model decides",
+                "display": "how to show the thinking; it is sent whole",
+                "block_binding": "checks of signatures, of which there are none",
+            },
+        ),
+        "output_config": FieldTable(
+            known=("format", "effort"),
+            refused={"task_budget": Refusal(_NEVER + "; use max_tokens")},
+        ),
+        "context_management": FieldTable(known=("edits",)),
+    },
+)
+TOOL_CHOICE_TABLE = FieldTable(known=("type", "name", "disable_parallel_tool_use"))
+FORMAT_TABLE = FieldTable(known=("type", "schema"))
+EDIT_TABLE = FieldTable(known=("type", "keep"))
 
 
 class _Conversation(BaseModel):
@@ -49,13 +71,18 @@ class _Conversation(BaseModel):
         "tool_use, tool_result, thinking"
     )
     system: str | list[dict[str, Any]] | None = Field(None, description="a text or text blocks")
-    tools: list[dict[str, Any]] | None = Field(None, description="tools with an input_schema")
+    tools: list[dict[str, Any]] | None = Field(
+        None, description="tools with an input_schema; others are not offered"
+    )
     tool_choice: dict[str, Any] | None = Field(None, description="type auto, none, any or tool")
     thinking: dict[str, Any] | None = Field(
         None, description="type disabled is off; enabled and adaptive are on"
     )
     output_config: dict[str, Any] | None = Field(
         None, description="format: a JSON schema; effort is accepted and has no effect"
+    )
+    context_management: dict[str, Any] | None = Field(
+        None, description="only clear_thinking, since earlier thinking is never in the prompt"
     )
 
 

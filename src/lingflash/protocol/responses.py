@@ -6,14 +6,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lingflash.protocol.fields import FieldTable, Refusal
+from lingflash.protocol.fields import Dropped, FieldTable, Refusal
 
 MAX_METADATA = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 
-# Values of `include`. The others ask for results of tools that do not exist here.
+# Values of `include` that are known. There is nothing to include of tools that do not run here.
 INCLUDABLE = ("reasoning.encrypted_content",)
+NOTHING_TO_INCLUDE = (
+    *("file_search_call.results", "web_search_call.results", "web_search_call.action.sources"),
+    *("message.input_image.image_url", "computer_call_output.output.image_url"),
+    "code_interpreter_call.outputs",
+)
 
 _NEVER = "is not supported"
 
@@ -27,6 +32,9 @@ RESPONSES_TABLE = FieldTable(
         "service_tier": "price and priority class",
         "access_programs": "programs that an account takes part in",
         "session_id": "routing hint",
+        "client_metadata": "labels and trace data",
+        "max_tool_calls": "how often hosted tools may run, and none does",
+        "personality": "of another model",
     },
     refused={
         "background": Refusal(_NEVER + "; stream the response instead", (False,)),
@@ -34,11 +42,10 @@ RESPONSES_TABLE = FieldTable(
         "conversation": Refusal(_NEVER + "; use previous_response_id"),
         "context_management": Refusal(_NEVER + "; send a shorter input"),
         "image": Refusal(_NEVER + "; this model reads and writes text"),
-        "max_tool_calls": Refusal(_NEVER + "; it counts calls of built-in tools, and none exist"),
         "moderation": Refusal(_NEVER),
         "prompt": Refusal(_NEVER + "; write the prompt into input and instructions"),
         "top_logprobs": Refusal(_NEVER + "; use /v1/chat/completions", (0,)),
-        "verbosity": Refusal(_NEVER),
+        "verbosity": Refusal(_NEVER + "; use text.verbosity", ("medium",)),
         "response_format": Refusal(_NEVER + "; use text.format"),
         "reasoning_effort": Refusal(_NEVER + "; use reasoning.effort"),
         "messages": Refusal(_NEVER + "; use input"),
@@ -49,6 +56,34 @@ RESPONSES_TABLE = FieldTable(
         "n": Refusal(_NEVER + "; use /v1/chat/completions", (1,)),
         "presence_penalty": Refusal(_NEVER + "; use /v1/chat/completions", (0, 0.0)),
         "frequency_penalty": Refusal(_NEVER + "; use /v1/chat/completions", (0, 0.0)),
+    },
+    options={
+        "stream_options": FieldTable(
+            known=("include_obfuscation",),
+            inert={
+                "include_usage": "the usage is always in the last event",
+                "continuous_usage_stats": "the same",
+            },
+        ),
+        "reasoning": FieldTable(
+            known=("effort",),
+            inert={
+                "summary": "summaries are never made; the thinking itself is sent",
+                "generate_summary": "older name of summary",
+            },
+            refused={
+                "context": Refusal(_NEVER + " with another value than 'auto'", ("auto",)),
+                "mode": Refusal(_NEVER + " with another value than 'standard'", ("standard",)),
+            },
+        ),
+        "text": FieldTable(
+            known=("format",),
+            refused={
+                "verbosity": Refusal(
+                    _NEVER + " with another value than 'medium', the usual", ("medium",)
+                )
+            },
+        ),
     },
 )
 
@@ -69,8 +104,6 @@ class ReasoningOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     effort: str | None = Field(None, description="'none' or null is off, any other on")
-    summary: Literal["auto"] | None = Field(None, description="summaries are never made")
-    generate_summary: Literal["auto"] | None = Field(None, description="older name of summary")
 
 
 class TextOptions(BaseModel):
@@ -79,35 +112,52 @@ class TextOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format: dict[str, Any] | None = Field(None, description="type text, json_schema or json_object")
-    verbosity: Literal["medium"] | None = Field(None, description="only 'medium', the usual")
 
 
-class ResponsesRequest(BaseModel):
-    """Body of POST /v1/responses."""
+class _ResponsesConversation(BaseModel):
+    """What a response and a count of its tokens have in common."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, description="a name from /v1/models; the only one if left out")
-    input: str | list[dict[str, Any]] = Field(
-        description="a text, or items: messages, function_call, function_call_output, reasoning"
-    )
     instructions: str | None = Field(
         None, description="system message before the input; not carried over to later responses"
     )
-    tools: list[dict[str, Any]] | None = Field(None, description="function tools")
+    tools: list[dict[str, Any]] | None = Field(
+        None, description="function, custom and namespace tools; others are not offered"
+    )
     tool_choice: Any = Field(None, description="as in chat completions, with Responses' spelling")
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    max_output_tokens: int | None = Field(None, description="default: what the context leaves")
+    previous_response_id: str | None = Field(None, description="continue a stored response")
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="nothing is ever cut: an input that is too long is an error"
+    )
+
+
+class InputTokensRequest(_ResponsesConversation):
+    """Body of POST /v1/responses/input_tokens."""
+
+    input: str | list[dict[str, Any]] | None = None
+
+
+class ResponsesRequest(_ResponsesConversation):
+    """Body of POST /v1/responses."""
+
+    input: str | list[dict[str, Any]] = Field(
+        description="a text, or items: messages, calls and their outputs, reasoning, references"
+    )
+    max_output_tokens: int | None = Field(
+        None, description="default, and limit: what the context leaves"
+    )
+    ignore_eos: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     metadata: dict[str, str] | None = Field(None, description="up to 16 labels")
     store: bool | None = Field(None, description="keep the response for later requests (true)")
-    previous_response_id: str | None = Field(None, description="continue a stored response")
-    include: list[str] | None = Field(None, description="only 'reasoning.encrypted_content'")
-    truncation: Literal["disabled"] | None = Field(
-        None, description="'disabled': an input that is too long is an error"
+    include: list[str] | None = Field(
+        None, description="'reasoning.encrypted_content'; others of which there is nothing here"
     )
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -146,5 +196,12 @@ def check_include(values: list[str]) -> None:
         ValueError: one of the values is not known here.
     """
     for value in values:
-        if value not in INCLUDABLE:
+        if value not in INCLUDABLE and value not in NOTHING_TO_INCLUDE:
             raise ValueError(f"{value!r} is not supported; allowed: {', '.join(INCLUDABLE)}")
+
+
+def dropped_includes(values: list[str] | None, dropped: Dropped) -> None:
+    """Note further output of which there is nothing here."""
+    for i, value in enumerate(values or ()):
+        if value in NOTHING_TO_INCLUDE:
+            dropped.add(f"include[{i}]", "include")

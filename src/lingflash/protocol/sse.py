@@ -7,6 +7,7 @@ chunk (first, last, tool calls, logprobs, usage) is encoded as a whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +33,7 @@ class ChunkEncoder:
 
     Args:
         include_usage: chunks then carry `usage: null`, and the last one the numbers.
+        usage_so_far: makes the numbers for every chunk; slower.
     """
 
     def __init__(
@@ -43,21 +45,28 @@ class ChunkEncoder:
         model: str,
         num_choices: int,
         include_usage: bool,
+        usage_so_far: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._head = {"id": answer_id, "object": kind, "created": created, "model": model}
         self._is_chat = kind == "chat.completion.chunk"
         self._include_usage = include_usage
+        self._usage_so_far: Callable[[], dict[str, Any]] | None = None
         self._frames = [self._frame(index) for index in range(num_choices)]
+        self._usage_so_far = usage_so_far
 
     def text(self, index: int, text: str) -> bytes:
         """A chunk that only adds text to a choice."""
+        if self._usage_so_far is not None:
+            return self.choice(self._text_choice(index, text))
         before, after = self._frames[index]
         return before + _encode(text) + after
 
     def choice(self, choice: dict[str, Any], extra: dict[str, Any] | None = None) -> bytes:
         """A chunk with any content."""
         chunk = {**self._head, "choices": [choice]}
-        if self._include_usage:
+        if self._usage_so_far is not None:
+            chunk["usage"] = self._usage_so_far()
+        elif self._include_usage:
             chunk["usage"] = None
         if extra:
             chunk.update(extra)
@@ -68,12 +77,13 @@ class ChunkEncoder:
         return sse_event({**self._head, "choices": [], "usage": usage})
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
+        before, after = self.choice(self._text_choice(index, _MARK)).split(_encode(_MARK))
+        return before, after
+
+    def _text_choice(self, index: int, text: str) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index}
         if self._is_chat:
-            choice["delta"] = {"content": _MARK}
+            choice["delta"] = {"content": text}
         else:
-            choice["text"] = _MARK
-        choice["logprobs"] = None
-        choice["finish_reason"] = None
-        before, after = self.choice(choice).split(_encode(_MARK))
-        return before, after
+            choice["text"] = text
+        return {**choice, "logprobs": None, "finish_reason": None}

@@ -25,6 +25,7 @@ from torch import Tensor
 from lingflash.core.errors import ConfigError, ModelLoadError
 from lingflash.quant.pack import dequantize, quantize_fp8, quantize_int4
 from lingflash.quant.recipe import FormatName, Target, plan_targets, quantization_config
+from lingflash.quant.scheme import Entry
 
 INDEX = "model.safetensors.index.json"
 REPORT = "conversion_report.json"
@@ -42,17 +43,11 @@ Progress = Callable[[int, int], None]
 """Called with bytes of the source done so far and in all."""
 
 
-class SourceEntry(Protocol):
+class SourceEntry(Entry, Protocol):
     """Where a tensor of the source is and what it looks like."""
 
     @property
     def file(self) -> Path: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
     @property
     def num_bytes(self) -> int: ...
@@ -78,6 +73,13 @@ class Conversion:
     def partial(self) -> Path:
         """Where it is written until it is complete."""
         return self.out.with_name(self.out.name + ".partial")
+
+    def names_by_file(self) -> dict[Path, list[str]]:
+        """The source's tensors."""
+        found: dict[Path, list[str]] = {}
+        for name, entry in self.entries.items():
+            found.setdefault(entry.file, []).append(name)
+        return found
 
     def identity(self) -> dict[str, Any]:
         """What must agree for a conversion to go on: settings and the source's files."""
@@ -124,9 +126,7 @@ def convert(
     targets = plan_targets(job.entries, job.format_name, job.group_size)
     done = _open_partial(job)
     total = sum(entry.num_bytes for entry in job.entries.values())
-    by_file: dict[Path, list[str]] = {}
-    for name, entry in job.entries.items():
-        by_file.setdefault(entry.file, []).append(name)
+    by_file = job.names_by_file()
     _check_disk(
         job, targets, [n for p, names in by_file.items() if p.name not in done for n in names]
     )
@@ -255,7 +255,6 @@ def convert_matrix(name: str, weight: Tensor, target: Target) -> tuple[dict[str,
     Args:
         name: of the matrix, ending in ".weight".
         weight: float [R, C].
-        target: what it becomes.
 
     Returns:
         The stored tensors by name, and the relative error in the Frobenius norm.
@@ -264,10 +263,8 @@ def convert_matrix(name: str, weight: Tensor, target: Target) -> tuple[dict[str,
         ModelLoadError: the matrix holds NaN or infinity.
     """
     values_name, scale_name, shape_name = target.names(name)
-    rows = max(_PIECE_ELEMENTS // weight.shape[1] // target.block[0], 1) * target.block[0]
     pieces, scales = [], []
-    squared_error = squared_norm = 0.0
-    for part in weight.split(rows):
+    for part in weight.split(_piece_rows(weight, target)):
         numbers = part.float()
         if not torch.isfinite(numbers).all():
             raise ModelLoadError(f"{name} holds NaN or infinity; it cannot be quantized.")
@@ -275,15 +272,18 @@ def convert_matrix(name: str, weight: Tensor, target: Target) -> tuple[dict[str,
             values, scale = quantize_int4(numbers, target.block[1])
         else:
             values, scale = quantize_fp8(numbers, target.block)
-        back = dequantize(values, scale, target.block, torch.float32)
-        squared_error += float((back - numbers).square().sum())
-        squared_norm += float(numbers.square().sum())
         pieces.append(values)
         scales.append(scale)
-    tensors = {values_name: torch.cat(pieces), scale_name: torch.cat(scales)}
+    values, scale = torch.cat(pieces), torch.cat(scales)
+    tensors = {values_name: values, scale_name: scale}
     if shape_name is not None:
         tensors[shape_name] = torch.tensor(weight.shape, dtype=torch.int64)
-    return tensors, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0
+    return tensors, _error_of(weight, values, scale, target)
+
+
+def _piece_rows(weight: Tensor, target: Target) -> int:
+    """Rows that are quantized at once, in whole blocks."""
+    return max(_PIECE_ELEMENTS // weight.shape[1] // target.block[0], 1) * target.block[0]
 
 
 def read_back(
@@ -299,10 +299,7 @@ def read_back(
             conversion found.
     """
     targets = plan_targets(job.entries, job.format_name, job.group_size)
-    by_file: dict[Path, list[str]] = {}
-    for name, entry in job.entries.items():
-        by_file.setdefault(entry.file, []).append(name)
-    for path, names in by_file.items():
+    for path, names in job.names_by_file().items():
         with (
             safe_open(path, framework="pt", device="cpu") as source,
             safe_open(folder / path.name, framework="pt", device="cpu") as made,
@@ -328,7 +325,7 @@ def read_back(
 
 
 def _error_of(weight: Tensor, values: Tensor, scale: Tensor, target: Target) -> float:
-    rows = max(_PIECE_ELEMENTS // weight.shape[1] // target.block[0], 1) * target.block[0]
+    rows = _piece_rows(weight, target)
     grid = rows // target.block[0]
     squared_error = squared_norm = 0.0
     for part, v, s in zip(weight.split(rows), values.split(rows), scale.split(grid), strict=True):

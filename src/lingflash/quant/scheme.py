@@ -201,7 +201,6 @@ def read_formats(
 
     Args:
         raw: config.json's quantization_config, None if it has none.
-        entries: the checkpoint's tensors by name.
 
     Returns:
         Name of the matrix (ending in ".weight") to its format; those not named are not quantized.

@@ -68,6 +68,18 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """Memory of a process that no file backs (RssAnon); mapped checkpoint pages do not count.
+
+    Raises:
+        OSError: there is no such process, or its system does not tell.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/{pid}/status has no RssAnon; this needs Linux 4.5 or later")
+
+
 @dataclass(frozen=True, slots=True)
 class CpuClock:
     """Processor time used up to now, by everything and by this process with its ended children."""

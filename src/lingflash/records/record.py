@@ -31,7 +31,6 @@ class Series:
     """One measured quantity.
 
     Args:
-        unit: such as "tokens/s".
         samples: every measurement, in order; none was dropped.
     """
 
@@ -56,12 +55,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """A rate that bounds what is measured, sampled in the same run.
-
-    Args:
-        what: was done to find it.
-        samples: one for each time.
-    """
+    """A rate that bounds what is measured, sampled in the same run."""
 
     what: str
     samples: list[float]
@@ -160,6 +154,12 @@ class Record:
     def add_ceiling(self, name: str, what: str, sample: float) -> None:
         """Keep one more sample of a rate."""
         self.ceilings.setdefault(name, Ceiling(what, [])).samples.append(sample)
+
+    def promise(
+        self, name: str, value: float, limit: float, kind: Literal["at most", "at least"]
+    ) -> None:
+        """Hold a value against what was promised of it."""
+        self.targets.append(Target(name, value, limit, kind))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as it is written."""

@@ -125,14 +125,15 @@ def read_tool_choice(value: Any, names: Sequence[str]) -> ToolChoice:
         refuse(where, "asks for calls, but tools is empty; give tools or leave it out")
     if value == "required":
         return ToolChoice("required")
-    if not isinstance(value, Mapping) or value.get("type") not in ("function", "allowed_tools"):
+    kinds = ("function", "custom", "allowed_tools")
+    if not isinstance(value, Mapping) or value.get("type") not in kinds:
         given = value.get("type") if isinstance(value, Mapping) else value
         refuse(
             where,
             f"is {given!r}; allowed: 'auto', 'none', 'required', "
             '{"type": "function", "function": {"name": ...}}, {"type": "allowed_tools", ...}',
         )
-    if value["type"] == "function":
+    if value["type"] != "allowed_tools":
         return ToolChoice("required", (_named(value, names, where),))
     allowed = value.get("allowed_tools")
     where += ".allowed_tools"
@@ -149,13 +150,14 @@ def read_tool_choice(value: Any, names: Sequence[str]) -> ToolChoice:
 
 
 def _named(tool: Any, names: Sequence[str], where: str) -> str:
-    function = tool.get("function") if isinstance(tool, Mapping) else None
+    kind = "custom" if isinstance(tool, Mapping) and tool.get("type") == "custom" else "function"
+    function = tool.get(kind) if isinstance(tool, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
-        refuse(f"{where}.function.name", f"is {name!r}; the name of a tool is needed")
+        refuse(f"{where}.{kind}.name", f"is {name!r}; the name of a tool is needed")
     if name not in names:
         refuse(
-            f"{where}.function.name",
+            f"{where}.{kind}.name",
             f"is {name!r}, which is not among the tools: {', '.join(names)}",
         )
     return name
@@ -175,6 +177,7 @@ def answer_grammar(
     Its `dropped` names the keywords of tools' schemas that are left to the model.
 
     Args:
+        tools: chat's, or the `grammar_tools` of a conversation's.
         parallel_tool_calls: False allows one call.
         structured_outputs: see read_structured_outputs.
         reasoning: the answer may begin with a `<think>` block.
@@ -190,7 +193,11 @@ def answer_grammar(
             refuse("structured_outputs", "and response_format are both given; give one of them")
         form = read_structured_outputs(structured_outputs)
         form_param = form_field(response_format, structured_outputs) or form_param
-    functions = [tool["function"] for tool in tools or ()]
+    offered = [
+        (tool["function"], tool.get("where", f"tools[{i}].function.parameters"), tool.get("form"))
+        for i, tool in enumerate(tools or ())
+    ]
+    functions = [function for function, _, _ in offered]
     choice = read_tool_choice(tool_choice, [f["name"] for f in functions])
     if not functions:
         if form is None or not reasoning:
@@ -208,10 +215,11 @@ def answer_grammar(
                 if f.get("strict") or choice.mode == "required"
                 else None
             ),
-            where=f"tools[{i}].function.parameters",
+            where=where,
             strict=bool(f.get("strict")),
+            form=form_of_text,
         )
-        for i, f in enumerate(functions)
+        for f, where, form_of_text in offered
         if choice.names is None or f["name"] in choice.names
     ]
     calls = {"auto": "allowed", "none": "none", "required": "required"}[choice.mode]

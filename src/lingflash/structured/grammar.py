@@ -20,11 +20,12 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.types import GrammarSpec
+from lingflash.protocol.unicode import replace_surrogates
 from lingflash.structured.json_schema import prepare_schema, refuse, refuse_long, to_json
 from lingflash.structured.masks import TokenMatcher
 from lingflash.structured.regex_size import check_regex
 from lingflash.structured.relax import RUNGS, drop_keywords
-from lingflash.structured.tool_grammar import answer_rules, call_schema
+from lingflash.structured.tool_grammar import answer_rules, call_rules
 from lingflash.structured.vocabulary import Vocabulary
 
 MAX_CHOICES = 10_000
@@ -104,7 +105,7 @@ def _decoded(text: str, param: str) -> Any:
 
 def _quoted(text: str) -> str:
     # A lone surrogate has no bytes that a token could stand for.
-    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
+    return json.dumps(replace_surrogates(text), ensure_ascii=False)
 
 
 def check_grammar(
@@ -154,7 +155,7 @@ def check_grammar(
 
 def _call_error(tool: Mapping[str, Any]) -> str | None:
     try:
-        lark = f"start: %json {to_json(call_schema(tool))}"
+        lark = call_rules(tool)
     except InvalidRequestError as error:
         return error.message
     return _error_of(lark, None)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from lingflash.core.types import GrammarSpec
 from lingflash.structured.json_schema import prepare_schema, refuse, refuse_long, to_json
+from lingflash.structured.json_text import text_call_rules
 from lingflash.structured.relax import relax_schema
 
 Calls = Literal["none", "allowed", "required"]
@@ -32,12 +33,14 @@ class CallableTool:
         where: the field that the schema came in, for messages.
         strict: the schema is kept to the letter or refused; else what cannot be enforced is left
             to the model.
+        form: of a custom tool's text, which is the one argument.
     """
 
     name: str
     parameters: Mapping[str, Any] | None
     where: str
     strict: bool = True
+    form: GrammarSpec | None = None
 
 
 def answer_spec(
@@ -79,6 +82,7 @@ def answer_spec(
                 "parameters": parameters,
                 "where": tool.where,
                 "strict": tool.strict,
+                **({} if tool.form is None else {"form": [tool.form.kind, tool.form.text]}),
             }
         )
     body = {
@@ -137,8 +141,22 @@ def answer_rules(text: str, form_rule: str | None) -> str:
         names = [f"call_{i}" for i in range(len(body["tools"]))]
         rules.append('call: <tool_call> "\\n" (' + " | ".join(names) + ') "\\n" </tool_call>')
         for name, tool in zip(names, body["tools"], strict=True):
-            rules.append(f"{name}: %json {to_json(call_schema(tool))}")
+            rules.append(call_rules(tool, name))
     return "\n".join(rules) + "\n"
+
+
+def call_rules(tool: Mapping[str, Any], name: str = "start") -> str:
+    """The Lark rule of one call, and those that it needs.
+
+    Args:
+        name: of the rule.
+
+    Raises:
+        InvalidRequestError: the parameters, or the form of the text, cannot be enforced.
+    """
+    if "form" in tool:
+        return text_call_rules(name, tool["name"], GrammarSpec(*tool["form"]), tool["where"])
+    return f"{name}: %json {to_json(call_schema(tool))}"
 
 
 def call_schema(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lingflash.text.reasoning import Reasoning, ReasoningSplitter
 from lingflash.text.tool_parser import (
     CallEvent,
+    CallStart,
     ToolCall,
     ToolParser,
     collect_calls,
@@ -22,7 +23,8 @@ class AnswerParser:
 
     Args:
         parse_tools: `<tool_call>` blocks are calls; else they are content.
-        parse_reasoning: a `<think>` block at the start is thinking; else it is content.
+        parse_reasoning: a `<think>` block at the start is thinking; else it is content. What looks
+            like a call in it and is none is thinking.
     """
 
     def __init__(
@@ -42,35 +44,49 @@ class AnswerParser:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the text so far ends inside the thinking."""
-        return self._reasoning is not None and self._reasoning.is_thinking
+        """Whether the text so far ends inside the thinking, and in nothing that may be a call."""
+        if self._reasoning is None or not self._reasoning.is_thinking:
+            return False
+        return self._tools is None or not self._tools.is_in_block
 
     def push(self, text: str) -> list[AnswerEvent]:
         """Take more text; return what it completes, in order."""
-        thought = ""
-        if self._reasoning is not None:
-            thought, text = self._reasoning.push(text)
-        events: list[AnswerEvent] = [Reasoning(thought)] if thought else []
-        if text:
-            events += [text] if self._tools is None else self._tools.push(text)
-        return events
-
-    def finish(self, *, is_cut_off: bool) -> list[AnswerEvent]:
-        """End the answer; return the rest.
-
-        Args:
-            is_cut_off: the token limit ended it, not the model.
-        """
-        events: list[AnswerEvent] = []
-        if self._reasoning is not None:
-            thought, text = self._reasoning.finish()
-            if thought:
-                events.append(Reasoning(thought))
-            if text:
-                events += [text] if self._tools is None else self._tools.push(text)
+        found: Sequence[str | CallEvent] = [text]
         if self._tools is not None:
-            events += self._tools.finish(is_cut_off=is_cut_off)
+            found = self._tools.push(text)
+        if self._reasoning is None or self._reasoning.is_done:
+            return list(found)
+        return self._split(found, self._reasoning)
+
+    def finish(self) -> list[AnswerEvent]:
+        """End the answer; return the rest."""
+        found = [] if self._tools is None else self._tools.finish()
+        if self._reasoning is None:
+            return list(found)
+        events = self._split(found, self._reasoning)
+        _add(events, self._reasoning.finish())
         return events
+
+    def _split(
+        self, found: Sequence[str | CallEvent], reasoning: ReasoningSplitter
+    ) -> list[AnswerEvent]:
+        events: list[AnswerEvent] = []
+        for event in found:
+            if isinstance(event, str):
+                _add(events, reasoning.push(event))
+                continue
+            if isinstance(event, CallStart):
+                _add(events, reasoning.take_call())
+            events.append(event)
+        return events
+
+
+def _add(events: list[AnswerEvent], said: tuple[str, str]) -> None:
+    thought, rest = said
+    if thought:
+        events.append(Reasoning(thought))
+    if rest:
+        events.append(rest)
 
 
 @dataclass(slots=True)
@@ -78,12 +94,14 @@ class AnswerMessage:
     """A whole message, put together from events.
 
     Args:
-        calls: in order; the last may be cut off.
+        calls: in order.
+        call_places: for each call, how many characters of the content stand before it.
     """
 
     content: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
+    call_places: list[int] = field(default_factory=list, compare=False)
 
     def add(self, events: list[AnswerEvent]) -> None:
         """Take in events."""
@@ -93,4 +111,6 @@ class AnswerMessage:
             elif isinstance(event, Reasoning):
                 self.reasoning += event.text
             else:
+                if isinstance(event, CallStart):
+                    self.call_places.append(len(self.content))
                 collect_calls((event,), self.calls)

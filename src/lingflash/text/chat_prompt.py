@@ -20,14 +20,17 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lingflash.core.errors import InvalidRequestError
+from lingflash.core.errors import InvalidRequestError, refuse
+from lingflash.protocol.fields import Dropped, says_nothing
 from lingflash.text.chat_template import ChatTemplate
-from lingflash.text.messages import normalize_messages, normalize_tools
+from lingflash.text.messages import normalize_messages
 from lingflash.text.start_check import check_text_files
 from lingflash.text.tokenizer import EncodeRun, Piece, Tokenizer
+from lingflash.text.tools import normalize_tools
 
 
 class History(Protocol):
@@ -44,7 +47,20 @@ class History(Protocol):
 
 
 _ASSISTANT_MAY_WRITE = frozenset(("<think>", "</think>"))
-_THINKING_VARIABLE = "thinking_option"
+_SWITCH = "thinking_option"
+_OTHER_SWITCHES = ("enable_thinking", "thinking")
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """Whether an answer begins with thinking.
+
+    Args:
+        variables: of the template.
+    """
+
+    is_on: bool
+    variables: dict[str, Any]
 
 
 class ModelText:
@@ -90,12 +106,32 @@ class ModelText:
         Raises:
             InvalidRequestError: a message or tool is malformed, or there is no template.
         """
+        return self.render(
+            normalize_messages(messages),
+            tools=normalize_tools(tools),
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
+            history=history,
+        )
+
+    def render(
+        self,
+        checked: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        history: History | None = None,
+    ) -> list[Piece]:
+        """`render_chat` of messages and tools that are in the form that templates see.
+
+        Raises:
+            InvalidRequestError: there is no template, or it refuses them.
+        """
         if self.template is None:
             raise InvalidRequestError(
                 "This model has no chat template; use /v1/completions.", param="messages"
             )
-        checked = normalize_messages(messages)
-        checked_tools = normalize_tools(tools)
         guard = _Guard(self.tokenizer.special_pattern)
         guarded = [guard.message(message) for message in checked]
         if history is not None:
@@ -106,7 +142,7 @@ class ModelText:
                     if turn is not None:
                         content = "".join(map(guard.insert, turn))
                         guarded[i] = {"role": "assistant", "content": content}
-        guarded_tools = guard.value(checked_tools) if checked_tools else None
+        guarded_tools = guard.value(tools) if tools else None
         text = self.template.render(
             guarded,
             tools=guarded_tools,
@@ -149,37 +185,54 @@ class ModelText:
             return self.tokenizer.encode_guarded(pieces)
         return self.tokenizer.encode("".join(piece.text for piece in pieces))
 
-    def thinking_kwargs(
-        self, reasoning_effort: str | None, template_kwargs: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        """The template's variables with its thinking switch set.
+    def thinking(
+        self,
+        reasoning_effort: str | None,
+        template_kwargs: Mapping[str, Any] | None,
+        dropped: Dropped | None = None,
+    ) -> Thinking:
+        """Whether an answer begins with thinking, and the template's variables that say so.
 
         Args:
             reasoning_effort: "none" is off, any other on; None leaves what template_kwargs say.
-            template_kwargs: the request's own variables.
+            template_kwargs: the request's own variables. `enable_thinking` and `thinking`, other
+                templates' switches, stand for this one's.
+            dropped: takes variables that say nothing.
 
         Raises:
             InvalidRequestError: the template has no switch, or the request sets it in two ways.
         """
-        kwargs = dict(template_kwargs or {})
-        if reasoning_effort is None:
-            return kwargs
-        option = "off" if reasoning_effort == "none" else "on"
-        if self.template is None or _THINKING_VARIABLE not in self.template.variables:
-            if option == "off":
-                return kwargs
-            raise InvalidRequestError(
-                f"reasoning_effort is {reasoning_effort!r}, but this model's template has no "
-                "switch for thinking; leave it out.",
-                param="reasoning_effort",
-            )
-        if kwargs.setdefault(_THINKING_VARIABLE, option) != option:
-            raise InvalidRequestError(
-                f"reasoning_effort is {reasoning_effort!r}, but chat_template_kwargs."
-                f"{_THINKING_VARIABLE} is {kwargs[_THINKING_VARIABLE]!r}; give one of them.",
-                param="reasoning_effort",
-            )
-        return kwargs
+        has_switch = self.template is not None and _SWITCH in self.template.variables
+        variables: dict[str, Any] = {}
+        for name, value in (template_kwargs or {}).items():
+            where = f"chat_template_kwargs.{name}"
+            if self.template is not None and name in self.template.variables:
+                if name == _SWITCH and value not in ("on", "off"):
+                    refuse(where, f"is {value!r}; allowed: 'on', 'off'")
+                variables[name] = value
+            elif name in _OTHER_SWITCHES and isinstance(value, bool) and has_switch:
+                variables[_SWITCH] = "on" if value else "off"
+            elif says_nothing(value) and dropped is not None:
+                dropped.add(where, "chat_template_kwargs")
+            else:
+                variables[name] = value  # the template refuses it, and says what it has
+        if reasoning_effort is not None:
+            option = "off" if reasoning_effort == "none" else "on"
+            if has_switch:
+                given = variables.setdefault(_SWITCH, option)
+                if given != option:
+                    refuse(
+                        "reasoning_effort",
+                        f"is {reasoning_effort!r}, but chat_template_kwargs.{_SWITCH} is "
+                        f"{given!r}; give one of them",
+                    )
+            elif option == "on":
+                refuse(
+                    "reasoning_effort",
+                    f"is {reasoning_effort!r}, but this model's template has no switch for "
+                    "thinking; leave it out",
+                )
+        return Thinking(variables.get(_SWITCH) == "on", variables)
 
 
 class _Guard:

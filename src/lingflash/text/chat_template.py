@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 from jinja2.ext import loopcontrols
 
 from lingflash.core.errors import InvalidRequestError, ModelLoadError
@@ -66,12 +66,14 @@ class ChatTemplate:
             # The code that jinja2 makes of it has limits of its own.
             problem = f"{type(error).__name__}: {error}"
             raise ModelLoadError(f"{origin} cannot be compiled ({problem}).") from None
-        self._special_tokens = dict(special_tokens or {})
+        self.source = source
+        self.special_tokens = dict(special_tokens or {})
         self._variables = frozenset(
             meta.find_undeclared_variables(syntax)
             - _OWN_VARIABLES
             - _GLOBALS
-            - self._special_tokens.keys()
+            - self.special_tokens.keys()
+            - _set_inside(syntax)
         )
 
     @classmethod
@@ -143,7 +145,7 @@ class ChatTemplate:
                     f"would be ignored; its variables: {known}.",
                     param=f"chat_template_kwargs.{name}",
                 )
-        variables: dict[str, Any] = {**self._special_tokens, **extra}
+        variables: dict[str, Any] = {**self.special_tokens, **extra}
         variables["messages"] = messages
         variables["tools"] = tools
         variables["add_generation_prompt"] = add_generation_prompt
@@ -162,6 +164,21 @@ class ChatTemplate:
         raise InvalidRequestError(
             f"The model's chat template refuses these messages: {problem}.", param="messages"
         ) from limit
+
+
+def _set_inside(syntax: nodes.Template) -> set[str]:
+    """Names that the template itself gives a value, without asking whether a request did."""
+    stored = {name.name for name in syntax.find_all(nodes.Name) if name.ctx == "store"}
+    asked = set()
+    for test in syntax.find_all(nodes.Test):
+        if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name):
+            asked.add(test.node.name)
+    for assign in syntax.find_all(nodes.Assign):
+        if isinstance(assign.target, nodes.Name):
+            name = assign.target.name
+            if any(each.name == name for each in assign.node.find_all(nodes.Name)):
+                asked.add(name)
+    return stored - asked
 
 
 def _tojson(

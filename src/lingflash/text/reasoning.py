@@ -1,15 +1,14 @@
 """Splits an answer into thinking and the rest while it is being written.
 
-Thinking is a `<think>` block at the very start. A `<tool_call>` before it is closed ends it, so
-that a model that forgets the closing tag does not lose its calls.
+Thinking is a `<think>` block at the very start. A tool call before it is closed ends it, so that a
+model that forgets the closing tag does not lose what it says after its calls; if the tag does come,
+later, it is dropped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-from lingflash.text.tool_parser import OPEN_TAG
 
 THINK_TAG = "<think>"
 END_THINK_TAG = "</think>"
@@ -27,12 +26,12 @@ class Reasoning:
 
 
 class ReasoningSplitter:
-    """Watches one answer's text."""
+    """Watches one answer's text; its tool calls have been taken out."""
 
     __slots__ = ("_held", "_state")
 
     def __init__(self) -> None:
-        self._state: Literal["start", "opened", "thinking", "closed", "rest"] = "start"
+        self._state: Literal["start", "opened", "thinking", "called", "closed", "rest"] = "start"
         self._held = ""
 
     @property
@@ -40,12 +39,17 @@ class ReasoningSplitter:
         """Whether the text so far ends inside the block."""
         return self._state in ("opened", "thinking")
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all further text is the rest."""
+        return self._state == "rest"
+
     def push(self, text: str) -> tuple[str, str]:
         """Take more text; return the thinking and the rest that it completes."""
         if self._state == "rest":
             return "", text
         self._held += text
-        thought = ""
+        thought = rest = ""
         if self._state == "start":
             stripped = self._held.lstrip()
             if stripped.startswith(THINK_TAG):
@@ -59,12 +63,22 @@ class ReasoningSplitter:
             if self._held:
                 self._state = "thinking"
         if self._state == "thinking":
-            thought = self._think()
+            thought = self._until_end("\n")
+        elif self._state == "called":
+            rest = self._until_end(None)
         if self._state == "closed":
             self._held = self._held.lstrip("\n")
             if self._held:
-                return thought, self._give_rest()
-        return thought, ""
+                rest += self._give_rest()
+        return thought, rest
+
+    def take_call(self) -> tuple[str, str]:
+        """A tool call comes here; return what was held back before it."""
+        was_thinking, state = self.is_thinking, self._state
+        said = self.finish()
+        if was_thinking or state == "called":
+            self._state = "called"
+        return said
 
     def finish(self) -> tuple[str, str]:
         """End the answer; return what was held back."""
@@ -72,27 +86,29 @@ class ReasoningSplitter:
         self._state, self._held = "rest", ""
         if state == "thinking":
             return held.rstrip("\n"), ""
-        return "", held if state == "start" else ""
+        return "", held if state in ("start", "called") else ""
 
     def _give_rest(self) -> str:
         rest, self._held, self._state = self._held, "", "rest"
         return rest
 
-    def _think(self) -> str:
+    def _until_end(self, blanks: str | None) -> str:
+        """Text before the closing tag, or what cannot become one.
+
+        Args:
+            blanks: characters directly before the tag that belong to it; None for all white space.
+        """
         held = self._held
-        ends = [at for tag in (END_THINK_TAG, OPEN_TAG) if (at := held.find(tag)) >= 0]
-        if ends:
-            end = min(ends)
-            is_tag = held.startswith(END_THINK_TAG, end)
-            self._held = held[end + len(END_THINK_TAG) :] if is_tag else held[end:]
+        end = held.find(END_THINK_TAG)
+        if end >= 0:
+            self._held = held[end + len(END_THINK_TAG) :]
             self._state = "closed"
-            return held[:end].rstrip("\n")
+            return held[:end].rstrip(blanks)
         keep = len(held)
-        for tag in (END_THINK_TAG, OPEN_TAG):
-            for size in range(min(len(tag) - 1, len(held)), 0, -1):
-                if held.endswith(tag[:size]):
-                    keep = min(keep, len(held) - size)
-                    break
-        keep = len(held[:keep].rstrip("\n"))
+        for size in range(min(len(END_THINK_TAG) - 1, len(held)), 0, -1):
+            if held.endswith(END_THINK_TAG[:size]):
+                keep -= size
+                break
+        keep = len(held[:keep].rstrip(blanks))
         self._held = held[keep:]
         return held[:keep]

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from lingflash.core.errors import InvalidRequestError, ModelLoadError
 from lingflash.core.panics import is_panic
+from lingflash.protocol.unicode import replace_surrogates
 
 # From text between two special tokens to its ids.
 EncodeRun = Callable[[str], Iterable[int]]
@@ -230,9 +231,9 @@ class Tokenizer:
 
 
 def _encode(hf: HfTokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    # Lone surrogates can arrive as JSON escapes; Rust strings cannot hold them.
+    # Half surrogates can arrive as JSON escapes; Rust strings cannot hold them.
     if not text.isascii():
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = replace_surrogates(text)
     try:
         if len(text) > _LONG_TEXT_CHARS:
             return hf.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids

@@ -11,14 +11,14 @@ Rules:
   belongs to the form (the template writes it), so it is not content; nor is, once there was a
   call, white space before the next one or before the end.
 - Nothing of a tag is ever shown: text that may become one is held back.
-- A call is reported as soon as its name is known and its arguments begin, and the arguments as they
-  come: the exact substring that the model wrote, never written anew; no arguments is `{}`.
+- A call is reported when it is whole, never before, since a client runs what it was told of
+  (docs/adr/0010): its arguments in the pieces that they came in, the exact substring that the model
+  wrote, unless something in them was repaired (see call_scanner.py); no arguments is `{}`.
+- A call is whole once its JSON is, if then comes its closing tag, the next call, or the end of the
+  answer, however it ended.
 - `</tool_call>` inside a JSON string of the call does not end it.
-- A block that is not such a call (invalid JSON, no name, arguments that are no object) becomes
-  content, tags and all. If the call had been reported before that was seen, it is withdrawn; a
-  grammar (see `structured/`) prevents that.
-- A call that the token limit cuts off stays a call, with the arguments so far; if not even the
-  name was there, its text is content.
+- A block that is not such a call (invalid JSON, no name, arguments that are no object), or that the
+  end of the answer cuts off, is content, tags and all.
 
 The events do not depend on how the text was cut into pieces, but for the pieces of arguments and
 content themselves.
@@ -30,9 +30,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from lingflash.text.call_scanner import CLOSE_TAG, CallScanner
-
-OPEN_TAG = "<tool_call>"
+from lingflash.text.call_scanner import CLOSE_TAG, OPEN_TAG, CallScanner
 
 __all__ = ["CLOSE_TAG", "OPEN_TAG"]
 
@@ -52,11 +50,7 @@ class CallStart:
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """More of a call's arguments.
-
-    Args:
-        arguments: exactly as generated.
-    """
+    """More of a call's arguments, which are the JSON of an object."""
 
     index: int
     arguments: str
@@ -67,21 +61,14 @@ class CallEnd:
     """A call is complete.
 
     Args:
-        raw: its whole block as generated, tags and all.
+        raw: its whole block as generated, tags and all; the closing one may be missing.
     """
 
     index: int
     raw: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class CallBroken:
-    """A reported call turned out to be none; its text follows as content."""
-
-    index: int
-
-
-CallEvent = CallStart | CallDelta | CallEnd | CallBroken
+CallEvent = CallStart | CallDelta | CallEnd
 
 
 @dataclass(slots=True)
@@ -89,9 +76,9 @@ class ToolCall:
     """One call of a finished answer.
 
     Args:
-        arguments: JSON of an object, exactly as generated; cut off if the answer was.
-        is_complete: whether the call was closed.
-        raw: its whole block as generated, tags and all, once it is complete.
+        arguments: JSON of an object, exactly as generated unless it was repaired.
+        is_complete: whether its end was reported.
+        raw: its whole block as generated, once it is complete.
     """
 
     index: int
@@ -114,13 +101,16 @@ class ToolParser:
         self._make_id = make_id
         self._buffer = ""
         self._block: CallScanner | None = None
-        self._index = -1  # of the last call that was reported
-        self._is_reported = False
-        self._num_sent = 0
+        self._pieces: list[str] = []  # of the open block's arguments, as they came
+        self._num_taken = 0
         self._form_space = ""
         self._blank = ""  # white space after a call: content only if more content follows
-        self.num_calls = 0  # complete ones
-        self.was_cut_off = False
+        self.num_calls = 0
+
+    @property
+    def is_in_block(self) -> bool:
+        """Whether the text so far ends in what may become a call."""
+        return self._block is not None
 
     def push(self, text: str) -> list[str | CallEvent]:
         """Take more text; return content and calls in order."""
@@ -132,37 +122,36 @@ class ToolParser:
         self._advance(events, at_end=False)
         return events
 
-    def finish(self, *, is_cut_off: bool = True) -> list[str | CallEvent]:
-        """End the answer; return the rest.
-
-        Args:
-            is_cut_off: the token limit ended it, not the model; an open call is kept then.
-        """
+    def finish(self) -> list[str | CallEvent]:
+        """End the answer; return the rest."""
         events: list[str | CallEvent] = []
         self._advance(events, at_end=True)
         while self._block is not None:
-            self.was_cut_off |= is_cut_off
-            if is_cut_off and self._is_reported:
-                return events
-            self._break(events)
+            if self._block.is_whole:
+                self._close(self._block, events)
+                if CLOSE_TAG.startswith(self._buffer):
+                    self._buffer = ""
+            else:
+                self._break(self._block, events)
             self._advance(events, at_end=True)
         self._blank = ""
         return events
 
     def _advance(self, events: list[str | CallEvent], *, at_end: bool) -> None:
         while True:
-            if self._block is None:
+            block = self._block
+            if block is None:
                 if not self._open(events, at_end=at_end):
                     return
-            else:
-                outcome = self._block.scan()
-                if outcome == "broken":
-                    self._break(events)
-                    continue
-                self._report(self._block, events)
-                if outcome == "more":
-                    return
-                self._close(self._block, events)
+                continue
+            outcome = block.scan()
+            if outcome == "broken":
+                self._break(block, events)
+                continue
+            self._take_arguments(block)
+            if outcome == "more":
+                return
+            self._close(block, events)
 
     def _open(self, events: list[str | CallEvent], *, at_end: bool) -> bool:
         start = self._buffer.find(OPEN_TAG)
@@ -181,45 +170,34 @@ class ToolParser:
         self._block = CallScanner()
         self._block.text = self._buffer[start + len(OPEN_TAG) :]
         self._buffer = ""
-        self._is_reported = False
+        self._pieces = []
         return True
 
-    def _report(self, block: CallScanner, events: list[str | CallEvent]) -> None:
+    def _take_arguments(self, block: CallScanner) -> None:
         start = block.arguments_start
         if block.name is None or start is None:
             return
-        if not self._is_reported:
-            self._start(block.name, events)
-            self._num_sent = start
+        if not self._pieces:
+            self._num_taken = start
         end = block.position if block.arguments_end is None else block.arguments_end
-        if end > self._num_sent:
-            events.append(CallDelta(self._index, block.text[self._num_sent : end]))
-            self._num_sent = end
-
-    def _start(self, name: str, events: list[str | CallEvent]) -> None:
-        self._is_reported = True
-        self._index += 1
-        events.append(CallStart(self._index, self._make_id(), name))
+        if end > self._num_taken:
+            self._pieces.append(block.text[self._num_taken : end])
+            self._num_taken = end
 
     def _close(self, block: CallScanner, events: list[str | CallEvent]) -> None:
-        if not self._is_reported:
-            assert block.name is not None
-            self._start(block.name, events)
-            events.append(CallDelta(self._index, "{}"))
-        events.append(CallEnd(self._index, OPEN_TAG + block.text[: block.position]))
+        assert block.name is not None
+        repaired = block.repaired_arguments
+        index = self.num_calls
+        events.append(CallStart(index, self._make_id(), block.name))
+        pieces = self._pieces if repaired is None else [repaired]
+        events += [CallDelta(index, piece) for piece in pieces]
+        events.append(CallEnd(index, OPEN_TAG + block.text[: block.position]))
         self.num_calls += 1
         self._block, self._buffer = None, block.text[block.position :]
 
-    def _break(self, events: list[str | CallEvent]) -> None:
+    def _break(self, block: CallScanner, events: list[str | CallEvent]) -> None:
         """The block is no call: what was read is content, the rest is read anew."""
-        block = self._block
-        assert block is not None
         self._block = None
-        # What was reported is certain to hold the same whatever the pieces: up to the break.
-        self._report(block, events)
-        if self._is_reported:
-            events.append(CallBroken(self._index))
-        self._is_reported = False
         end = block.safe_position
         self._content(self._form_space + OPEN_TAG + block.text[:end], events)
         self._buffer = block.text[end:]
@@ -256,5 +234,3 @@ def collect_calls(events: Iterable[object], calls: list[ToolCall]) -> None:
                 calls[-1].arguments += arguments
             case CallEnd(_, raw):
                 calls[-1].is_complete, calls[-1].raw = True, raw
-            case CallBroken():
-                calls.pop()

@@ -17,35 +17,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lingflash.core.errors import ConfigError
+from lingflash.kernels.rmsnorm.reference import rms_norm_reference as rms_norm
+from lingflash.kernels.rope import rope_inv_freq, rope_table
 from lingflash.models.config import ModelConfig
+from lingflash.models.layers.lightning import layer_decay_rate
 
 CHUNK = 64
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise the last axis with statistics in float32; returns x's dtype."""
-    y = x.float()
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-    return (y * weight.float()).to(x.dtype)
+def rotary(
+    config: ModelConfig, length: int, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """cos and sin, each float32 [length, P/2], of lightning attention and of MLA."""
+
+    def angles(dim: int) -> tuple[Tensor, Tensor]:
+        cos, sin = rope_table(rope_inv_freq(dim, config.rope_theta), length, 1.0, device).chunk(
+            2, -1
+        )
+        return cos, sin
+
+    return angles(config.linear_rotary_dim), angles(config.qk_rope_head_dim)
 
 
-def alibi_slopes(heads: int) -> list[float]:
-    """Return s_h: 2^(-8(h+1)/H), and the usual interleaving if H is no power of two."""
-
-    def powers(n: int) -> list[float]:
-        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
-
-    if heads & (heads - 1) == 0:
-        return powers(heads)
-    p = 1 << (heads.bit_length() - 1)
-    return powers(p) + powers(2 * p)[0::2][: heads - p]
-
-
-def rope_table(length: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, float32 [length, dim / 2]."""
-    inv = theta ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float64) / dim)
-    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * inv
-    return angle.cos().float(), angle.sin().float()
+def document_mask(document: Tensor) -> Tensor:
+    """bool [B, 1, T, T]: each token sees its document up to itself."""
+    t = document.shape[1]
+    causal = torch.ones(t, t, dtype=torch.bool, device=document.device).tril()
+    return (causal & (document[:, :, None] == document[:, None, :]))[:, None]
 
 
 def rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -88,9 +86,7 @@ def chunked_attention(
     """Decayed linear attention over packed documents.
 
     Args:
-        q: [B, T, H, D], T a multiple of CHUNK.
-        k: [B, T, H, D].
-        v: [B, T, H, D].
+        q, k, v: [B, T, H, D], T a multiple of CHUNK.
         log_decay: float32 [H], negative.
         document: int32 [B, T].
 
@@ -140,9 +136,8 @@ class LightningAttention(nn.Module):
         self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.g_norm = nn.Parameter(torch.ones(width))
         self.dense = nn.Linear(width, config.hidden_size, bias=False)
-        factor = 1.0 - layer / (config.num_hidden_layers - 1) + 1e-5
-        slopes = torch.tensor(alibi_slopes(config.num_attention_heads), dtype=torch.float64)
-        self.register_buffer("log_decay", (-slopes * factor).float(), persistent=False)
+        log_decay = -layer_decay_rate(config, layer).float()
+        self.register_buffer("log_decay", log_decay, persistent=False)
 
     def forward(self, u: Tensor, context: Context) -> Tensor:
         """u: [B, T, D] -> [B, T, D]."""
@@ -304,10 +299,9 @@ class DecoderLayer(nn.Module):
         self.eps = config.rms_norm_eps
         self.input_layernorm = nn.Parameter(torch.ones(config.hidden_size))
         self.post_attention_layernorm = nn.Parameter(torch.ones(config.hidden_size))
-        group, count = config.layer_group_size, config.num_hidden_layers
-        linear = layer < count // group * group and (layer + 1) % group != 0
+        linear = config.layer_kind(layer) == "lightning"
         self.attention = LightningAttention(config, layer) if linear else LatentAttention(config)
-        if layer < config.first_k_dense_replace:
+        if config.is_dense(layer):
             self.mlp: nn.Module = FeedForward(config.hidden_size, config.intermediate_size)
         else:
             self.mlp = MixtureOfExperts(config, shared_width)
@@ -379,21 +373,10 @@ class TrainModel(nn.Module):
                     std = 0.5
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
 
-    def context(self, document: Tensor, flex: Any = None, block_mask: Any = None) -> Context:
+    def context(self, document: Tensor) -> Context:
         """Build masks and rotary tables for rows of packed documents, int32 [B, T]."""
-        c = self.config
-        t, device = document.shape[1], document.device
-        mask = block_mask
-        if flex is None:
-            causal = torch.ones(t, t, dtype=torch.bool, device=device).tril()
-            mask = (causal & (document[:, :, None] == document[:, None, :]))[:, None]
-        return Context(
-            document,
-            mask,
-            rope_table(t, c.linear_rotary_dim, c.rope_theta, device),
-            rope_table(t, c.qk_rope_head_dim, c.rope_theta, device),
-            flex,
-        )
+        angles = rotary(self.config, document.shape[1], document.device)
+        return Context(document, document_mask(document), *angles)
 
     def hidden(self, tokens: Tensor, context: Context) -> Tensor:
         """tokens: int [B, T] -> [B, T, D] after the final norm."""

@@ -32,24 +32,18 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     return x.transpose(-1, -2) if tall else x
 
 
+# Of the running gradient (Nesterov); decoupled; of an update at learning rate 1.
+_MOMENTUM, _WEIGHT_DECAY, _RMS = 0.95, 0.02, 0.2
+
+
 class Muon:
     """Momentum orthogonalised by Newton-Schulz; matrices of one shape go in one batch.
 
     Args:
         params: two- or three-dimensional parameters, the latter stacks of matrices.
-        momentum: of the running gradient (Nesterov).
-        weight_decay: decoupled.
-        rms: root mean square of an update at learning rate 1.
     """
 
-    def __init__(
-        self,
-        params: list[nn.Parameter],
-        momentum: float = 0.95,
-        weight_decay: float = 0.02,
-        rms: float = 0.2,
-    ) -> None:
-        self.momentum, self.weight_decay, self.rms = momentum, weight_decay, rms
+    def __init__(self, params: list[nn.Parameter]) -> None:
         self.groups: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in params:
             self.groups.setdefault(self._shape(p), []).append(p)
@@ -70,13 +64,13 @@ class Muon:
         for shape, group in self.groups.items():
             grads = torch.cat([p.grad.reshape(-1, *shape) for p in group if p.grad is not None])
             buffer = self.buffers[shape]
-            buffer.lerp_(grads, 1 - self.momentum)
-            update = newton_schulz(torch.lerp(grads, buffer, self.momentum).bfloat16()).float()
+            buffer.lerp_(grads, 1 - _MOMENTUM)
+            update = newton_schulz(torch.lerp(grads, buffer, _MOMENTUM).bfloat16()).float()
             # An orthogonal m x n matrix has entries of RMS 1 / sqrt(max(m, n)).
-            update = update * (self.rms * max(shape) ** 0.5 * lr)
+            update = update * (_RMS * max(shape) ** 0.5 * lr)
             parts = update.split([p.numel() // (shape[0] * shape[1]) for p in group])
             for p, part in zip(group, parts, strict=True):
-                p.mul_(1 - lr * self.weight_decay).sub_(part.reshape(p.shape))
+                p.mul_(1 - lr * _WEIGHT_DECAY).sub_(part.reshape(p.shape))
 
 
 class Optimizer:

@@ -17,10 +17,7 @@ class Recipe:
         floor: last learning rate, as a part of the peak.
         warmup_steps: linear from zero.
         decay: part of the time in which the rate falls linearly.
-        mtp_weight: of the MTP loss.
         bias_rate: step of expert_bias towards balance.
-        evaluate_every_s: seconds between held-out evaluations.
-        save_every_s: seconds between checkpoints.
         num_heldout: generated held-out cases in these evaluations.
         final_heldout: generated held-out cases in the last evaluation.
     """

@@ -72,8 +72,6 @@ def build_tokenizer(folder: Path, vocab_size: int, seed: int = 1, count: int = 1
     """Train the tokenizer and write tokenizer.json and tokenizer_config.json.
 
     Args:
-        folder: where to write.
-        vocab_size: entries in all, a multiple of 128.
         count: dialogues to train on.
 
     Raises:

@@ -24,7 +24,14 @@ from lingflash.train.checkpoint import export, load
 from lingflash.train.data.heldout import handwritten_cases, heldout_cases
 from lingflash.train.data.stream import Batch, BatchStream
 from lingflash.train.evaluate import exact, score_line
-from lingflash.train.model import Context, MixtureOfExperts, TrainModel, num_parameters, rope_table
+from lingflash.train.model import (
+    Context,
+    MixtureOfExperts,
+    TrainModel,
+    document_mask,
+    num_parameters,
+    rotary,
+)
 from lingflash.train.optimizer import Optimizer
 from lingflash.train.recipe import Recipe
 from lingflash.train.report import Progress, draw_loss_curve
@@ -43,7 +50,6 @@ class RunConfig:
     """Where and how long a run goes.
 
     Args:
-        recipe: what to train.
         device: "cuda" or "cpu".
         minutes: length of the whole schedule, over all resumptions.
         stop_after_minutes: pause (with a checkpoint) after this long in this process; None is
@@ -113,11 +119,7 @@ class Trainer:
         self.step = 0
         self.elapsed_s = 0.0
         self.log: list[dict[str, Any]] = []
-        t = self.recipe.stream.row_tokens
-        self.ropes = (
-            rope_table(t, config.linear_rotary_dim, config.rope_theta, self.device),
-            rope_table(t, config.qk_rope_head_dim, config.rope_theta, self.device),
-        )
+        self.angles = rotary(config, self.recipe.stream.row_tokens, self.device)
         self.use_flex = run.flex and run.compiled and self.cuda
         self.loss: Any = torch.compile(self._loss, dynamic=False) if run.compiled else self._loss
         self._block_mask: Any = None
@@ -138,12 +140,9 @@ class Trainer:
         if self.use_flex:
             from torch.nn.attention.flex_attention import flex_attention
 
-            context = Context(document, mask, *self.ropes, flex_attention)
+            context = Context(document, mask, *self.angles, flex_attention)
         else:
-            t = document.shape[1]
-            causal = torch.ones(t, t, dtype=torch.bool, device=document.device).tril()
-            same = (causal & (document[:, :, None] == document[:, None, :]))[:, None]
-            context = Context(document, same, *self.ropes)
+            context = Context(document, document_mask(document), *self.angles)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             logits, logits_ahead = self.model(tokens, context, index, True)
         main = F.cross_entropy(logits.float(), labels)

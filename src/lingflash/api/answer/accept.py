@@ -8,22 +8,22 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from lingflash.api.state import ServerState, state_of
-from lingflash.core.errors import ContextLengthError, InvalidRequestError
+from lingflash.core.errors import ContextLengthError
 from lingflash.httpd.body import read_request
-from lingflash.protocol.chat import StreamOptions
 from lingflash.protocol.endpoint_fields import EndpointFields
-from lingflash.protocol.responses import ResponseStreamOptions
+from lingflash.protocol.fields import Dropped
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 async def accept(
     request: Request, endpoint: EndpointFields[ModelT], *, needs_engine: bool = True
-) -> tuple[ServerState, ModelT, str]:
+) -> tuple[ServerState, ModelT, str, Dropped]:
     """Read a request's body, check its fields and its model, and that it can be served now.
 
     Returns:
-        The server's state, the body, and the model's name for the answer.
+        The server's state, the body, the model's name for the answer, and what of the body said
+        nothing.
 
     Raises:
         InvalidRequestError: the body is wrong; `param` names the field.
@@ -31,15 +31,18 @@ async def accept(
         CapacityError: the engine is not ready, or the server drains.
     """
     state = state_of(request)
-    body = await read_request(request, endpoint.model, endpoint.table)
+    dropped = Dropped()
+    body = await read_request(request, endpoint.model, endpoint.table, dropped)
+    if getattr(body, "stream_options", None) is not None and not getattr(body, "stream", None):
+        dropped.add("stream_options", "stream_options")
     model = state.require_model(getattr(body, "model", None))
     if needs_engine:
         state.require_ready()
-        _check_counts(body, state.engine.info.max_model_len)
-    return state, body, model
+        _check_counts(body, state.engine.info.max_model_len, endpoint.too_long)
+    return state, body, model, dropped
 
 
-def _check_counts(body: BaseModel, max_model_len: int) -> None:
+def _check_counts(body: BaseModel, max_model_len: int, too_long: str) -> None:
     """Refuse lists that cannot fit the context before anything is made of their items.
 
     Raises:
@@ -49,15 +52,5 @@ def _check_counts(body: BaseModel, max_model_len: int) -> None:
         items = getattr(body, name, None)
         if isinstance(items, list) and len(items) > max_model_len:
             raise ContextLengthError(
-                f"{name} has {len(items)} items, more than the context of {max_model_len} tokens "
-                "can hold.",
-                param=name,
+                too_long.format(tokens=len(items), limit=max_model_len), param=name
             )
-
-
-def check_stream_options(
-    options: StreamOptions | ResponseStreamOptions | None, stream: bool | None
-) -> None:
-    """Refuse options of a stream that was not asked for."""
-    if options is not None and not stream:
-        raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")

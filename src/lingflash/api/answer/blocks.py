@@ -16,7 +16,8 @@ from lingflash.core.types import FinishReason, Usage
 from lingflash.text.answer import AnswerEvent
 from lingflash.text.output import OutputDelta
 from lingflash.text.reasoning import Reasoning
-from lingflash.text.tool_parser import CallBroken, CallDelta, CallEnd, CallStart
+from lingflash.text.tool_parser import CallDelta, CallEnd, CallStart
+from lingflash.text.tools import Tool
 
 BlockKind = Literal["text", "reasoning", "call"]
 
@@ -26,16 +27,28 @@ class Block:
     """One piece of an answer.
 
     Args:
-        pieces: its text so far; of a call, the JSON of its arguments.
-        is_complete: False if the answer ended inside it.
+        tool: that a call is of, if there is one of its name.
+        pieces: its text so far; of a call, the JSON of its arguments, or a custom tool's text.
+        is_complete: False if the answer was cut off inside it; a call never is.
     """
 
     index: int
     kind: BlockKind
     call_id: str = ""
     name: str = ""
+    tool: Tool | None = None
     pieces: list[str] = field(default_factory=list)
     is_complete: bool = True
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether it is a call of a custom tool, whose input is text."""
+        return self.tool is not None and self.tool.kind == "custom"
+
+    @property
+    def own_name(self) -> str:
+        """The called tool's name as its client knows it."""
+        return self.name if self.tool is None else self.tool.own_name
 
     @property
     def text(self) -> str:
@@ -71,6 +84,11 @@ class Turn:
         """Tool calls so far."""
         return sum(block.kind == "call" for block in self.blocks)
 
+    @property
+    def ends_with_call(self) -> bool:
+        """Whether nothing came after the last call."""
+        return bool(self.blocks) and self.blocks[-1].kind == "call"
+
     def take(self, delta: OutputDelta) -> list[BlockStep]:
         """Take what one event added; return the steps that it makes."""
         steps: list[BlockStep] = []
@@ -99,15 +117,11 @@ class Turn:
                     self._add("reasoning", text, steps)
                 case CallStart(_, call_id, name):
                     self._close(steps)
-                    self._begin(Block(len(self.blocks), "call", call_id, name), steps)
+                    tool = self._choice.tools.called(name)
+                    self._begin(Block(len(self.blocks), "call", call_id, name, tool), steps)
                 case CallDelta(_, arguments):
                     self._add("call", arguments, steps)
                 case CallEnd():
-                    self._close(steps)
-                case CallBroken():
-                    # It was reported already; what was broken follows as text.
-                    if self._open is not None:
-                        self._open.is_complete = False
                     self._close(steps)
 
     def _add(self, kind: BlockKind, text: str, steps: list[BlockStep]) -> None:

@@ -17,10 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingflash.text.answer import AnswerMessage
+from lingflash.text.messages import CUSTOM_ARGUMENT
 from lingflash.text.tokenizer import Piece
-from lingflash.text.tool_parser import CLOSE_TAG, OPEN_TAG
+from lingflash.text.tool_parser import CLOSE_TAG, OPEN_TAG, ToolCall
+from lingflash.text.tools import ToolSet
 
 MAX_BYTES = 64 * 2**20
+
+# What /v1/messages puts between the text blocks of a message.
+BLOCK_JOINT = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,19 @@ class _Turn:
     content: str
     reasoning: str
     calls: dict[str, _Call]
+    call_places: tuple[int, ...]
     token_ids: array[int]
+
+    @property
+    def texts(self) -> list[str]:
+        """What was said before, between and after the calls; empty where nothing was."""
+        ends = [*self.call_places, len(self.content)]
+        starts = [0, *self.call_places]
+        return [self.content[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def is_said(self, content: str) -> bool:
+        """Whether a message's content is ours: its texts in a row, or joined as of blocks."""
+        return content == self.content or content == BLOCK_JOINT.join(filter(None, self.texts))
 
     @property
     def num_bytes(self) -> int:
@@ -51,18 +68,22 @@ class CallStore:
         self._num_bytes = 0
         self._turns: OrderedDict[tuple[str, str], _Turn] = OrderedDict()
 
-    def remember(self, caller: str, message: AnswerMessage, token_ids: Sequence[int]) -> None:
+    def remember(
+        self, caller: str, message: AnswerMessage, tools: ToolSet, token_ids: Sequence[int]
+    ) -> None:
         """Keep a finished turn.
 
         Args:
             caller: whose it is; nobody else finds it.
             message: the turn as it was sent out.
+            tools: that it called, whose names will come back.
             token_ids: the turn as it was generated, without the stop token.
         """
         if not message.calls or not all(call.is_complete for call in message.calls):
             return
-        calls = {call.call_id: _Call(call.name, call.arguments, call.raw) for call in message.calls}
-        turn = _Turn(message.content, message.reasoning, calls, array("I", token_ids))
+        calls = {call.call_id: _sent_back(call, tools) for call in message.calls}
+        places = tuple(message.call_places)
+        turn = _Turn(message.content, message.reasoning, calls, places, array("I", token_ids))
         # Found by its last call, so it is one entry.
         self._turns[caller, message.calls[-1].call_id] = turn
         self._num_bytes += turn.num_bytes
@@ -101,22 +122,36 @@ class CallerHistory:
                 return None
         reasoning = message.get("reasoning_content", "").strip("\n") if with_reasoning else ""
         content = message["content"]
-        is_whole = [call["id"] for call in calls] == list(turn.calls) and content == turn.content
+        is_whole = [call["id"] for call in calls] == list(turn.calls) and turn.is_said(content)
         # Most clients do not send thinking back; within a tool loop it still belongs to the turn.
         is_same_thinking = reasoning in ("", turn.reasoning)
         if is_whole and is_same_thinking and (with_reasoning or not turn.reasoning):
             return [Piece("", is_literal=False, token_ids=tuple(turn.token_ids))]
         if reasoning:
             return None  # the template knows how thinking is written
-        pieces = [Piece(content, is_literal=True)] if content else []
-        for call in calls:
+        texts = turn.texts if is_whole else [content]
+        pieces = [Piece(texts[0], is_literal=True)] if texts[0] else []
+        for i, call in enumerate(calls):
             if pieces:
                 pieces.append(Piece("\n", is_literal=False))
             body = turn.calls[call["id"]].raw.removeprefix(OPEN_TAG).removesuffix(CLOSE_TAG)
             pieces.append(Piece(OPEN_TAG, is_literal=False))
             pieces.append(Piece(body, is_literal=True))
             pieces.append(Piece(CLOSE_TAG, is_literal=False))
+            if i + 1 < len(texts) and texts[i + 1]:
+                pieces.append(Piece(texts[i + 1], is_literal=True))
         return pieces
+
+
+def _sent_back(call: ToolCall, tools: ToolSet) -> _Call:
+    """A call as it will be read when its client sends it back."""
+    tool = tools.called(call.name)
+    if tool is None:
+        return _Call(call.name, call.arguments, call.raw)
+    arguments = call.arguments
+    if tool.kind == "custom":
+        arguments = json.dumps({CUSTOM_ARGUMENT: arguments})
+    return _Call(tool.name, arguments, call.raw)
 
 
 def _is_same(ours: _Call, function: Mapping[str, Any]) -> bool:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
+from lingflash.api.answer.conversation import Conversation
+from lingflash.api.answer.custom_inputs import with_texts
 from lingflash.api.answer.generation import Generation, never_written
 from lingflash.api.state import ServerState
 from lingflash.core.types import FinishReason, TokenLogprob, Usage
-from lingflash.protocol.chat import ChatCompletionRequest
 from lingflash.text.answer import AnswerEvent, AnswerMessage, AnswerParser
 from lingflash.text.output import OutputDelta
 from lingflash.text.reasoning import END_THINK_TAG, THINK_TAG
 from lingflash.text.tool_parser import OPEN_TAG
+from lingflash.text.tools import ToolSet
 
 
 def is_cut_off(reason: FinishReason) -> bool:
@@ -34,7 +36,8 @@ class ChatChoice:
 
     Args:
         parser: reads thinking and calls; None takes all for content.
-        remember: is given a turn that ended with calls, and its tokens, for later prompts.
+        tools: that may be called.
+        remember: is given a turn that holds calls, and its tokens, for later prompts.
         tag_ids: tokens that end the thinking: its closing tag, and a call's opening tag.
     """
 
@@ -42,11 +45,14 @@ class ChatChoice:
         self,
         index: int,
         parser: AnswerParser | None,
+        tools: ToolSet,
         remember: Callable[[AnswerMessage, Sequence[int]], None],
         tag_ids: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self.index = index
         self.parser = parser
+        self.tools = tools
+        self._has_custom = tools.has_custom
         self._remember = remember
         self._tag_ids = tag_ids
         self.num_reasoning_tokens = 0
@@ -67,13 +73,15 @@ class ChatChoice:
             if was_thinking or parser.is_thinking:
                 self.num_reasoning_tokens += self._num_thinking(delta.token_ids)
             if reason is not None:
-                found += parser.finish(is_cut_off=is_cut_off(reason))
+                found += parser.finish()
+            if self._has_custom:
+                found = with_texts(found, self.tools)
             self.token_ids += delta.token_ids
             self.message.add(found)
             events = found
         if reason is not None:
             self.finish_reason = reason
-            if self.ended_with_calls:
+            if self.message.calls:
                 self._remember(self.message, self.token_ids)
         return events
 
@@ -108,10 +116,10 @@ def usage_of(generation: Generation, choices: Sequence[ChatChoice]) -> Usage:
 
 
 def chat_choices(
-    state: ServerState, body: ChatCompletionRequest, num_choices: int, caller: str
+    state: ServerState, conversation: Conversation, num_choices: int, caller: str
 ) -> list[ChatChoice]:
     """What reads the choices of a conversation's answer."""
-    parse_tools = bool(body.tools) and body.tool_choice != "none"
+    parse_tools, tools = conversation.may_call, conversation.tools
     tokenizer = None if state.text is None else state.text.tokenizer
     parse_reasoning = tokenizer is not None and tokenizer.token_id(THINK_TAG) is not None
 
@@ -121,9 +129,10 @@ def chat_choices(
         return AnswerParser(parse_tools=parse_tools, parse_reasoning=parse_reasoning)
 
     def remember(message: AnswerMessage, token_ids: Sequence[int]) -> None:
-        state.calls.remember(caller, message, token_ids)
+        state.calls.remember(caller, message, tools, token_ids)
 
     tag_ids: tuple[int | None, int | None] = (None, None)
     if tokenizer is not None:
-        tag_ids = tokenizer.token_id(END_THINK_TAG), tokenizer.token_id(OPEN_TAG)
-    return [ChatChoice(i, parser(), remember, tag_ids) for i in range(num_choices)]
+        open_call = tokenizer.token_id(OPEN_TAG) if parse_tools else None
+        tag_ids = tokenizer.token_id(END_THINK_TAG), open_call
+    return [ChatChoice(i, parser(), tools, remember, tag_ids) for i in range(num_choices)]

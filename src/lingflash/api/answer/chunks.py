@@ -40,11 +40,15 @@ class CompletionWriter(AnswerWriter):
             model=model,
             num_choices=generation.num_choices,
             include_usage=self._include_usage,
+            usage_so_far=self._usage_so_far if _is_continuous(options) else None,
         )
 
     def usage(self) -> Usage:
         """Token counts so far."""
         return self._generation.usage()
+
+    def _usage_so_far(self) -> dict[str, Any]:
+        return openai_usage(self.usage())
 
     def end(self) -> bytes:
         if not self._include_usage:
@@ -63,6 +67,10 @@ class CompletionWriter(AnswerWriter):
             "choices": self.whole_choices(),
             "usage": openai_usage(self.usage()),
         }
+
+
+def _is_continuous(options: StreamOptions | None) -> bool:
+    return options is not None and bool(options.continuous_usage_stats)
 
 
 def openai_finish_reason(

@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, assert_never
 
@@ -113,7 +114,7 @@ class Generation:
                 request = EngineRequest(
                     request_id=engine_id,
                     prompt_token_ids=prompt,
-                    sampling=self.sampling,
+                    sampling=self._sampling_of(prompt),
                     timeout_s=self._body.timeout or self._state.config.request_timeout_s,
                     cache_salt=self._cache_salt,
                     grammar=self._grammar,
@@ -125,6 +126,14 @@ class Generation:
             await self.close(error)
             raise
         self._state.metrics.prompt_tokens.inc(sum(map(len, self.prompts)))
+
+    def _sampling_of(self, prompt: list[int]) -> SamplingParams:
+        """A prompt's sampling: max_tokens is an upper bound, so it is at most what is left."""
+        sampling = self.sampling
+        room = self._state.engine.info.max_model_len - len(prompt)
+        if sampling.max_tokens is None or sampling.max_tokens <= room:
+            return sampling
+        return replace(sampling, max_tokens=room)
 
     async def deltas(self) -> AsyncIterator[Deltas]:
         """Yield what the choices gain, several at a time if several are ready.

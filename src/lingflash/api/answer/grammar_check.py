@@ -36,21 +36,24 @@ class GrammarChecker:
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._known: OrderedDict[tuple[str, GrammarSpec], GrammarSpec | InvalidRequestError] = (
-            OrderedDict()
-        )
+        self._known: OrderedDict[
+            tuple[str, GrammarSpec], tuple[GrammarSpec | InvalidRequestError, str | None]
+        ] = OrderedDict()
         self._quick = FairSlots(4, 2, 256, _WAITING)
         self._slow = FairSlots(3, 1, 16, _WAITING)
         self.server = CompileServer(None if tokenizer is None else lambda: _message(tokenizer))
 
-    def known(self, spec: GrammarSpec, owner: str) -> GrammarSpec | None:
+    def known(self, spec: GrammarSpec, owner: str, param: str | None = None) -> GrammarSpec | None:
         """What check() returns for a grammar, if that is known; None if not.
+
+        Args:
+            param: the request field that it came in, which an error names.
 
         Raises:
             InvalidRequestError: it is known not to compile.
         """
-        found = self._known.get((owner, spec))
-        if found is None:
+        found, named = self._known.get((owner, spec), (None, None))
+        if found is None or (isinstance(found, InvalidRequestError) and named != param):
             return None
         self._known.move_to_end((owner, spec))
         if isinstance(found, InvalidRequestError):
@@ -74,7 +77,7 @@ class GrammarChecker:
             InvalidRequestError: it cannot; the message names the keyword.
             CapacityError: too many are being checked.
         """
-        known = self.known(spec, owner)
+        known = self.known(spec, owner, param)
         if known is not None:
             return known
         try:
@@ -84,7 +87,7 @@ class GrammarChecker:
         except InvalidRequestError as error:
             found = error
         if len(spec.text) <= _MAX_KEPT_CHARS:
-            self._known[owner, spec] = found
+            self._known[owner, spec] = found, param
             while len(self._known) > MAX_KEPT:
                 self._known.popitem(last=False)
         if isinstance(found, InvalidRequestError):

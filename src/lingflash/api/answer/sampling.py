@@ -80,9 +80,11 @@ def check_text_size(num_chars: int, longest_token: int, info: EngineInfo, *, par
     at_least = num_chars // longest_token
     if at_least > info.max_model_len:
         raise ContextLengthError(
-            f"The prompt has over {at_least} tokens and the context is {info.max_model_len}; "
-            "shorten it.",
+            f"This model's maximum context length is {info.max_model_len} tokens, but the prompt "
+            f"has over {at_least}; shorten it.",
             param=param,
+            num_tokens=at_least,
+            limit=info.max_model_len,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -77,7 +78,9 @@ class EventStreamResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, writer: AnswerWriter) -> None:
+    def __init__(
+        self, generation: Generation, writer: AnswerWriter, headers: Mapping[str, str]
+    ) -> None:
         # Not super().__init__: it would set a content-length.
         self.status_code = 200
         self.background = None
@@ -85,6 +88,7 @@ class EventStreamResponse(Response):
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
         ]
         self._generation = generation
         self._writer = writer
@@ -157,7 +161,12 @@ class EventStreamResponse(Response):
 
 
 async def send_answer(
-    generation: Generation, answer: AnswerWriter, request: Request, *, stream: bool
+    generation: Generation,
+    answer: AnswerWriter,
+    request: Request,
+    *,
+    stream: bool,
+    headers: Mapping[str, str],
 ) -> Response:
     """The response of a generation that the engine has accepted: a stream, or one body.
 
@@ -165,7 +174,7 @@ async def send_answer(
         LingflashError: the engine failed before there was a body.
     """
     if stream:
-        return EventStreamResponse(generation, answer)
+        return EventStreamResponse(generation, answer, headers)
     failure: BaseException | None = None
     try:
         await until_client_gone(answer.collect(), request.receive)
@@ -178,7 +187,7 @@ async def send_answer(
     finally:
         await generation.close(failure)
         await answer.finished()
-    return json_response(answer.whole())
+    return json_response(answer.whole(), headers=dict(headers))
 
 
 async def _send_body(send: Send, body: bytes, *, more: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lingflash.api.answer.choices import ChatChoice, chat_choices, usage_of
 from lingflash.api.answer.chunks import CompletionWriter, openai_finish_reason
+from lingflash.api.answer.conversation import Conversation
 from lingflash.api.answer.generation import Deltas, Generation
 from lingflash.api.answer.logprobs import chat_logprobs
 from lingflash.api.state import ServerState
@@ -17,9 +18,13 @@ from lingflash.text.output import OutputDelta
 from lingflash.text.reasoning import Reasoning
 from lingflash.text.tokenizer import Tokenizer
 from lingflash.text.tool_parser import CallDelta, CallStart, ToolCall
+from lingflash.text.tools import ToolSet
 
 
-def _call_object(call: ToolCall) -> dict[str, Any]:
+def _call_object(call: ToolCall, tools: ToolSet) -> dict[str, Any]:
+    if tools.is_custom(call.name):
+        custom = {"name": call.name, "input": call.arguments}
+        return {"id": call.call_id, "type": "custom", "custom": custom}
     return {
         "id": call.call_id,
         "type": "function",
@@ -27,20 +32,26 @@ def _call_object(call: ToolCall) -> dict[str, Any]:
     }
 
 
-def _delta_of(event: AnswerEvent) -> dict[str, Any] | None:
-    """What a chunk says about an event; None if nothing."""
+def _delta_of(event: AnswerEvent, choice: ChatChoice) -> dict[str, Any] | None:
+    """What a chunk says about an event that the choice has read; None if nothing."""
     match event:
         case str():
             return {"content": event}
         case Reasoning(text):
             return {"reasoning": text, "reasoning_content": text}
         case CallStart(index, call_id, name):
+            if choice.tools.is_custom(name):
+                custom = {"name": name, "input": ""}
+                call = {"index": index, "id": call_id, "type": "custom", "custom": custom}
+                return {"tool_calls": [call]}
             function = {"name": name, "arguments": ""}
             call = {"index": index, "id": call_id, "type": "function", "function": function}
             return {"tool_calls": [call]}
         case CallDelta(index, arguments):
+            if choice.tools.is_custom(choice.message.calls[index].name):
+                return {"tool_calls": [{"index": index, "custom": {"input": arguments}}]}
             return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
-    return None  # an end shows in the finish reason, what was broken follows as content
+    return None  # an end shows in the finish reason
 
 
 def _finish_reason(choice: ChatChoice) -> str | None:
@@ -54,6 +65,7 @@ class ChatAnswer(CompletionWriter):
         self,
         state: ServerState,
         body: ChatCompletionRequest,
+        conversation: Conversation,
         model: str,
         generation: Generation,
         caller: str,
@@ -69,22 +81,22 @@ class ChatAnswer(CompletionWriter):
         self._tokenizer: Tokenizer | None = state.text.tokenizer if state.text else None
         self._wants_logprobs = bool(body.logprobs)
         self._wants_token_ids = bool(body.return_token_ids)
-        self._choices = chat_choices(state, body, generation.num_choices, caller)
+        self._choices = chat_choices(state, conversation, generation.num_choices, caller)
 
     def write(self, deltas: Deltas) -> bytes:
         """See AnswerWriter.write."""
         chunks: list[bytes] = []
-        plain = not self._wants_logprobs and not self._wants_token_ids
+        is_plain = not self._wants_logprobs and not self._wants_token_ids
         for index, delta in deltas:
             choice = self._choices[index]
             events = choice.take(delta)
             if not choice.role_sent:
                 self._open(choice, chunks)
-            if plain:
+            if is_plain:
                 for event in events:
                     if isinstance(event, str):
                         chunks.append(self._encoder.text(index, event))
-                    elif (part := _delta_of(event)) is not None:
+                    elif (part := _delta_of(event, choice)) is not None:
                         chunks.append(self._chunk(index, part, None))
             else:
                 self._write_detailed(choice, delta, events, chunks)
@@ -115,7 +127,7 @@ class ChatAnswer(CompletionWriter):
         # Log probabilities and ids go out with the token's step, even while its text is held back.
         logprobs = chat_logprobs(self._tokenizer, delta.logprobs) if delta.logprobs else None
         token_ids = delta.token_ids if self._wants_token_ids else None
-        parts = [part for event in events if (part := _delta_of(event)) is not None]
+        parts = [part for event in events if (part := _delta_of(event, choice)) is not None]
         if not parts and (logprobs or token_ids):
             parts = [{"content": ""}]
         for part in parts:
@@ -171,7 +183,7 @@ class ChatAnswer(CompletionWriter):
         if said.reasoning:
             message["reasoning"] = message["reasoning_content"] = said.reasoning
         if said.calls:
-            message["tool_calls"] = [_call_object(call) for call in said.calls]
+            message["tool_calls"] = [_call_object(call, choice.tools) for call in said.calls]
         result: dict[str, Any] = {
             "index": choice.index,
             "message": message,

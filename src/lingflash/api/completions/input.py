@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import Request
 
-from lingflash.api.answer.accept import check_stream_options
+from lingflash.api.answer.conversation import read_form
 from lingflash.api.answer.generation import Generation
 from lingflash.api.answer.prepare import INLINE_CHARS, cache_salt, checked_grammar
 from lingflash.api.answer.sampling import build_sampling, check_text_size
@@ -35,8 +35,8 @@ async def prepare_completion(
         )
     prompts = await _encode(state, body, given)
     sampling = _sampling(state, body, prompts)
-    grammar = await checked_grammar(state, request, body)
     salt = cache_salt(caller_of(request), body.cache_salt)
+    grammar = await checked_grammar(state, request, *read_form(body), salt)
     request_id = request.state.request_id
     return Generation(state, request_id, body, prompts, sampling, grammar, salt)
 
@@ -74,14 +74,15 @@ def _sampling(
     state: ServerState, body: CompletionRequest, prompts: list[list[int]]
 ) -> SamplingParams:
     info = state.engine.info
-    for prompt in prompts:
-        check_lengths(len(prompt), body.max_tokens, info.max_model_len, param="prompt")
     max_tokens = body.max_tokens
+    for prompt in prompts:
+        # More than is left is cut down to that for each prompt.
+        least = 0 if max_tokens == 0 else None
+        check_lengths(len(prompt), least, info.max_model_len, param="prompt")
     if max_tokens == 0 and not body.echo:
         raise InvalidRequestError(
             "max_tokens is 0; allowed: 1 or more, or 0 with echo: true.", param="max_tokens"
         )
-    check_stream_options(body.stream_options, body.stream)
     if max_tokens is None:
         max_tokens = _default_max_tokens(body, info, prompts)
     return build_sampling(

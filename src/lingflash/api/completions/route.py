@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from lingflash.api.answer.accept import accept
+from lingflash.api.answer.dropped import dropped_headers
 from lingflash.api.answer.stream import send_answer
 from lingflash.api.completions.input import prepare_completion
 from lingflash.api.completions.writer import CompletionAnswer
@@ -18,9 +19,15 @@ router = APIRouter()
 @router.post(COMPLETIONS.path, openapi_extra=json_body(COMPLETIONS.model))
 async def create_completion(request: Request) -> Response:
     """Continue one or more prompts, whole or as a stream of chunks."""
-    state, body, model = await accept(request, COMPLETIONS)
+    state, body, model, dropped = await accept(request, COMPLETIONS)
     given = split_prompts(body.prompt)
     generation = await prepare_completion(state, request, body, given)
     answer = CompletionAnswer(state, body, model, generation, given)
     await generation.start()
-    return await send_answer(generation, answer, request, stream=bool(body.stream))
+    return await send_answer(
+        generation,
+        answer,
+        request,
+        stream=bool(body.stream),
+        headers=dropped_headers(state, dropped),
+    )

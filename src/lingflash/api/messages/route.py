@@ -7,9 +7,11 @@ from fastapi import APIRouter, Request, Response
 from lingflash.api.answer.accept import accept
 from lingflash.api.answer.blocks import Turn
 from lingflash.api.answer.choices import chat_choices
-from lingflash.api.answer.prepare import prepare_chat
+from lingflash.api.answer.conversation import read_beside
+from lingflash.api.answer.dropped import dropped_headers
+from lingflash.api.answer.prepare import cache_salt, encode_conversation, prepare_chat
 from lingflash.api.answer.stream import send_answer
-from lingflash.api.messages.input import to_chat
+from lingflash.api.messages.input import NAMES, read_messages
 from lingflash.api.messages.writer import MessageAnswer
 from lingflash.httpd.auth import caller_of
 from lingflash.httpd.body import json_response
@@ -22,22 +24,24 @@ router = APIRouter()
 @router.post(MESSAGES.path, openapi_extra=json_body(MESSAGES.model))
 async def create_message(request: Request) -> Response:
     """Answer a conversation, whole or as a stream of events."""
-    state, body, model = await accept(request, MESSAGES)
-    chat, names = to_chat(body)
-    with names.errors_translated():
-        # Clients must give max_tokens and give what Anthropic's models can do.
-        generation = await prepare_chat(state, request, chat, fit_max_tokens=True)
+    state, body, model, dropped = await accept(request, MESSAGES)
+    conversation, options = await read_beside(request, lambda: read_messages(state, body, dropped))
+    with NAMES.errors_translated():
+        generation = await prepare_chat(state, request, options, conversation)
     await generation.start()
-    turn = Turn(chat_choices(state, chat, 1, caller_of(request))[0])
+    turn = Turn(chat_choices(state, conversation, 1, caller_of(request))[0])
     answer = MessageAnswer(model, generation, turn, max_tokens=body.max_tokens)
-    return await send_answer(generation, answer, request, stream=bool(body.stream))
+    headers = dropped_headers(state, dropped)
+    return await send_answer(generation, answer, request, stream=bool(body.stream), headers=headers)
 
 
 @router.post(COUNT_TOKENS.path, openapi_extra=json_body(COUNT_TOKENS.model))
 async def count_message_tokens(request: Request) -> Response:
     """Count the prompt tokens that a message would have."""
-    state, body, _ = await accept(request, COUNT_TOKENS)
-    chat, names = to_chat(body)
-    with names.errors_translated():
-        generation = await prepare_chat(state, request, chat)
-    return json_response({"input_tokens": len(generation.prompts[0])})
+    state, body, _, dropped = await accept(request, COUNT_TOKENS)
+    conversation, options = await read_beside(request, lambda: read_messages(state, body, dropped))
+    salt = cache_salt(caller_of(request), options.cache_salt)
+    with NAMES.errors_translated():
+        prompt = await encode_conversation(state, request, conversation, salt, only_counts=True)
+    headers = dropped_headers(state, dropped)
+    return json_response({"input_tokens": len(prompt)}, headers=headers)

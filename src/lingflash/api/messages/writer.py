@@ -80,7 +80,7 @@ class MessageAnswer(AnswerWriter):
         turn = self._turn
         match turn.finish_reason:
             case None | "stop":
-                if isinstance(turn.stop_reason, str):
+                if isinstance(turn.stop_reason, str) and not turn.ends_with_call:
                     return "stop_sequence", turn.stop_reason
                 return ("tool_use" if turn.num_calls else "end_turn"), None
             case "length":
@@ -109,7 +109,7 @@ def _block(block: Block, text: str) -> dict[str, Any]:
         return {"type": "thinking", "thinking": text, "signature": ""}
     # As generated: numbers of any size stay what they are.
     arguments = msgspec.Raw(text.encode()) if text else {}
-    return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
+    return {"type": "tool_use", "id": block.call_id, "name": block.own_name, "input": arguments}
 
 
 _DELTAS = {

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request, Response
 
 from lingflash.api.answer.accept import accept
 from lingflash.api.answer.logprobs import token_text
-from lingflash.api.state import ServerState
-from lingflash.core.errors import InvalidRequestError, RequestTooLargeError
-from lingflash.core.limits import check_token_ids
+from lingflash.api.state import ServerState, state_of
+from lingflash.core.errors import InvalidRequestError
+from lingflash.core.limits import check_countable, check_token_ids
 from lingflash.httpd.body import json_response
 from lingflash.httpd.openapi import json_body
 from lingflash.protocol.endpoint_fields import DETOKENIZE, TOKENIZE
@@ -21,14 +21,11 @@ from lingflash.text.chat_prompt import ModelText
 
 router = APIRouter()
 
-_LEAST_TEXT_BYTES = 2**20
-_BYTES_PER_TOKEN = 16
-
 
 @router.post(TOKENIZE.path, openapi_extra=json_body(TOKENIZE.model))
 async def tokenize(request: Request) -> Response:
     """Give the token ids of a text or of chat messages."""
-    state, body, _ = await accept(request, TOKENIZE, needs_engine=False)
+    state, body, _, _ = await accept(request, TOKENIZE, needs_engine=False)
     text = _require_text(state)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give either prompt or messages.", param="prompt")
@@ -58,30 +55,35 @@ async def tokenize(request: Request) -> Response:
 
 
 def _check_size(state: ServerState, body: TokenizeRequest) -> None:
-    """Refuse a text far longer than any context, whose ids would take all memory.
-
-    Raises:
-        RequestTooLargeError: it is.
-    """
-    context = state.engine.info.max_model_len if state.engine.is_ready else 0
-    allowed = max(_LEAST_TEXT_BYTES, _BYTES_PER_TOKEN * context)
     size = len(msgspec.json.encode([body.prompt, body.messages, body.tools]))
-    if size > allowed:
-        raise RequestTooLargeError(
-            f"The text has {size} bytes; at most {allowed} are tokenized at once, "
-            f"{_BYTES_PER_TOKEN} for each token of the context. Send it in parts.",
-            param="prompt" if body.prompt is not None else "messages",
-        )
+    context = state.engine.info.max_model_len if state.engine.is_ready else 0
+    check_countable(size, context, param="prompt" if body.prompt is not None else "messages")
 
 
 @router.post(DETOKENIZE.path, openapi_extra=json_body(DETOKENIZE.model))
 async def detokenize(request: Request) -> Response:
     """Give the text of token ids, special tokens included."""
-    state, body, _ = await accept(request, DETOKENIZE, needs_engine=False)
+    state, body, _, _ = await accept(request, DETOKENIZE, needs_engine=False)
     text = _require_text(state)
     check_token_ids(body.tokens, text.tokenizer.vocab_size, "tokens")
     decoded = await asyncio.to_thread(text.tokenizer.decode, body.tokens)
     return json_response({"prompt": decoded})
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> Response:
+    """What a program must know to use the two above as its tokenizer."""
+    state = state_of(request)
+    text = _require_text(state)
+    template = text.template
+    answer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if template is not None:
+        answer |= {**template.special_tokens, "chat_template": template.source}
+    if "eos_token" not in answer and state.engine.is_ready:
+        answer["eos_token"] = text.tokenizer.decode(state.engine.info.stop_token_ids[:1])
+    if state.engine.is_ready:
+        answer["model_max_length"] = state.engine.info.max_model_len
+    return json_response(answer)
 
 
 def _require_text(state: ServerState) -> ModelText:

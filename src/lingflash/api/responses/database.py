@@ -31,11 +31,21 @@ CREATE TABLE IF NOT EXISTS responses (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS by_use ON responses (used_s);
 CREATE INDEX IF NOT EXISTS by_age ON responses (created_s);
+CREATE TABLE IF NOT EXISTS items (
+    id TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    response_id TEXT NOT NULL,
+    PRIMARY KEY (id, owner)
+) STRICT;
+CREATE INDEX IF NOT EXISTS by_response ON items (response_id);
+CREATE TRIGGER IF NOT EXISTS items_go AFTER DELETE ON responses
+BEGIN DELETE FROM items WHERE response_id = OLD.id; END;
 """
 _VERSION = 1
 # The row's other columns and its place in the indexes.
 _ROW_BYTES = 256
-
+# The row of an item of its output, with its place in the indexes.
+_ITEM_BYTES = 256
 
 _LOG_BYTES = 128 * 1024  # of the write-ahead log, before it is written back
 _RESERVE_BYTES = 2 * _LOG_BYTES
@@ -88,20 +98,20 @@ class ResponseDatabase:
         self._check_file()
         encoded = msgspec.json.encode(body)
         items = msgspec.json.encode(input_items)
-        num_bytes = len(encoded) + len(items) + _ROW_BYTES
+        ids = [item["id"] for item in body.get("output", ())]
+        num_bytes = len(encoded) + len(items) + _ROW_BYTES + _ITEM_BYTES * len(ids)
         if num_bytes > self._max_bytes:
             return False
         now = time.time()
         previous = body.get("previous_response_id")
         row = (body["id"], owner, now, now, previous, num_bytes, encoded, items)
-        insert = "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         try:
-            self._db.execute(insert, row)
+            self._insert(row, ids)
         except sqlite3.Error as error:
             if not _is_full(error):
                 raise
             self._make_room(num_bytes)
-            self._db.execute(insert, row)
+            self._insert(row, ids)
         self._num_bytes += num_bytes
         self._evict()
         return True
@@ -171,6 +181,33 @@ class ResponseDatabase:
             )
         return rows[::-1]
 
+    def with_items(self, owner: str, ids: list[str]) -> list[Row]:
+        """Read the responses whose outputs have these items, each once."""
+        found: dict[str, Row] = {}
+        for item_id in ids:
+            row = self._db.execute(
+                "SELECT responses.* FROM items JOIN responses ON responses.id = response_id "
+                "WHERE items.id = ? AND items.owner = ? AND created_s >= ?",
+                (item_id, owner, time.time() - self._max_age_s),
+            ).fetchone()
+            if row is not None:
+                found[row["id"]] = dict(row)
+        return list(found.values())
+
+    def _insert(self, row: tuple[Any, ...], ids: list[str]) -> None:
+        """Write a response and the ids of its output's items, or nothing."""
+        self._db.execute("BEGIN")
+        try:
+            self._db.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO items VALUES (?, ?, ?)", [(i, row[1], row[0]) for i in ids]
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
+            raise
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
@@ -189,7 +226,8 @@ class ResponseDatabase:
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version not in (0, _VERSION) or (version == 0 and tables):
             raise sqlite3.DatabaseError("it is a database of something else, or of another version")
-        if not tables:
+        has_items = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'items'").fetchone()
+        if not tables or not has_items:
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {_VERSION}")
         total = db.execute("SELECT total(num_bytes) FROM responses").fetchone()[0]

@@ -6,23 +6,39 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from lingflash.api.answer.accept import accept, check_stream_options
+from lingflash.api.answer.accept import accept
 from lingflash.api.answer.blocks import Turn
 from lingflash.api.answer.choices import chat_choices
-from lingflash.api.answer.prepare import prepare_chat
+from lingflash.api.answer.conversation import Conversation, read_beside
+from lingflash.api.answer.dropped import dropped_headers
+from lingflash.api.answer.prepare import cache_salt, encode_conversation, prepare_chat
 from lingflash.api.answer.stream import send_answer
-from lingflash.api.responses.input import to_chat
+from lingflash.api.responses.input import NAMES, read_responses
 from lingflash.api.responses.writer import ResponseAnswer, new_id
 from lingflash.api.state import ServerState, state_of
 from lingflash.core.errors import InvalidRequestError, NotFoundError
 from lingflash.httpd.auth import caller_of
 from lingflash.httpd.body import json_response
 from lingflash.httpd.openapi import json_body, query_parameters
-from lingflash.protocol.endpoint_fields import RESPONSES
-from lingflash.protocol.responses import INCLUDABLE, check_include
+from lingflash.protocol.chat import ChatOptions
+from lingflash.protocol.endpoint_fields import INPUT_TOKENS, RESPONSES
+from lingflash.protocol.fields import Dropped
+from lingflash.protocol.responses import (
+    INCLUDABLE,
+    InputTokensRequest,
+    ResponsesRequest,
+    check_include,
+    dropped_includes,
+)
 
 router = APIRouter()
 
+_PREFIXES = {
+    "message": "msg_",
+    "function_call": "fc_",
+    "custom_tool_call": "ctc_",
+    "reasoning": "rs_",
+}
 DEFAULT_PAGE = 20
 MAX_PAGE = 100
 
@@ -39,24 +55,39 @@ _READ_QUERY = query_parameters(include=_INCLUDE, stream={"enum": ["false"]})
 @router.post(RESPONSES.path, openapi_extra=json_body(RESPONSES.model))
 async def create_response(request: Request) -> Response:
     """Answer an input, whole or as a stream of events, and keep the answer."""
-    state, body, model = await accept(request, RESPONSES)
-    check_stream_options(body.stream_options, body.stream)
+    state, body, model, dropped = await accept(request, RESPONSES)
     owner = caller_of(request)
-    earlier = await _earlier_items(state, owner, body.previous_response_id)
-    chat, names = to_chat(body, earlier)
-    with names.errors_translated():
-        generation = await prepare_chat(state, request, chat)
+    dropped_includes(body.include, dropped)
+    conversation, options = await _read(state, request, body, owner, dropped)
+    with NAMES.errors_translated():
+        generation = await prepare_chat(state, request, options, conversation)
     await generation.start()
     answer = ResponseAnswer(
         state,
         body,
         model,
         generation,
-        Turn(chat_choices(state, chat, 1, owner)[0]),
+        Turn(chat_choices(state, conversation, 1, owner)[0]),
         owner=owner,
         input_items=_input_items(body.input),
     )
-    return await send_answer(generation, answer, request, stream=bool(body.stream))
+    headers = dropped_headers(state, dropped)
+    return await send_answer(generation, answer, request, stream=bool(body.stream), headers=headers)
+
+
+@router.post(INPUT_TOKENS.path, openapi_extra=json_body(INPUT_TOKENS.model))
+async def count_input_tokens(request: Request) -> Response:
+    """Count the prompt tokens that a response would have."""
+    state, body, _, dropped = await accept(request, INPUT_TOKENS)
+    owner = caller_of(request)
+    conversation, options = await _read(state, request, body, owner, dropped)
+    salt = cache_salt(owner, options.cache_salt)
+    with NAMES.errors_translated():
+        prompt = await encode_conversation(state, request, conversation, salt, only_counts=True)
+    return json_response(
+        {"object": "response.input_tokens", "input_tokens": len(prompt)},
+        headers=dropped_headers(state, dropped),
+    )
 
 
 @router.get("/v1/responses/{response_id}", openapi_extra=_READ_QUERY)
@@ -142,6 +173,48 @@ async def list_input_items(response_id: str, request: Request) -> Response:
     )
 
 
+async def _read(
+    state: ServerState,
+    request: Request,
+    body: ResponsesRequest | InputTokensRequest,
+    owner: str,
+    dropped: Dropped,
+) -> tuple[Conversation, ChatOptions]:
+    """Read a request and what it continues; references in its input become what they name."""
+    earlier = await _earlier_items(state, owner, body.previous_response_id)
+    if isinstance(body.input, list):
+        body.input = await _resolved(state, owner, body.input)
+    return await read_beside(request, lambda: read_responses(state, body, earlier, dropped))
+
+
+async def _resolved(
+    state: ServerState, owner: str, items: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Items with those that references name in their place.
+
+    Raises:
+        NotFoundError: one is not stored here.
+    """
+    wanted = {i: item["id"] for i, item in enumerate(items) if _is_reference(item)}
+    if not wanted:
+        return items
+    found = await _stored(state).find_items(owner, set(wanted.values()))
+    for i, item_id in wanted.items():
+        if item_id not in found:
+            raise NotFoundError(
+                f"input[{i}].id is {item_id!r}, which is no item of a stored response; send the "
+                "item itself.",
+                param=f"input[{i}].id",
+            )
+    return [found[wanted[i]] if i in wanted else item for i, item in enumerate(items)]
+
+
+def _is_reference(item: dict[str, Any]) -> bool:
+    kind = item.get("type")
+    is_reference = kind == "item_reference" or (kind is None and "role" not in item)
+    return is_reference and isinstance(item.get("id"), str)
+
+
 async def _earlier_items(
     state: ServerState, owner: str, response_id: str | None
 ) -> list[list[dict[str, Any]]]:
@@ -173,8 +246,8 @@ def _input_items(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
         given = [{"type": "message", "role": "user", "content": content}]
     items = []
     for item in given:
-        kind = item.get("type", "message")
-        prefix = {"message": "msg_", "function_call": "fc_", "reasoning": "rs_"}.get(kind, "item_")
+        kind = item.get("type") or "message"
+        prefix = _PREFIXES.get(kind, "item_")
         item_id = item.get("id")
         stored = {"status": "completed", **item, "type": kind}
         stored["id"] = item_id if isinstance(item_id, str) and item_id else new_id(prefix)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +133,16 @@ class ResponseStore:
             CapacityError: the disk does not answer.
         """
         return [_decoded(row) for row in await self._call("chain", owner, response_id, max_bytes)]
+
+    async def find_items(self, owner: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Items of stored outputs by id; those that are not there are left out.
+
+        Raises:
+            CapacityError: the disk does not answer.
+        """
+        rows = await self._call("with_items", owner, list(ids))
+        items = [item for row in rows for item in _decoded(row).body["output"]]
+        return {item["id"]: item for item in items if item["id"] in ids}
 
     def close(self) -> None:
         """Close the database after what is being stored, unless its disk hangs."""

@@ -18,7 +18,9 @@ from lingflash.protocol.usage import cache_report
 
 Status = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
 
-_ITEM_PREFIX = {"text": "msg_", "call": "fc_", "reasoning": "rs_"}
+_ITEM_PREFIX = {"text": "msg_", "call": "fc_", "custom": "ctc_", "reasoning": "rs_"}
+_ARGUMENTS_EVENT = "response.function_call_arguments"
+_CUSTOM_EVENT = "response.custom_tool_call_input"
 _CANCELLED = "The response was cancelled."
 
 
@@ -171,9 +173,8 @@ class ResponseAnswer(AnswerWriter):
                     self._event("response.reasoning_text.delta", **in_part, delta=step.text)
                 )
             else:
-                events.append(
-                    self._event("response.function_call_arguments.delta", **where, delta=step.text)
-                )
+                kind = _CUSTOM_EVENT if block.is_custom else _ARGUMENTS_EVENT
+                events.append(self._event(kind + ".delta", **where, delta=step.text))
         else:
             self._close(block, where, events)
 
@@ -186,13 +187,12 @@ class ResponseAnswer(AnswerWriter):
             )
         elif block.kind == "reasoning":
             events.append(self._event("response.reasoning_text.done", **in_part, text=text))
+        elif block.is_custom:
+            events.append(self._event(_CUSTOM_EVENT + ".done", **where, input=text))
         else:
             events.append(
                 self._event(
-                    "response.function_call_arguments.done",
-                    **where,
-                    name=block.name,
-                    arguments=text,
+                    _ARGUMENTS_EVENT + ".done", **where, name=block.own_name, arguments=text
                 )
             )
         if block.kind != "call":
@@ -213,7 +213,8 @@ class ResponseAnswer(AnswerWriter):
 
     def _item_id(self, block: Block) -> str:
         if block.index not in self._item_ids:
-            self._item_ids[block.index] = new_id(_ITEM_PREFIX[block.kind])
+            kind = "custom" if block.is_custom else block.kind
+            self._item_ids[block.index] = new_id(_ITEM_PREFIX[kind])
         return self._item_ids[block.index]
 
     def _item(
@@ -225,11 +226,13 @@ class ResponseAnswer(AnswerWriter):
         item: dict[str, Any] = {"id": self._item_id(block), "status": status}
         if block.kind == "call":
             item |= {
-                "type": "function_call",
+                "type": "custom_tool_call" if block.is_custom else "function_call",
                 "call_id": block.call_id,
-                "name": block.name,
-                "arguments": text,
+                "name": block.own_name,
+                "input" if block.is_custom else "arguments": text,
             }
+            if block.tool is not None and block.tool.namespace is not None:
+                item["namespace"] = block.tool.namespace
         elif block.kind == "reasoning":
             item |= {
                 "type": "reasoning",
@@ -287,6 +290,8 @@ def _fixed_fields(
         "instructions": body.instructions,
         "tools": [
             {"description": None, "parameters": None, "strict": False, **tool}
+            if tool.get("type") == "function"
+            else tool
             for tool in body.tools or []
         ],
         "tool_choice": body.tool_choice or "auto",
@@ -300,7 +305,7 @@ def _fixed_fields(
         "top_logprobs": 0,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "store": store,
         "background": False,
         "service_tier": "default",

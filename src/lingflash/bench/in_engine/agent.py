@@ -17,17 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from lingflash.bench.in_engine.ceilings import sample_ceilings
-from lingflash.bench.in_engine.in_process import ask
+from lingflash.bench.in_engine.ceilings import sample_ceilings, use_threads
+from lingflash.bench.in_engine.in_process import ask, make_request
 from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError
-from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.run.model_runner import ModelRunner
-from lingflash.records.record import Record, Target
+from lingflash.records.record import Record, require
 
 # Tokens of what is new in a turn, and of the answer: (smallest, largest), drawn uniformly.
 _SYSTEM = (300, 700)
@@ -53,9 +50,7 @@ class Outcome:
         ttft_s: per turn number, one value per conversation that has this turn.
         prefilled: prompt tokens computed.
         new: prompt tokens beyond what this conversation had processed before.
-        prompted: prompt tokens sent.
         results: turns by why no more of their prompt was found.
-        num_blocks: size of the cache.
         cache_bytes: what it served at the end, by use.
     """
 
@@ -97,7 +92,6 @@ def read_trace(path: Path, vocab_size: int, seed: int) -> list[list[Turn]]:
     Args:
         path: one JSON object a line, in the order in which they were sent: "conversation" (any
             name), "new_tokens" and "answer_tokens".
-        vocab_size: token ids are below it.
 
     Raises:
         ConfigError: the file cannot be read; the message names the line.
@@ -158,15 +152,8 @@ class _Engine:
     def ask(self, prompt: list[int], max_tokens: int, salt: str = "") -> tuple[float, list[int]]:
         """Seconds to the first token, and the answer; prompts of another salt are not known."""
         self._count += 1
-        request = EngineRequest(
-            request_id=f"agent-{self._count}",
-            prompt_token_ids=prompt,
-            sampling=SamplingParams(
-                temperature=0.0, max_tokens=max_tokens, ignore_eos=True, seed=0
-            ),
-            cache_salt=salt,
-        )
-        seconds, _, answer = ask(self.loop, request)
+        request = make_request(f"agent-{self._count}", prompt, max_tokens)
+        seconds, _, answer = ask(self.loop, replace(request, cache_salt=salt))
         return seconds, answer
 
 
@@ -233,15 +220,10 @@ def run_agent(
     Raises:
         ConfigError: an option is out of range.
     """
-    for name, value, least in (
-        ("conversations", num_conversations, 1),
-        ("turns", max_turns, 2),
-        ("repeats", repeats, 1),
-    ):
-        if value < least:
-            raise ConfigError(f"--{name} is {value}; allowed: {least} or more.", param=name)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    require(num_conversations >= 1, "--conversations", num_conversations, "1 or more")
+    require(max_turns >= 2, "--turns", max_turns, "2 or more")
+    require(repeats >= 1, "--repeats", repeats, "1 or more")
+    use_threads(threads)
     record = Record("agent", out, allow_dirty)
     record.settings = {
         "model": model,
@@ -336,23 +318,19 @@ def _fill(
         "ttft_ms_by_turn_off": _medians(off),
     }
     allowed = 1.15 * first.new + ANCHOR * first.turns
-    record.targets.append(
-        Target(
-            "prompt tokens computed over 1.15 x new + 16 a turn",
-            first.prefilled / allowed,
-            1.0,
-            "at most",
-        )
+    record.promise(
+        "prompt tokens computed over 1.15 x new + 16 a turn",
+        first.prefilled / allowed,
+        1.0,
+        "at most",
     )
-    record.targets.append(Target(over_alone, ratio, 1.5, "at most"))
+    record.promise(over_alone, ratio, 1.5, "at most")
     cost = statistics.median(
         a.seconds / b.seconds for a, b in zip(outcomes["starved"], off, strict=True)
     )
     # A tenth of few conversations holds not even one of them; the budget is then what one needs.
     part = round(100 * starved.num_blocks / working_set)
-    record.targets.append(
-        Target(f"time with {part} % of the working set over cache off", cost, 1.05, "at most")
-    )
+    record.promise(f"time with {part} % of the working set over cache off", cost, 1.05, "at most")
     record.notes.append(
         "new: beyond the longest prefix that this conversation has processed; an answer's last "
         "token counts, since it was sampled but not computed"

@@ -7,12 +7,19 @@ from collections.abc import Callable
 
 import torch
 
-from lingflash.records.record import Record
+from lingflash.records.record import Record, require
 
 # Square float32 product for the matrix rate, and bytes of the copied buffer: beyond the caches.
 _MATMUL_SIZE = 2048
 _COPY_BYTES = 256 * 2**20
 MATMUL, COPY = "matmul_gflop_per_s", "copy_gb_per_s"
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's number of threads, if one is given."""
+    require(threads is None or threads >= 1, "--threads", threads, "1 or more")
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def sample_ceilings(record: Record) -> None:

@@ -16,26 +16,26 @@ from lingflash.models.config import ModelConfig, parse_model_config
 _SHARD_BYTES = 512 * 2**20
 _NOISE_ELEMENTS = 1 << 22
 
-# A mid-size model of the family: 2.3 GB in BF16.
-MID_SIZE: dict[str, Any] = {
+# inclusionAI/Ling-2.6-flash: 104B parameters, 7.4B active.
+LING_2_6_FLASH: dict[str, Any] = {
     "architectures": ["BailingMoeV2_5ForCausalLM"],
     "model_type": "bailing_hybrid",
-    "vocab_size": 32768,
-    "hidden_size": 1024,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 16,
-    "num_kv_heads_for_linear_attn": 16,
-    "head_dim": 64,
-    "layer_group_size": 4,
+    "vocab_size": 157184,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_kv_heads_for_linear_attn": 32,
+    "head_dim": 128,
+    "layer_group_size": 8,
     "group_norm_size": 4,
-    "q_lora_rank": 384,
-    "kv_lora_rank": 256,
-    "qk_nope_head_dim": 64,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 64,
-    "intermediate_size": 3072,
-    "moe_intermediate_size": 512,
-    "num_experts": 56,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "intermediate_size": 9216,
+    "moe_intermediate_size": 1024,
+    "num_experts": 256,
     "num_experts_per_tok": 8,
     "num_shared_experts": 1,
     "n_group": 8,
@@ -44,16 +44,24 @@ MID_SIZE: dict[str, Any] = {
     "routed_scaling_factor": 2.5,
     "first_k_dense_replace": 1,
     "moe_router_enable_expert_bias": True,
-    "max_position_embeddings": 8192,
-    "rope_theta": 10000.0,
+    "max_position_embeddings": 131072,
+    "rope_theta": 6000000,
     "partial_rotary_factor": 0.5,
     "rope_scaling": None,
     "rms_norm_eps": 1e-6,
     "num_nextn_predict_layers": 1,
     "tie_word_embeddings": False,
-    "eos_token_id": 2,
+    "eos_token_id": 156895,
     "torch_dtype": "bfloat16",
 }
+# A mid-size model of the family: 2.3 GB in BF16.
+MID_SIZE = LING_2_6_FLASH | {
+    "vocab_size": 32768, "hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16,
+    "num_kv_heads_for_linear_attn": 16, "head_dim": 64, "layer_group_size": 4, "q_lora_rank": 384,
+    "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
+    "intermediate_size": 3072, "moe_intermediate_size": 512, "num_experts": 56,
+    "max_position_embeddings": 8192, "rope_theta": 10000.0, "eos_token_id": 2,
+}  # fmt: skip
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineError
 from lingflash.core.hub import resolve_model
-from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory.tensors import allocate_cache
 from lingflash.engine.run.model_runner import ModelRunner
@@ -29,6 +29,29 @@ def random_prompts(count: int, length: int, vocab_size: int, seed: int) -> list[
     return ids.tolist()
 
 
+def make_request(
+    request_id: str, prompt: list[int], max_tokens: int, *, temperature: float = 0.0, seed: int = 0
+) -> EngineRequest:
+    """A request for exactly so many tokens: no token ends the answer."""
+    sampling = SamplingParams(
+        temperature=temperature, max_tokens=max_tokens, ignore_eos=True, seed=seed
+    )
+    return EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
+
+
+def step(loop: EngineLoop) -> list[TokenEvent]:
+    """Run a step.
+
+    Raises:
+        EngineError: it failed.
+    """
+    events = loop.step()
+    for event in events:
+        if event.finish_reason == "error":
+            raise EngineError(event.error_message or "the step failed")
+    return events
+
+
 def ask(loop: EngineLoop, request: EngineRequest) -> tuple[float, int, list[int]]:
     """Answer one request on an idle engine: seconds to the first token, tokens found, the answer.
 
@@ -39,9 +62,7 @@ def ask(loop: EngineLoop, request: EngineRequest) -> tuple[float, int, list[int]
     start = time.perf_counter()
     loop.add(request)
     while loop.has_work:
-        for event in loop.step():
-            if event.finish_reason == "error":
-                raise EngineError(event.error_message or "the step failed")
+        for event in step(loop):
             if event.token_ids and not answer:
                 seconds, num_found = time.perf_counter() - start, event.num_cached_tokens
             answer += event.token_ids
@@ -68,9 +89,7 @@ class TimedEngine:
         self._ids = itertools.count()
 
     def _request(self, prompt: list[int], max_tokens: int) -> EngineRequest:
-        request_id = f"bench-{next(self._ids)}"
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, seed=0)
-        return EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
+        return make_request(f"bench-{next(self._ids)}", prompt, max_tokens)
 
     def prefill(self, prompt: list[int]) -> tuple[float, list[int]]:
         """Seconds from a prompt to its first token, and that token."""
@@ -91,9 +110,7 @@ class TimedEngine:
 
     def _run(self, tokens: dict[str, list[int]], until: int) -> None:
         while min(map(len, tokens.values())) < until:
-            for event in self.loop.step():
-                if event.finish_reason == "error":
-                    raise EngineError(event.error_message or "the step failed")
+            for event in step(self.loop):
                 tokens[event.request_id] += event.token_ids
         if max(map(len, tokens.values())) != until:
             raise EngineError("the prompts did not start to decode together; shorten them.")

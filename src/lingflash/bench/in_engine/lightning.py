@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lingflash.bench.in_engine.ceilings import sample_ceilings
+from lingflash.bench.in_engine.ceilings import sample_ceilings, use_threads
 from lingflash.core.anchors import ANCHOR
 from lingflash.kernels.lightning_attn import (
     DecayTables,
@@ -19,7 +19,7 @@ from lingflash.kernels.lightning_attn import (
     lightning_attention,
     plan_lightning,
 )
-from lingflash.records.record import Record, Target, require
+from lingflash.records.record import Record, require
 
 # A length four times the other may take this many times as long.
 _TARGET_RATIO = 4.4
@@ -98,9 +98,7 @@ def run_lightning(
         "ascending lengths of 1 or more",
     )
     require(repeats >= 1, "--repeats", repeats, "1 or more")
-    require(threads is None or threads >= 1, "--threads", threads, "1 or more")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     record = Record("lightning", out, allow_dirty)
     record.settings = {
         "dtype": "float32",
@@ -127,13 +125,11 @@ def run_lightning(
             )
             record.derived[f"{shape.name}: time at {last} over {first} tokens"] = ratio
             if last == 4 * first:
-                record.targets.append(
-                    Target(
-                        f"{shape.name}: time at {last} over {first} tokens",
-                        ratio,
-                        _TARGET_RATIO,
-                        "at most",
-                    )
+                record.promise(
+                    f"{shape.name}: time at {last} over {first} tokens",
+                    ratio,
+                    _TARGET_RATIO,
+                    "at most",
                 )
     record.notes.append("the operator alone, one sequence in one call, from an empty state")
     record.finish()

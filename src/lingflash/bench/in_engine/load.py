@@ -13,7 +13,7 @@ from typing import Any
 from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.bench.in_engine.dummy_checkpoint import MID_SIZE, write_checkpoint
 from lingflash.core.errors import ConfigError, EngineError
-from lingflash.records.record import Record, Target, require
+from lingflash.records.record import Record, require
 
 _TARGET_RATIO = 1.1
 _ITEM_BYTES = {"bfloat16": 2, "float32": 4}
@@ -79,9 +79,7 @@ def _load(record: Record, folder: Path, dtype: str, total: int, repeats: int) ->
     worst = max(record.add(f"{dtype}: peak over weights", "ratio", ratios).samples)
     record.add(f"{dtype}: time", "s", seconds)
     record.derived[f"{dtype}: weights, bytes"] = weights
-    record.targets.append(
-        Target(f"{dtype}: peak anonymous memory over weights", worst, _TARGET_RATIO, "at most")
-    )
+    record.promise(f"{dtype}: peak anonymous memory over weights", worst, _TARGET_RATIO, "at most")
 
 
 def _probe(folder: Path, dtype: str) -> dict[str, Any]:

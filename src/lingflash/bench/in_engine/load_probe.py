@@ -17,17 +17,10 @@ from typing import Any
 import torch
 
 from lingflash.models.loader import load_model
+from lingflash.records.machine import anonymous_bytes
 
 _INTERVAL_S = 0.001
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs (RssAnon); mapped checkpoint pages do not count."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon; this needs Linux 4.5 or later")
 
 
 class PeakWatch:

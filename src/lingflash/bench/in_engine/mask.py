@@ -12,7 +12,7 @@ import numpy as np
 
 from lingflash.bench.in_engine.ceilings import sample_ceilings
 from lingflash.core.types import GrammarSpec
-from lingflash.records.record import Record, Target, require
+from lingflash.records.record import Record, require
 from lingflash.structured.answer_form import answer_grammar
 from lingflash.structured.grammar import GrammarCompiler
 from lingflash.structured.masks import TokenMatcher, mask_words, unpack_mask
@@ -177,9 +177,7 @@ def run_mask(*, vocab_size: int, repeats: int, out: Path | None, allow_dirty: bo
         "us",
         [_timed(lambda: ~unpack_mask(row, vocab_size)) for _ in range(50 * repeats)],
     )
-    record.targets.append(
-        Target("mask of a token and sequence, median us", whole.median, _TARGET_US, "at most")
-    )
+    record.promise("mask of a token and sequence, median us", whole.median, _TARGET_US, "at most")
     record.notes.append(
         "one thread, made vocabulary; in the engine it overlaps the model step in a thread of its "
         "own"

@@ -27,11 +27,7 @@ from mlx_lm.utils import load_model
 
 
 class Peer:
-    """A model in mlx-lm and what can be asked of it.
-
-    Args:
-        folder: Hugging Face layout.
-    """
+    """A model in mlx-lm and what can be asked of it."""
 
     def __init__(self, folder: str) -> None:
         self.model: Any = load_model(Path(folder))[0]

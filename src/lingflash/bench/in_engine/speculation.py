@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from lingflash.bench.in_engine.ceilings import sample_ceilings
+from lingflash.bench.in_engine.ceilings import sample_ceilings, use_threads
+from lingflash.bench.in_engine.in_process import step
 from lingflash.core.config import MAX_SPECULATIVE_TOKENS, Device, EngineConfig
-from lingflash.core.errors import ConfigError, EngineError
+from lingflash.core.errors import ConfigError
 from lingflash.core.hub import resolve_model
 from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.run.model_runner import ModelRunner
-from lingflash.records.record import Record, Target, model_label, require
+from lingflash.records.record import Record, model_label, require
 from lingflash.text.chat_prompt import ModelText
 from lingflash.train.data.heldout import heldout_cases
 
@@ -101,12 +100,10 @@ def play(loop: EngineLoop, prompts: Sequence[list[int]], num_seqs: int, max_toke
         while loop.has_work:
             computed = loop.stats().prompt_tokens
             start = time.perf_counter()
-            events = loop.step()
+            events = step(loop)
             seconds = time.perf_counter() - start
             decoded = loop.stats().prompt_tokens == computed
             for event in events:
-                if event.finish_reason == "error":
-                    raise EngineError(event.error_message or "the step failed")
                 outcome.count(event)
                 if decoded:
                     outcome.tokens += len(event.token_ids) + (event.stop_token_id is not None)
@@ -147,8 +144,7 @@ def measure(
     require(1 <= num_seqs <= 64, "--num-seqs", num_seqs, "1 to 64")
     require(max_tokens >= 2, "--max-tokens", max_tokens, "2 or more")
     require(repeats >= 1, "--repeats", repeats, "1 or more")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     text = ModelText.from_folder(resolve_model(model))
     if text is None:
         raise ConfigError(f"{model} has no tokenizer.", param="model")
@@ -202,7 +198,7 @@ def _fill(record: Record, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
         record.derived[f"{name}: answers equal to off"] = f"{same} of {len(off[-1].answers)}"
         if name.startswith("adaptive"):
             target = f"{name}, over off"
-            record.targets.append(Target(target, ratio.median, _LEAST_WHEN_OFF, "at least"))
+            record.promise(target, ratio.median, _LEAST_WHEN_OFF, "at least")
             continue
         rates = [
             round(accepted / reached, 4)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingflash.bench.in_engine.ceilings import MATMUL, sample_ceilings
+from lingflash.bench.in_engine.ceilings import MATMUL, sample_ceilings, use_threads
 from lingflash.bench.in_engine.in_process import TimedEngine, prefill_flops, random_prompts
 from lingflash.core.errors import ConfigError
 from lingflash.core.hub import resolve_model
-from lingflash.records.record import Record, Target, model_label, require
+from lingflash.records.record import Record, model_label, require
 
 _CHECK_TOKENS = 16
 # Of the largest logit: float32 sums in another order, not another model.
@@ -137,11 +137,9 @@ def run_throughput(
     require(decode_prompt_len >= 1, "--decode-prompt-len", decode_prompt_len, "1 or more")
     require(decode_steps >= 1, "--decode-steps", decode_steps, "1 or more")
     require(repeats >= 1, "--repeats", repeats, "1 or more")
-    require(threads is None or threads >= 1, "--threads", threads, "1 or more")
     largest = max(batch_sizes) * decode_prompt_len
     require(largest <= 2048, "--decode-prompt-len", decode_prompt_len, "2048 tokens over the batch")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     record = Record("throughput", out, allow_dirty)
     longest = max(max(prompt_lens) + 1, decode_prompt_len + decode_steps + 1)
     engine = TimedEngine(model, longest, max(batch_sizes))
@@ -248,13 +246,9 @@ def _conclude(record: Record, model: str, prompt_lens: Sequence[int], with_peer:
             ratio = series.median / other.median
             record.derived[f"{case}: times mlx-lm"] = ratio
             if case == "decode batch 1":
-                record.targets.append(
-                    Target(f"{case}, times mlx-lm", ratio, _TARGET_DECODE, "at least")
-                )
+                record.promise(f"{case}, times mlx-lm", ratio, _TARGET_DECODE, "at least")
             if case == f"prefill {_TARGET_PREFILL_TOKENS}":
-                record.targets.append(
-                    Target(f"{case}, times mlx-lm", ratio, _TARGET_PREFILL, "at least")
-                )
+                record.promise(f"{case}, times mlx-lm", ratio, _TARGET_PREFILL, "at least")
     record.notes.append(
         "mlx-lm: generate_step at batch 1, BatchGenerator above, its defaults, weights in float32; "
         "its prefill runs all but the last prompt token and then that one, as for its users"

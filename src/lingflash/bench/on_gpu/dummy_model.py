@@ -19,12 +19,17 @@ _WEIGHT_STD = 0.02
 _PIECE = 1 << 27
 # FP8 values of about unit size use e4m3's normal range; nibbles -8 to 7 have this deviation.
 _NIBBLE_STD = 4.61
-_INT4_GROUP = 128
+# Names of layouts: what `ling convert` would make of a checkpoint, and the columns that share an
+# INT4 scale. Published are bf16, fp8 and int4.
+LAYOUTS: dict[str, tuple[FormatName | None, int]] = {
+    "bf16": (None, 0), "fp8": ("fp8", 0), "int4": ("int4", 32), "int4-g128": ("int4", 128),
+    "int4-fp8": ("int4-fp8", 128), "int4-g32-fp8": ("int4-fp8", 32),
+}  # fmt: skip
 
 
 def make_dummy_model(
     config: ModelConfig,
-    format_name: FormatName | None,
+    layout: str,
     device: torch.device,
     max_model_len: int,
     mesh: Mesh | None = None,
@@ -32,9 +37,7 @@ def make_dummy_model(
     """The model without its MTP layer, weights random and never zero.
 
     Args:
-        config: its shape.
-        format_name: what `ling convert` would make of it, INT4 in groups of 128; None is BF16.
-        device: where the weights are.
+        layout: one of LAYOUTS.
         max_model_len: length of the rotary tables.
         mesh: ranks that share the model; what each has whole is the same on all.
     """
@@ -42,9 +45,10 @@ def make_dummy_model(
     mtp = f"model.layers.{config.num_hidden_layers}."
     shapes = {n: s for n, s in tensor_shapes(config).items() if not n.startswith(mtp)}
     formats: dict[str, MatrixFormat] = {}
+    format_name, group_size = LAYOUTS[layout]
     if format_name is not None:
         for name, shape in shapes.items():
-            target = target_of(name, format_name, _INT4_GROUP)
+            target = target_of(name, format_name, group_size)
             if target is not None and len(shape) == 2:
                 values, scale, shape_name = target.names(name)
                 dtype = torch.bfloat16 if target.is_packed else torch.float32

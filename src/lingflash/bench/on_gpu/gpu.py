@@ -4,19 +4,27 @@
 # pyright: reportArgumentType=false
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lingflash.records.record import Ceiling
 
 _COPY_BYTES = 4 * 2**30
 _MATMUL_SIZE = 8192
 _REPEATS = 5
 _CACHE_BYTES = 256 * 2**20
 _HEAD_START_CYCLES = 2_000_000
+
+
+def collect_memory() -> None:
+    """Give back what nothing uses: engines and graphs refer to themselves in circles."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def time_s(run: Callable[[], object], warmups: int = 1) -> float:
@@ -74,13 +82,14 @@ def kernel_times(run: Callable[[], object], num_steps: int) -> list[tuple[str, f
     return sorted(rows, key=lambda row: -row[2])
 
 
-@dataclass(slots=True)
 class GpuCeilings:
     """Samples of a device's rates, between the measurements."""
 
-    copy_gb_per_s: list[float] = field(default_factory=list)
-    read_gb_per_s: list[float] = field(default_factory=list)
-    matmul_tflop_per_s: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        size = f"{_COPY_BYTES >> 30} GiB"
+        self._copy = Ceiling(f"copy of {size}, read plus written", [])
+        self._read = Ceiling(f"sum of {size} of float32, read", [])
+        self._matmul = Ceiling(f"torch.mm, bfloat16, {_MATMUL_SIZE} cubed, random", [])
 
     def sample(self) -> None:
         """Take a few samples of each; needs 8 GiB of device memory."""
@@ -89,36 +98,28 @@ class GpuCeilings:
         a, b = (torch.randn(_MATMUL_SIZE, _MATMUL_SIZE, device="cuda").bfloat16() for _ in range(2))
         for i in range(_REPEATS):
             seconds = time_s(lambda: target.copy_(source), warmups=not i)
-            self.copy_gb_per_s.append(2e-9 * _COPY_BYTES / seconds)
+            self._copy.samples.append(2e-9 * _COPY_BYTES / seconds)
             seconds = time_s(lambda: _read(source), warmups=not i)
-            self.read_gb_per_s.append(1e-9 * _COPY_BYTES / seconds)
+            self._read.samples.append(1e-9 * _COPY_BYTES / seconds)
             seconds = time_s(lambda: torch.mm(a, b), warmups=not i)
-            self.matmul_tflop_per_s.append(2e-12 * _MATMUL_SIZE**3 / seconds)
+            self._matmul.samples.append(2e-12 * _MATMUL_SIZE**3 / seconds)
 
     @property
     def read(self) -> float:
         """Median bytes per second that a kernel that only reads gets."""
-        return statistics.median(self.read_gb_per_s) * 1e9
+        return self._read.median * 1e9
 
     @property
     def matmul(self) -> float:
         """Median operations per second of a large BF16 product."""
-        return statistics.median(self.matmul_tflop_per_s) * 1e12
+        return self._matmul.median * 1e12
 
     def as_dict(self) -> dict[str, Any]:
         """Median and samples of each, with what was measured."""
-
-        def entry(what: str, samples: list[float]) -> dict[str, Any]:
-            rounded = [float(f"{x:.5g}") for x in samples]
-            return {"what": what, "median": statistics.median(rounded), "samples": rounded}
-
-        size = f"{_COPY_BYTES >> 30} GiB"
         return {
-            "copy_gb_per_s": entry(f"copy of {size}, read plus written", self.copy_gb_per_s),
-            "read_gb_per_s": entry(f"sum of {size} of float32, read", self.read_gb_per_s),
-            "matmul_tflop_per_s": entry(
-                f"torch.mm, bfloat16, {_MATMUL_SIZE} cubed, random", self.matmul_tflop_per_s
-            ),
+            "copy_gb_per_s": self._copy.as_dict(),
+            "read_gb_per_s": self._read.as_dict(),
+            "matmul_tflop_per_s": self._matmul.as_dict(),
         }
 
 

@@ -6,11 +6,10 @@ import time
 
 import torch
 
-from lingflash.bench.in_engine.in_process import ask
+from lingflash.bench.in_engine.in_process import ask, make_request
 from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import EngineError
-from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes
 from lingflash.engine.run.model_runner import ModelRunner
@@ -31,10 +30,6 @@ def _new_loop(
     """An engine for so many sequences of at most `length` tokens; graphs are captured.
 
     Args:
-        model: on the GPU.
-        num_seqs: that run at once.
-        length: prompt and answer.
-        block_size: tokens in a block.
         caches: keep prefixes, with room for a few checkpoints.
     """
     blocks = -(-length // block_size)
@@ -63,7 +58,6 @@ def time_engine(
 
     Args:
         record: gets "engine bN cM overlapped" and "... plain".
-        model: on the GPU.
         num_seqs: sequences that decode together, at temperature 1.
         context: random tokens that each starts with.
         repeats: rounds of each, alternating.
@@ -76,14 +70,7 @@ def time_engine(
             loop.overlaps = name == "overlapped"
             for i in range(num_seqs):
                 tokens = torch.randint(loop.info.vocab_size, (context,), generator=generator)
-                sampling = SamplingParams(
-                    temperature=1.0, max_tokens=_ANSWER, ignore_eos=True, seed=i
-                )
-                loop.add(
-                    EngineRequest(
-                        request_id=f"r{i}", prompt_token_ids=tokens.tolist(), sampling=sampling
-                    )
-                )
+                loop.add(make_request(f"r{i}", tokens.tolist(), _ANSWER, temperature=1.0, seed=i))
             begun: set[str] = set()
             while len(begun) < num_seqs:
                 begun |= {event.request_id for event in loop.step() if event.token_ids}
@@ -110,7 +97,6 @@ def time_turns(
 
     Args:
         record: gets "turn of N after C".
-        model: on the GPU.
         context: random tokens that were said before, at least.
         num_new: random tokens of a turn.
         repeats: turns that count; one before them does not.
@@ -125,9 +111,8 @@ def time_turns(
         return torch.randint(loop.info.vocab_size, (count,), generator=generator).tolist()
 
     def say(name: str) -> tuple[float, int, list[int]]:
-        sampling = SamplingParams(temperature=1.0, max_tokens=ANCHOR, ignore_eos=True, seed=0)
         torch.cuda.synchronize()
-        return ask(loop, EngineRequest(request_id=name, prompt_token_ids=said, sampling=sampling))
+        return ask(loop, make_request(name, said, ANCHOR, temperature=1.0))
 
     said = draw(context)
     said += say("context")[2]

@@ -11,7 +11,7 @@ import torch
 
 from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, launch_ms
 from lingflash.core.errors import ConfigError
-from lingflash.records.record import Record, Target, require
+from lingflash.records.record import Record, require
 
 if TYPE_CHECKING:
     from lingflash.bench.on_gpu.kernel_cases.case import Case
@@ -64,7 +64,7 @@ def run_kernels(
         if mine is not None and theirs:
             ratio = min(theirs) / mine.median
             name = f"lightning prefill of {num_tokens} tokens over fla's simple_gla"
-            record.targets.append(Target(name, ratio, _TARGET_OVER_FLA, "at least"))
+            record.promise(name, ratio, _TARGET_OVER_FLA, "at least")
     record.finish()
     return record
 

@@ -11,8 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lingflash.bench.on_gpu.dummy_model import make_dummy_model
-from lingflash.bench.on_gpu.gpu import GpuCeilings, describe_gpu, kernel_times, time_s
+from lingflash.bench.on_gpu.dummy_model import LAYOUTS, make_dummy_model
+from lingflash.bench.on_gpu.gpu import (
+    GpuCeilings,
+    collect_memory,
+    describe_gpu,
+    kernel_times,
+    time_s,
+)
 from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.bench.on_gpu.split import on_ranks, time_exchanges, time_prompt_sums
 from lingflash.core.errors import ConfigError
@@ -24,7 +30,6 @@ from lingflash.models.forward_batch import CacheTensors, make_forward_batch
 from lingflash.models.layers.feed_forward import MoeMlp
 from lingflash.parallel.mesh import Mesh
 from lingflash.quant.matrix import QuantizedExperts, QuantizedMatrix, StackedMatrix
-from lingflash.quant.recipe import FORMATS, FormatName
 from lingflash.records.record import Record, Target, require
 
 _BLOCK = 64
@@ -273,9 +278,8 @@ def run_latency(
     """
     if batches is None:
         batches = () if prefills or engine or turns else (1, 32)
-    formats = ("bf16", *FORMATS)
     require(weights == "dummy", "--weights", weights, "dummy")
-    require(format_name in formats, "--format", format_name, ", ".join(formats))
+    require(format_name in LAYOUTS, "--format", format_name, ", ".join(LAYOUTS))
     require(repeats >= 1, "--repeats", repeats, "1 or more")
     for flag, values, most in (
         ("--batch", batches, 256), ("--context", contexts, None), ("--prefill", prefills, None),
@@ -319,12 +323,11 @@ def _measure(
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
     longest = max([n + more for n in contexts] + list(prefills) + [1])
-    quant: FormatName | None = None if format_name == "bf16" else format_name  # pyright: ignore
     ceilings = GpuCeilings()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
-    torch.cuda.empty_cache()
-    model = make_dummy_model(config, quant, torch.device("cuda"), longest, mesh)
+    collect_memory()
+    model = make_dummy_model(config, format_name, torch.device("cuda"), longest, mesh)
     counted = count_bytes(model)
     record.settings |= {
         "weights": "dummy", "weight_bytes": model.num_weight_bytes, "temperature": 1.0,
@@ -337,7 +340,7 @@ def _measure(
             _time_decode(record, model, counted, ceilings, num_seqs, context, repeats, kernels)
             kernels = False
             record.save()
-            torch.cuda.empty_cache()
+            collect_memory()
     if mesh.shard.size > 1:
         _time_exchanges(record, model, batches, prefills, repeats)
     first = True
@@ -345,7 +348,7 @@ def _measure(
         _time_prefill(record, model, ceilings, num_tokens, repeats, first)
         first = False
         record.save()
-        torch.cuda.empty_cache()
+        collect_memory()
     if engine or turns:
         _time_engine(record, model, engine, contexts, turns, repeats)
     ceilings.sample()
@@ -379,12 +382,13 @@ def _time_engine(
 
     for num_seqs in engine:
         time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
-        torch.cuda.empty_cache()
+        record.save()
+        collect_memory()
     for context in contexts if turns else ():
         for num_new in turns:
             time_turns(record, model, context, num_new, repeats)
             record.save()
-            torch.cuda.empty_cache()
+            collect_memory()
 
 
 def _add_targets(record: Record, gpu: str, format_name: str) -> None:

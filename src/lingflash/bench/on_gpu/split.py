@@ -99,10 +99,7 @@ def time_exchanges(
     Args:
         record: gets "sums bN", in the GPUs' memory or by NCCL as the step makes them, "NCCL sums
             bN", "gather bN" and "NCCL gather bN" for the logits, each milliseconds of a step.
-        mesh: connected.
         config: the model's, or a rank's share.
-        num_seqs: rows.
-        repeats: counted runs.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     choices = config.num_experts_per_tok + config.num_shared_experts

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lingflash.bench.over_http.chunks import read_chunks
 from lingflash.bench.over_http.server_process import server_at
 from lingflash.bench.over_http.stream import run_stream
 from lingflash.core.errors import ConfigError
@@ -67,19 +68,9 @@ async def one_request(address: Address, prompt: Sequence[int], num_tokens: int) 
     }
     body = json.dumps(payload).encode()
     start = last = time.perf_counter()
-    ended = False
     try:
         async with open_request(address, "POST", "/v1/completions", body) as answer:
-            if answer.status != 200:
-                text = (await answer.read()).decode("utf-8", "replace")
-                raise BadAnswer(f"status {answer.status}: {text[:200]}")
-            async for data in answer.events():
-                if data == "[DONE]":
-                    ended = True
-                    break
-                chunk = json.loads(data)
-                if "error" in chunk:
-                    raise BadAnswer(f"error event: {data[:200]}")
+            async for chunk in read_chunks(answer):
                 count = sum(len(choice.get("token_ids") or ()) for choice in chunk["choices"])
                 if not count:
                     continue
@@ -92,8 +83,8 @@ async def one_request(address: Address, prompt: Sequence[int], num_tokens: int) 
                 timing.num_tokens += count
                 last = now
         timing.e2e_s = time.perf_counter() - start
-        if not ended or timing.num_tokens != num_tokens:
-            raise BadAnswer(f"{timing.num_tokens} of {num_tokens} tokens, ended: {ended}")
+        if timing.num_tokens != num_tokens:
+            raise BadAnswer(f"{timing.num_tokens} of {num_tokens} tokens")
     except (BadAnswer, OSError) as error:
         timing.error = str(error)
     return timing

@@ -17,6 +17,7 @@ from pathlib import Path
 from lingflash.core.errors import EngineError
 from lingflash.core.extras import require_engine
 from lingflash.link.http_client import Address, BadAnswer, call
+from lingflash.records.machine import anonymous_bytes
 from lingflash.records.record import require
 
 _START_TIMEOUT_S = 300.0
@@ -77,9 +78,7 @@ class ServerProcess:
         total = 0
         for pid in [self._process.pid, *_children(self._process.pid)]:
             with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-                    if line.startswith("RssAnon:"):
-                        total += int(line.split()[1]) * 1024
+                total += anonymous_bytes(pid)
         return total
 
     def log_tail(self, num_bytes: int = 4000) -> str:

@@ -181,7 +181,8 @@ async def run_soak(
     async with server_at(url, model, api_key, serve_flags) as (address, server):
         limits = await find_limits(address)
         if server is not None:
-            await _warm_up(address, limits, num_clients, seed)
+            # First touches of the cache would look like a leak of memory.
+            await soak(address, seconds=5.0, num_clients=num_clients, seed=seed + 1, limits=limits)
             memory.append(server.memory_bytes())
         summary = await soak(
             address, seconds=60 * minutes, num_clients=num_clients, seed=seed, limits=limits
@@ -200,11 +201,6 @@ async def run_soak(
     _fill(record, summary, memory, exit_code)
     record.finish()
     return summary.is_clean
-
-
-async def _warm_up(address: Address, limits: Limits, num_clients: int, seed: int) -> None:
-    # First touches of the cache would look like a leak of memory.
-    await soak(address, seconds=5.0, num_clients=num_clients, seed=seed + 1, limits=limits)
 
 
 def _stop(server: ServerProcess, summary: SoakSummary) -> int:

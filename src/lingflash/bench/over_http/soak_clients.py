@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lingflash.bench.over_http.chunks import read_chunks
 from lingflash.link.http_client import Address, Answer, BadAnswer, call, open_request
 
 _SAFE_VOCAB = 256
@@ -120,15 +121,8 @@ async def _read_stream(address: Address, rng: random.Random, limits: Limits, pau
     async with open_request(address, "POST", path, _encode(payload)) as answer:
         if answer.status in _BUSY:
             return "busy"
-        if answer.status != 200:
-            raise BadAnswer(f"status {answer.status}: {(await answer.read())[:200]!r}")
         ended: dict[int, str] = {}
-        async for data in answer.events():
-            if data == "[DONE]":
-                break
-            chunk = json.loads(data)
-            if "error" in chunk:
-                raise BadAnswer(f"error event: {data[:200]}")
+        async for chunk in read_chunks(answer):
             for choice in chunk["choices"]:
                 if choice.get("finish_reason"):
                     if choice["index"] in ended:
@@ -136,8 +130,6 @@ async def _read_stream(address: Address, rng: random.Random, limits: Limits, pau
                     ended[choice["index"]] = choice["finish_reason"]
             if pause_s:
                 await asyncio.sleep(pause_s)
-        else:
-            raise BadAnswer("the stream ended without [DONE]")
         if len(ended) != payload.get("n", 1):
             raise BadAnswer(f"{len(ended)} of {payload.get('n', 1)} choices ended")
     return "answered"

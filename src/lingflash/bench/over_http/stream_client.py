@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import cast
 
-from lingflash.link.http_client import Address, Answer, BadAnswer
+from lingflash.bench.over_http.chunks import read_chunks
+from lingflash.link.http_client import Address, Answer
 
 
 @dataclass(slots=True)
@@ -36,20 +37,9 @@ class Stream:
         Raises:
             BadAnswer: it is not a whole, successful answer.
         """
-        answer = Answer.of_bytes(bytes(self.raw))
-        if answer.status != 200:
-            raise BadAnswer(f"status {answer.status}: {(await answer.read())[:200]!r}")
         texts: list[str] = []
-        last = ""
-        async for last in answer.events():
-            if last == "[DONE]":
-                break
-            chunk = json.loads(last)
-            if "error" in chunk:
-                raise BadAnswer(f"error event: {last[:200]}")
+        async for chunk in read_chunks(Answer.of_bytes(bytes(self.raw))):
             texts += [c["delta"]["content"] for c in chunk["choices"] if c["delta"].get("content")]
-        if last != "[DONE]":
-            raise BadAnswer(f"the answer has no end: {last[:80]!r}")
         return texts
 
 

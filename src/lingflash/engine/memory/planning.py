@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,6 +66,9 @@ def resolve_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 def available_memory_bytes(device: torch.device) -> int:
     """Memory that is free on a device now; on the CPU as Linux estimates it."""
     if device.type == "cuda":
+        # An engine that this process had before refers to itself in circles.
+        gc.collect()
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():

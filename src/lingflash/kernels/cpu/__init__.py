@@ -15,61 +15,53 @@ from torch import Tensor
 
 from lingflash.kernels.cpu.build import load_library
 
-__all__ = [
-    "MAX_EXPERTS",
-    "MAX_TOPK",
-    "CpuKernels",
-    "FeedForwardStruct",
-    "LightningStruct",
-    "MlaStruct",
-    "address",
-    "load_kernels",
-    "matrix_address",
-]
-
 MAX_EXPERTS = 2048
 MAX_TOPK = 64
 
 
-def _fields(integers: str, floats: str, pointers: str, tail: str = "") -> list[tuple[str, type]]:
-    return [
-        *((name, c_int64) for name in integers.split()),
-        *((name, c_float) for name in floats.split()),
-        *((name, c_void_p) for name in pointers.split()),
-        *((name, c_int64 if name == "block_size" else c_void_p) for name in tail.split()),
-    ]
+def is_plain(x: Tensor) -> bool:
+    """Whether C can read a tensor's memory: float32 on the CPU, contiguous."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+
+
+def struct_fields(
+    integers: str = "", floats: str = "", pointers: str = ""
+) -> list[tuple[str, type]]:
+    """`_fields_` of a struct from the names of its members."""
+    kinds = ((integers, c_int64), (floats, c_float), (pointers, c_void_p))
+    return [(name, kind) for names, kind in kinds for name in names.split()]
 
 
 class LightningStruct(Structure):
     """Weights, tables and memory of a lightning layer with its input norm."""
 
     _fields_ = [
-        *_fields(
+        *struct_fields(
             "hidden heads dim rotary_half groups tail linear_silu",
             "eps",
             "w_norm w_qkvg w_qk_norm w_g_norm w_dense decode decode_query fold carry",
         ),
-        ("anchor", c_int64),
-        ("chunk", c_int64),
-        *_fields("", "", "states tail_k tail_v scratch"),
+        *struct_fields("anchor chunk", pointers="states tail_k tail_v scratch"),
     ]
 
 
 class MlaStruct(Structure):
     """Weights and latents of an MLA layer with its input norm."""
 
-    _fields_ = _fields(
-        "hidden heads nope rope value rank q_rank",
-        "eps scale",
-        "w_norm w_in w_q_norm w_q_b w_kv_norm w_kvb w_dense latents",
-        "block_size",
-    )
+    _fields_ = [
+        *struct_fields(
+            "hidden heads nope rope value rank q_rank",
+            "eps scale",
+            "w_norm w_in w_q_norm w_q_b w_kv_norm w_kvb w_dense latents",
+        ),
+        ("block_size", c_int64),
+    ]
 
 
 class FeedForwardStruct(Structure):
     """Weights of an MLP, or of a router, experts and shared expert, with the norm before."""
 
-    _fields_ = _fields(
+    _fields_ = struct_fields(
         "hidden width shared_width experts topk groups topk_groups normalise",
         "eps scaling",
         "w_norm w_gate bias w_gate_up w_down shared_gate_up shared_down scratch",
@@ -108,7 +100,7 @@ def address(x: Tensor | None) -> int | None:
     """
     if x is None:
         return None
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+    if not is_plain(x):
         raise ValueError(f"a contiguous float32 CPU tensor is needed, got {x.dtype} {x.stride()}.")
     return x.data_ptr()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_double, c_int64, c_void_p
+from ctypes import Structure, c_double
 
-import torch
 from torch import Tensor
 
+from lingflash.kernels.cpu import is_plain, struct_fields
 from lingflash.kernels.cpu.build import load_library
 
 
@@ -15,30 +15,15 @@ class _MlaRowsStruct(Structure):
     """Mirrors MlaRows of decode.c."""
 
     _fields_ = [
-        ("count", c_int64),
-        ("heads", c_int64),
-        ("rank", c_int64),
-        ("row", c_int64),
-        ("block_size", c_int64),
-        ("table_width", c_int64),
+        *struct_fields("count heads rank row block_size table_width"),
         ("scale", c_double),
-        ("query", c_void_p),
-        ("latents", c_void_p),
-        ("tables", c_void_p),
-        ("firsts", c_void_p),
-        ("lasts", c_void_p),
-        ("mixed", c_void_p),
+        *struct_fields(pointers="query latents tables firsts lasts mixed"),
     ]
 
 
 def can_attend_rows(latents: Tensor) -> bool:
     """Whether attend_rows can be called for these latents, [num_blocks, block_size, R + P]."""
-    return (
-        latents.device.type == "cpu"
-        and latents.dtype == torch.float32
-        and latents.is_contiguous()
-        and load_library() is not None
-    )
+    return is_plain(latents) and load_library() is not None
 
 
 def attend_rows(
@@ -59,7 +44,6 @@ def attend_rows(
         firsts, lasts: int64 [N] on the CPU, the first key that each attends to and the one after
             the last, counted from the table's first block.
         rank: R.
-        scale: factor of the scores.
 
     Returns:
         float32 [N, H, R].

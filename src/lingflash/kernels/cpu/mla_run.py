@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
+from lingflash.kernels.cpu import is_plain, struct_fields
 from lingflash.kernels.cpu.build import load_library
 
 # A second thread is started for so many scores; starting one takes as long as some 50,000.
@@ -20,19 +20,9 @@ _ROWS = 2048
 class _MlaRunStruct(Structure):
     """Mirrors MlaRun of mla_run.c."""
 
-    _fields_ = [
-        ("rows", c_int64),
-        ("heads", c_int64),
-        ("rank", c_int64),
-        ("width", c_int64),
-        ("block_size", c_int64),
-        ("length", c_int64),
-        ("threads", c_int64),
-        ("query", c_void_p),
-        ("latents", c_void_p),
-        ("blocks", c_void_p),
-        ("mixed", c_void_p),
-    ]
+    _fields_ = struct_fields(
+        "rows heads rank width block_size length threads", pointers="query latents blocks mixed"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -42,16 +32,9 @@ def _library() -> ctypes.CDLL | None:
 
 
 def can_attend_on_tiles(latents: Tensor, rank: int) -> bool:
-    """Whether attend_on_tiles can be called for these latents on this machine.
-
-    Args:
-        latents: [num_blocks, block_size, R + P].
-        rank: R.
-    """
+    """Whether attend_on_tiles can be called on this machine, with its `latents` and `rank`."""
     return (
-        latents.device.type == "cpu"
-        and latents.dtype == torch.float32
-        and latents.is_contiguous()
+        is_plain(latents)
         and rank % 32 == 0
         and latents.shape[-1] % 16 == 0
         and _library() is not None
@@ -69,7 +52,6 @@ def attend_on_tiles(
         blocks: int64 [B] on the CPU, the sequence's blocks in order.
         length: tokens of the sequence, the query's own included.
         rank: R.
-        num_threads: at most so many are used.
 
     Returns:
         float32 [m, H, R].

@@ -24,7 +24,6 @@ class LightningPlan:
 
     Args:
         chunk: tokens per chunk, a multiple of ANCHOR.
-        num_tokens: T, query tokens.
         for_gpu: this plan is for Triton's kernels.
         decode_slots, decode_offsets: int64 [N], set when every sequence has one query token: its
             state slot and its place in the tail.

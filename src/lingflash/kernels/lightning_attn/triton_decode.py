@@ -6,7 +6,7 @@ registers, so programs of one head need not wait for each other.
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not.
-# pyright: reportArgumentType=false, reportReturnType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
 from __future__ import annotations
 
 import torch
@@ -17,8 +17,6 @@ from torch import Tensor
 from lingflash.core.anchors import ANCHOR
 from lingflash.kernels.lightning_attn import DecayTables
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
-
-__all__ = ["gated_lightning_decode_triton", "lightning_decode_triton"]
 
 
 @triton.jit
@@ -185,16 +183,16 @@ def gated_lightning_decode_triton(
     """
     num_seqs, (heads, dim) = fused.shape[0], states.shape[1:3]
     out = torch.empty(num_seqs, heads * dim, dtype=fused.dtype, device=fused.device)
-    tiles = triton.cdiv(dim, _value_block(dim))
+    tiles = triton.cdiv(dim, _cut(num_seqs, dim)[0])
     squares = torch.empty(num_seqs, heads, tiles, dtype=torch.float32, device=fused.device)
     memory, angles, gate = (states, tail_k, tail_v), (cos, sin), (w_gate, squares)
     _decode(fused, w_qk_norm, angles, tables, memory, slots, offsets, out, gate, eps=eps, silu=silu)
     return out, squares
 
 
-def _value_block(dim: int) -> int:
-    """Value columns of a program."""
-    return min(triton.next_power_of_2(dim), 32)
+def _cut(num_seqs: int, dim: int) -> tuple[int, int]:
+    """Value columns and warps of a program: all columns once sequences fill the device."""
+    return min(triton.next_power_of_2(dim), 32 if num_seqs < 32 else 128), 4
 
 
 def _decode(
@@ -224,7 +222,7 @@ def _decode(
     if not num_seqs:
         return
     w_gate, squares = (out, out) if gate is None else gate
-    block_v = _value_block(dim)
+    block_v, warps = _cut(num_seqs, dim)
     _decode_kernel[(num_seqs, heads, triton.cdiv(dim, block_v))](
         fused, cos if w_qk_norm is None else w_qk_norm, cos, sin,
         tables.decode, tables.decode_query, tables.fold[1],
@@ -232,5 +230,6 @@ def _decode(
         fused.stride(0), cos.stride(0), tables.fold.stride(1), tail_k.shape[2], eps,
         HEADS=heads, DIM=dim, HALF=cos.shape[-1], ANCHOR_TOKENS=ANCHOR,
         HAS_NORM=w_qk_norm is not None, SILU=silu, GATED=gate is not None,
-        BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v, **launch_options(fused),
+        BLOCK_D=triton.next_power_of_2(dim), BLOCK_V=block_v, num_warps=warps,
+        **launch_options(fused),
     )  # fmt: skip

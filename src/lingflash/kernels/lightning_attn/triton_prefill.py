@@ -29,8 +29,6 @@ from lingflash.kernels.lightning_attn.segments import SegmentTables
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["AttendConfig", "lightning_prefill_triton"]
-
 # Columns of a segment's and of a sequence's row of tables, see SegmentTables.
 _SEGMENT_WIDTH, _SEQUENCE_WIDTH = tl.constexpr(3), tl.constexpr(9)
 

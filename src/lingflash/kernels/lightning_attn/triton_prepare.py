@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["prepare_qkv_triton"]
-
 # Heads of one program: as many rows of a tile.
 _BLOCK_HEADS = 16
 

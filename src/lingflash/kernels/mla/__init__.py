@@ -169,7 +169,6 @@ def mla_attention(
         q_rope: same dtype [T, H, P], rotated.
         latents: same dtype [num_blocks, block_size, R + P].
         w_kvb: same dtype [H, N + V, R].
-        scale: factor of the scores.
         plan: from plan_mla; its sequences' tokens are the rows of q in order. Rows past the last
             sequence are padding and give 0.
 

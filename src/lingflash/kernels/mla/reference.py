@@ -19,7 +19,6 @@ def mla_attention_reference(
         q_rope: float [m, H, P], rotated.
         latents: float [L, R + P], L >= m: normed latent, then the rotated shared key.
         w_kvb: float [H, N + V, R].
-        scale: factor of the scores.
 
     Returns:
         float [m, H, V], in the dtype of q_nope (use float64 for a truth).

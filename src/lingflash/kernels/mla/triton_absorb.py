@@ -11,8 +11,6 @@ from torch import Tensor
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["absorb_queries", "unabsorb_values", "write_latents"]
-
 _BLOCK_M = 16
 
 

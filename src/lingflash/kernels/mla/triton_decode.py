@@ -21,8 +21,6 @@ from torch import Tensor
 
 from lingflash.kernels.triton_dot import dot
 
-__all__ = ["DecodeConfig", "mla_decode_triton", "num_parts_for"]
-
 # tl.dot wants 16 of each.
 _LEAST_BLOCK = 16
 _MOST_HEADS = 32
@@ -39,7 +37,6 @@ class DecodeConfig:
 
     Args:
         block_n: keys of a step.
-        num_warps, num_stages: as in Triton.
     """
 
     block_n: int = 64
@@ -187,7 +184,6 @@ def mla_decode_triton(
         latents: same dtype [num_blocks, block_size, R + P], contiguous.
         block_tables: int64 [N, max blocks]; several rows may be of one sequence.
         lengths: int64 [N], keys of each with its own, at least 1.
-        scale: factor of the scores.
         rank: R.
         max_length: no length is larger. It bounds the grid, so a graph needs its largest; a row is
             cut by its own length all the same, and programs that it has no part for end at once.

@@ -19,8 +19,6 @@ from torch import Tensor
 from lingflash.kernels.mla.gpu_plan import TILE_ROWS
 from lingflash.kernels.triton_dot import dot
 
-__all__ = ["PrefillConfig", "mla_prefill_triton"]
-
 
 @dataclass(frozen=True, slots=True)
 class PrefillConfig:
@@ -29,7 +27,6 @@ class PrefillConfig:
     Args:
         block_m: queries of a program, a divisor of TILE_ROWS.
         block_n: keys of a step.
-        num_warps, num_stages: as in Triton.
     """
 
     block_m: int = 128

@@ -5,7 +5,8 @@ gate_up     SiLU(x W_gate) * (x W_up) of every (token, choice)
 down        back to the hidden width, times the choice's weight, one part per choice
 
 One token has kernels of its own (triton_one_token.py), in which `down` adds all parts to the
-residual stream; more have others (triton_few_tokens.py).
+residual stream; more have others, BF16 and FP8 in triton_few_tokens.py, INT4 in
+triton_few_tokens_int4.py.
 """
 
 # Triton declares constexpr parameters as such, which plain numbers are not, and no launch options.
@@ -14,33 +15,49 @@ residual stream; more have others (triton_few_tokens.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from lingflash.kernels.moe_gemm.decode_dense import down_dense, gate_up_dense
+from lingflash.kernels.moe_gemm.decode_tiles import (
+    DecodeExperts,
+    ExpertTiles,
+    Int4Tiles,
+    OneTokenTiles,
+    block_rows,
+    down_tiles,
+    gate_up_tiles,
+    one_down_tiles,
+    one_gate_up_tiles,
+)
 from lingflash.kernels.moe_gemm.triton_few_tokens import down_kernel, gate_up_kernel, plan_kernel
-from lingflash.kernels.moe_gemm.triton_nibbles import nibble_order, pair_order
+from lingflash.kernels.moe_gemm.triton_few_tokens_int4 import down_int4_kernel, gate_up_int4_kernel
+from lingflash.kernels.moe_gemm.triton_nibbles import lane_order, pair_order
 from lingflash.kernels.moe_gemm.triton_one_token import down_one_kernel, gate_up_one_kernel
 from lingflash.kernels.triton_launch import launch_options
 
 __all__ = [
     "DecodeExperts",
     "ExpertTiles",
+    "Int4Tiles",
     "OneTokenTiles",
     "RowPlan",
-    "all_rows",
+    "block_rows",
     "down_decode",
+    "down_dense",
     "down_one_token",
     "gate_up_decode",
-    "nibble_order",
+    "gate_up_dense",
+    "is_apart",
+    "lane_order",
     "pair_order",
     "plan_rows",
 ]
 
-# Rows per program: what the tensor cores want at least.
+# Rows per program: what the tensor cores want at least, if x is their first operand.
 BLOCK_ROWS = 16
 
 
@@ -49,22 +66,25 @@ class RowPlan:
     """Blocks of rows that belong to one expert each.
 
     Args:
-        rows: int32 [B * BLOCK_ROWS], place in topk_ids.flatten(); T k where a block is not full.
+        rows: int32 [B * block_rows], place in topk_ids.flatten(); T k where a block is not full.
         experts: int32 [B].
         num_used: int32 [1], blocks that are needed; the rest hold nothing.
+        block_rows: 16, or 8 for INT4 weights.
     """
 
     rows: Tensor
     experts: Tensor
     num_used: Tensor
+    block_rows: int = BLOCK_ROWS
 
 
-def plan_rows(topk_ids: Tensor, num_experts: int) -> RowPlan:
-    """Sort (token, choice) rows by expert into blocks of BLOCK_ROWS, in one launch.
+def plan_rows(topk_ids: Tensor, num_experts: int, block_rows: int = BLOCK_ROWS) -> RowPlan:
+    """Sort (token, choice) rows by expert into blocks, in one launch.
 
     Args:
         topk_ids: int32 [T, k], T k at most 4,096; a token's choices differ.
         num_experts: E.
+        block_rows: 16, or 8 for INT4 weights: better as long as few experts have more.
 
     Sync: none, graph-safe.
 
@@ -74,108 +94,23 @@ def plan_rows(topk_ids: Tensor, num_experts: int) -> RowPlan:
     num_rows, device = topk_ids.numel(), topk_ids.device
     if num_rows > 4096 or topk_ids.dtype != torch.int32 or not topk_ids.is_contiguous():
         raise ValueError(f"topk_ids are {topk_ids.dtype} {tuple(topk_ids.shape)}; int32, <= 4096.")
-    num_blocks = min(num_rows, num_experts) + num_rows // BLOCK_ROWS
-    rows = torch.empty(num_blocks * BLOCK_ROWS, dtype=torch.int32, device=device)
+    num_blocks = min(num_rows, num_experts) + num_rows // block_rows
+    rows = torch.empty(num_blocks * block_rows, dtype=torch.int32, device=device)
     experts = torch.empty(num_blocks, dtype=torch.int32, device=device)
     num_used = torch.empty(1, dtype=torch.int32, device=device)
     block_e = triton.next_power_of_2(num_experts + 1)
     plan_kernel[(1,)](
         topk_ids, experts, rows, num_used, num_rows, EXPERTS=num_experts,
-        MOST_BLOCKS=triton.cdiv(topk_ids.shape[0], BLOCK_ROWS), BLOCK_M=BLOCK_ROWS,
+        MOST_BLOCKS=triton.cdiv(topk_ids.shape[0], block_rows), BLOCK_M=block_rows,
         BLOCK_J=max(triton.next_power_of_2(num_rows), 16), BLOCK_E=block_e,
         num_warps=8, **launch_options(topk_ids),
     )  # fmt: skip
-    return RowPlan(rows, experts, num_used)
+    return RowPlan(rows, experts, num_used, block_rows)
 
 
-@cache
-def all_rows(num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor, RowPlan | None]:
-    """What routes every token to the only expert with weight 1: topk_ids, topk_weights, plan."""
-    ids = torch.zeros(num_tokens, 1, dtype=torch.int32, device=device)
-    weights = torch.ones(num_tokens, 1, dtype=torch.float32, device=device)
-    if num_tokens == 1:
-        return ids, weights, None
-    blocks = triton.cdiv(num_tokens, BLOCK_ROWS)
-    rows = torch.arange(blocks * BLOCK_ROWS, dtype=torch.int32, device=device)
-    used = torch.full((1,), blocks, dtype=torch.int32, device=device)
-    return ids, weights, RowPlan(rows.clamp(max=num_tokens), ids[:blocks, 0].clone(), used)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeExperts:
-    """The matrices of E experts as the decode kernels read them.
-
-    Args:
-        values: bfloat16 or float8_e4m3fn [E, R, K], or int32 [E, R, K/8]; contiguous.
-        scale: None for bfloat16; float32 [E, R/128, K/128] or [E, R, 1] for FP8, blocks or rows
-            (R/128 rows of scales for each matrix that is stacked); any float dtype
-            [E, R, K/group] for INT4.
-        group: columns that share a scale of INT4, 32 or 128; else 0.
-    """
-
-    values: Tensor
-    scale: Tensor | None
-    group: int = 0
-
-    @property
-    def is_int4(self) -> bool:
-        """Whether the values are words of eight nibbles."""
-        return self.values.dtype == torch.int32
-
-    @property
-    def scale_kind(self) -> str:
-        """How FP8 values are scaled: "none", "block" or "channel"."""
-        if self.scale is None or self.is_int4:
-            return "none"
-        rows, columns = self.values.shape[1:]
-        grid = (-(-rows // 128), -(-columns // 128))
-        return "block" if self.scale.shape[1:] == grid else "channel"
-
-    def scales(self) -> Tensor:
-        """The scales; the values stand in where there are none."""
-        return self.values if self.scale is None else self.scale
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertTiles:
-    """How a product of several tokens is cut: rows of weights and columns per step."""
-
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True, slots=True)
-class OneTokenTiles:
-    """How a product of one token is cut.
-
-    Args:
-        block_n: rows of weights of a program.
-        warps: of a program.
-        ahead: choices whose weights `down` asks for at once.
-    """
-
-    block_n: int
-    warps: int
-    ahead: int = 1
-
-
-def _gate_up_tiles(w: DecodeExperts) -> ExpertTiles:
-    return ExpertTiles(64, 256, 4, 3) if w.is_int4 else ExpertTiles(64, 128, 4, 4)
-
-
-def _one_gate_up_tiles(w: DecodeExperts) -> OneTokenTiles:
-    return OneTokenTiles(8, 4) if w.is_int4 else OneTokenTiles(4, 4)
-
-
-def _one_down_tiles(w: DecodeExperts) -> OneTokenTiles:
-    if w.is_int4:
-        return OneTokenTiles(16, 8, 4)
-    return OneTokenTiles(8, 4, 4 if w.values.dtype == torch.float8_e4m3fn else 2)
-
-
-_DOWN_TILES = ExpertTiles(128, 128, 4, 3)
+def _check_shared(shared: DecodeExperts | None) -> None:
+    if shared is not None and shared.is_int4:
+        raise ValueError("a shared expert in INT4 is not supported.")
 
 
 def _one_token_options(
@@ -186,8 +121,7 @@ def _one_token_options(
     Raises:
         ValueError: a shared expert in INT4.
     """
-    if shared is not None and shared.is_int4:
-        raise ValueError("a shared expert in INT4 is not supported.")
+    _check_shared(shared)
     return {
         "INT4": w.is_int4, "SCALES": "group" if w.is_int4 else w.scale_kind, "GROUP": w.group,
         "SHARED": 0 if shared is None else 2 if w.is_int4 else 1,
@@ -197,20 +131,58 @@ def _one_token_options(
     }  # fmt: skip
 
 
-def _options(w: DecodeExperts, shared: DecodeExperts | None, tiles: ExpertTiles) -> dict[str, Any]:
+def _options(
+    w: DecodeExperts, plan: RowPlan, tiles: ExpertTiles | Int4Tiles, rows: int
+) -> dict[str, Any]:
     """What both products' kernels are compiled for.
 
+    Args:
+        w: the experts.
+        plan: of the rows of x.
+        tiles: how weights are cut.
+        rows: of weights of one product, which programs share.
+
     Raises:
-        ValueError: a shared expert in INT4.
+        ValueError: a tile or shape that the kernels do not take.
     """
-    if shared is not None and shared.is_int4:
-        raise ValueError("a shared expert in INT4 is not supported.")
+    if isinstance(tiles, ExpertTiles):
+        if w.is_int4:
+            raise ValueError(f"INT4 weights are cut by Int4Tiles, not {tiles}.")
+        if plan.block_rows != BLOCK_ROWS:
+            raise ValueError(f"blocks of {plan.block_rows} rows; only INT4 takes less than 16.")
+        return {
+            "SCALES": w.scale_kind, "BLOCK_M": BLOCK_ROWS, "BLOCK_N": tiles.block_n,
+            "BLOCK_K": tiles.block_k, "num_warps": tiles.warps, "num_stages": tiles.stages,
+        }  # fmt: skip
+    width = w.values.shape[2] * 8
+    if not w.is_int4 or tiles.rows % 16 or rows % tiles.rows or width % 128:
+        raise ValueError(
+            f"{w.values.dtype} weights of {rows} rows and {width} columns in {tiles}; they must be "
+            "INT4, rows of a tile a multiple of 16 that divides theirs, columns one of 128."
+        )
     return {
-        "INT4": w.is_int4, "SCALES": w.scale_kind, "GROUP": w.group,
-        "SHARED": shared is not None,
-        "SHARED_SCALES": "none" if shared is None else shared.scale_kind,
-        "BLOCK_N": tiles.block_n, "num_warps": tiles.warps,
+        "GROUP": w.group, "BLOCK_M": plan.block_rows, "ROWS": tiles.rows, "AHEAD": tiles.ahead,
+        "UNROLL": tiles.unroll if width % (128 * tiles.unroll) == 0 else 1, "CACHE": tiles.cache,
+        "num_warps": 1, "num_stages": 1,
     }  # fmt: skip
+
+
+def _alone(options: dict[str, Any]) -> dict[str, Any]:
+    """Launch options of a kernel that starts when the one before it has ended.
+
+    A multiprocessor divides 256 KiB between L1 and shared memory, and cannot divide them anew
+    while a program is on it. INT4's many small programs take 1 KiB of shared memory each, whatever
+    they ask for: put on the device beside others, fewer of them fit.
+    """
+    return options | ({"launch_pdl": False} if options["PDL"] else {})
+
+
+def is_apart(w: DecodeExperts, num_tokens: int) -> bool:
+    """Whether a shared expert of several tokens has launches of its own (gate_up_dense, down_dense)
+    instead of programs among the others': those read its weights for 16 tokens each, and INT4's
+    programs are of another kind.
+    """
+    return w.is_int4 or num_tokens > 2 * BLOCK_ROWS
 
 
 def gate_up_decode(
@@ -223,31 +195,32 @@ def gate_up_decode(
     nibbles: bool = False,
     plain: Tensor | None = None,
     shared: DecodeExperts | None = None,
-    tiles: ExpertTiles | None = None,
+    tiles: ExpertTiles | Int4Tiles | None = None,
     one_token: OneTokenTiles | None = None,
 ) -> Tensor:
     """SiLU(x W_gate,e) * (x W_up,e) of every (token, choice), and of a shared expert.
 
     Args:
-        x: float16 or bfloat16 [T, K], contiguous, normed; for INT4 weights in nibble_order, one
+        x: float16 or bfloat16 [T, K], contiguous, normed; for INT4 weights in lane_order, one
             token's in pair_order and float16.
         w: [E, 2I, K], gate above up.
         topk_ids: int32 [T, k].
         plan: of topk_ids; None for one token.
-        act: float [T, k, I], or [T, k + 1, I] with a shared expert; written, the routed experts'
-            in nibble_order if `nibbles`. One token's: float32, filled with what down_one_token
-            reads, which no other order describes.
+        act: float [T, k, I], or [T, k + 1, I] if there is a shared expert, given or not; written,
+            the routed experts' in lane_order if `nibbles`. One token's: float32, filled with what
+            down_one_token reads, which no other order describes.
         nibbles: whether the routed experts' next product is with INT4 weights.
         plain: x in its own order, for the shared expert; x by default.
         shared: [1, 2I, K], bfloat16 or FP8: an expert that every token takes.
         tiles, one_token: how to cut several tokens' products and one's; by the shape if None.
 
-    Numerics: accumulates in float32; FP8 and INT4 weights are exact in float16 and x is rounded to
-        it. One row's INT4 products are summed in float16 over four values, then in float32
-        (word_sums). Sync: none, graph-safe.
+    Numerics: accumulates in float32; FP8 weights are exact in float16 and x is rounded to it. INT4
+        weights are rounded to bfloat16 once scaled, as the model defines them, and x with them;
+        one row's are exact, and summed in float16 over four values, then in float32 (word_sums).
+        Sync: none, graph-safe.
 
     Raises:
-        ValueError: a shape, dtype or tile that one token's kernel does not take.
+        ValueError: a shape, dtype or tile that the kernel does not take.
     """
     num_tokens, topk = topk_ids.shape
     choices, width = act.shape[1:]
@@ -256,7 +229,7 @@ def gate_up_decode(
     scale = w.scales()
     launch = launch_options(x)
     if plan is None:
-        one = one_token or _one_gate_up_tiles(w)
+        one = one_token or one_gate_up_tiles(w)
         if act.dtype != torch.float32 or (nibbles and (width % 8 or one.block_n % 8)):
             raise ValueError(f"one token's act is {act.dtype} {tuple(act.shape)}, tiles {one}.")
         options = _one_token_options(w, shared, one, x.shape[1])
@@ -267,18 +240,27 @@ def gate_up_decode(
             **options, **launch,
         )  # fmt: skip
         return act
-    t = tiles or _gate_up_tiles(w)
-    options = _options(w, shared, t) | launch
+    _check_shared(shared)
+    t = tiles or gate_up_tiles(w)
+    options = _options(w, plan, t, width) | launch
     options |= {"NIBBLES": nibbles, "WIDTH": width, "HIDDEN": x.shape[1]}
-    columns = triton.cdiv(width, t.block_n)
+    if shared is not None and is_apart(w, num_tokens):
+        gate_up_dense(plain, shared, act[:, topk])
+        shared, other = None, w
     blocks = plan.experts.numel()
+    weights = x, w.values, scale, plan.rows, plan.experts, plan.num_used, act
+    sizes = num_tokens, topk, choices
+    strides = x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1)
+    if isinstance(t, Int4Tiles):
+        grid = width // t.rows, blocks
+        gate_up_int4_kernel[grid](*weights, *sizes, *strides, **_alone(options))
+        return act
+    columns = triton.cdiv(width, t.block_n)
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
     gate_up_kernel[(columns, blocks + shared_blocks)](
-        x, w.values, scale, plan.rows, plan.experts, plan.num_used, act,
-        plain, other.values, other.scales(), num_tokens, topk, choices, blocks,
-        x.stride(0), w.values.stride(0), scale.stride(0), scale.stride(1),
-        other.scales().stride(1), BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages,
-        **options,
+        *weights, plain, other.values, other.scales(), *sizes, blocks, *strides,
+        other.scales().stride(1), SHARED=shared is not None,
+        SHARED_SCALES="none" if shared is None else shared.scale_kind, **options,
     )  # fmt: skip
     return act
 
@@ -317,7 +299,7 @@ def down_one_token(
     topk, width, hidden = topk_ids.shape[1], act.shape[2], residual.shape[-1]
     if act.dtype != torch.float32 or residual.numel() != hidden:
         raise ValueError(f"act is {act.dtype}, residual {tuple(residual.shape)}; one float32 row.")
-    t = tiles or _one_down_tiles(w)
+    t = tiles or one_down_tiles(w)
     other = w if shared is None else shared
     scale = w.scales()
     down_one_kernel[(triton.cdiv(hidden, t.block_n),)](
@@ -337,7 +319,7 @@ def down_decode(
     out: Tensor,
     *,
     shared: DecodeExperts | None = None,
-    tiles: ExpertTiles | None = None,
+    tiles: ExpertTiles | Int4Tiles | None = None,
 ) -> Tensor:
     """act W_down,e times the choice's weight, one part per choice; a shared expert's last.
 
@@ -347,7 +329,7 @@ def down_decode(
         topk_ids: int32 [T, k].
         topk_weights: float32 [T, k].
         plan: of topk_ids.
-        out: float32 [T, k, D] or [T, k + 1, D], written.
+        out: float32 [T, k, D] or [T, k + 1, D], written, its last part only with `shared`.
         shared: [1, D, I], bfloat16 or FP8.
         tiles: how to cut; by the shape if None.
 
@@ -356,17 +338,29 @@ def down_decode(
     """
     num_tokens, topk = topk_ids.shape
     (choices, width), hidden = act.shape[1:], out.shape[-1]
-    t = tiles or _DOWN_TILES
-    other = w if shared is None else shared
-    scale = w.scales()
-    options = _options(w, shared, t) | launch_options(act) | {"WIDTH": width, "HIDDEN": hidden}
+    _check_shared(shared)
+    t = tiles or down_tiles(w)
+    options = _options(w, plan, t, hidden // 2 if w.is_int4 else hidden) | launch_options(act)
+    options |= {"WIDTH": width, "HIDDEN": hidden}
+    if shared is not None and is_apart(w, num_tokens):
+        down_dense(act[:, topk], shared, out[:, topk])
+        shared = None
+    other, scale, blocks = shared or w, w.scales(), plan.experts.numel()
+    weights = act, w.values, scale, plan.rows, plan.experts, plan.num_used, topk_weights, out
+    sizes = num_tokens, topk, choices
+    strides = w.values.stride(0), scale.stride(0), scale.stride(1)
+    if isinstance(t, Int4Tiles):
+        rows = 2 * t.rows
+        pieces = t.pieces if hidden % (rows * t.pieces) == 0 else 1
+        grid = hidden // (rows * pieces), blocks
+        options = _alone(options) | {"PIECES": pieces}
+        down_int4_kernel[grid](*weights, *sizes, *strides, **options)
+        return out
     columns = triton.cdiv(hidden, t.block_n)
-    blocks = plan.experts.numel()
     shared_blocks = 0 if shared is None else triton.cdiv(num_tokens, BLOCK_ROWS)
     down_kernel[(columns, blocks + shared_blocks)](
-        act, w.values, scale, plan.rows, plan.experts, plan.num_used, topk_weights, out,
-        other.values, other.scales(), num_tokens, topk, choices, blocks,
-        w.values.stride(0), scale.stride(0), scale.stride(1), other.scales().stride(1),
-        BLOCK_M=BLOCK_ROWS, BLOCK_K=t.block_k, num_stages=t.stages, **options,
+        *weights, other.values, other.scales(), *sizes, blocks, *strides,
+        other.scales().stride(1), SHARED=shared is not None,
+        SHARED_SCALES="none" if shared is None else shared.scale_kind, **options,
     )  # fmt: skip
     return out

@@ -1,4 +1,5 @@
 """Expert products of few tokens on the GPU, by tensor cores: blocks of 16 rows of one expert each.
+BF16 and FP8 weights; INT4's are in triton_few_tokens_int4.py.
 
 Most rows of a block are empty at small batches, which costs nothing while the weights come from
 memory. plan_kernel says which rows are in which block; a shared expert's blocks come last.
@@ -11,106 +12,59 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton import knobs
 
-from lingflash.kernels.moe_gemm.triton_nibbles import nibble, place_of
+from lingflash.kernels.moe_gemm.triton_nibbles import place_of
 from lingflash.kernels.skinny_gemm.triton_few_rows import narrow
 from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import start_next, wait_for_previous
 
-__all__ = ["down_kernel", "gate_up_kernel", "plan_kernel"]
-
-_INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
-
-
-@triton.jit
-def _rows_int4(
-    x_row, live, w_row, scale_row, inside, group, total,
-    GROUP: tl.constexpr, BF16: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """total + x W^T over 128 columns: eight products of 16 columns, one for each nibble.
-
-    In float16 if x is normed; in bfloat16, whose range every x fits, if it is not.
-    """
-    kind: tl.constexpr = tl.bfloat16 if BF16 else tl.float16
-    word = tl.arange(0, 16)
-    words = tl.load(w_row + group * 16 + word[None, :], mask=inside[:, None], other=0)
-    part = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if GROUP == 128:
-        scale = tl.load(scale_row + group, mask=inside, other=0.0).to(tl.float32)
-    else:
-        scale = tl.load(
-            scale_row[:, None] + (group * (128 // GROUP) + word // (GROUP // 8))[None, :],
-            mask=inside[:, None], other=0.0,
-        ).to(kind)  # fmt: skip
-    for j in tl.static_range(8):
-        x = tl.load(x_row + group * 128 + 16 * j + word[None, :], mask=live[:, None], other=0.0)
-        value = nibble(words, j, BF16)
-        if GROUP < 128 and _INTERPRETED:  # which multiplies bfloat16's bits
-            value = (value.to(tl.float32) * scale.to(tl.float32)).to(kind)
-        elif GROUP < 128:
-            value *= scale
-        part = dot(x.to(kind), tl.trans(value), part)
-    if GROUP == 128:
-        part *= scale[None, :]
-    return total + part
+__all__ = [
+    "dense_down_kernel",
+    "dense_gate_up_kernel",
+    "down_kernel",
+    "gate_up_kernel",
+    "plan_kernel",
+]
 
 
 @triton.jit
 def _rows_gate_up(
     x_row, w_ptr, scale_ptr, act_row, live, tile, scale_stride,
-    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
-    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    SCALES: tl.constexpr, NIBBLES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of x through BLOCK_N gate and up columns of one expert."""
-    UNROLL: tl.constexpr = BLOCK_K // 128 if HIDDEN % BLOCK_K == 0 else 1
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < WIDTH
     gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if INT4:
-        w_row = w_ptr + column[:, None] * (HIDDEN // 8)
-        w_up_row = w_row + WIDTH * (HIDDEN // 8)
-        scale_row = scale_ptr + column * scale_stride
-        for first in tl.range(0, HIDDEN // 128, UNROLL):
-            for i in tl.static_range(UNROLL):
-                gate = _rows_int4(
-                    x_row, live, w_row, scale_row, inside, first + i, gate,
-                    GROUP, False, BLOCK_M, BLOCK_N,
-                )  # fmt: skip
-                up = _rows_int4(
-                    x_row, live, w_up_row, scale_row + WIDTH * scale_stride, inside, first + i, up,
-                    GROUP, False, BLOCK_M, BLOCK_N,
-                )  # fmt: skip
-    else:
-        w_row = w_ptr + column[:, None] * HIDDEN
-        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
-        up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
-        k = tl.arange(0, BLOCK_K)
-        for start in tl.range(0, HIDDEN, BLOCK_K):
-            at = start + k
-            x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < HIDDEN)[None, :], other=0.0)
-            mask = inside[:, None] & (at < HIDDEN)[None, :]
-            w_gate = tl.load(w_row + at[None, :], mask=mask, other=0.0)
-            w_up = tl.load(w_row + WIDTH * HIDDEN + at[None, :], mask=mask, other=0.0)
-            if SCALES == "block":
-                x = x.to(tl.float16)
-                none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                block_k = start // SCALE_BLOCK
-                part = dot(x, tl.trans(w_gate.to(tl.float16)), none)
-                gate += part * tl.load(scale_row + block_k)
-                part = dot(x, tl.trans(w_up.to(tl.float16)), none)
-                up += part * tl.load(up_scales + block_k)
-            elif SCALES == "channel":
-                x = x.to(tl.float16)
-                gate = dot(x, tl.trans(w_gate.to(tl.float16)), gate)
-                up = dot(x, tl.trans(w_up.to(tl.float16)), up)
-            else:
-                x = x.to(w_ptr.dtype.element_ty)
-                gate = dot(x, tl.trans(w_gate), gate)
-                up = dot(x, tl.trans(w_up), up)
+    w_row = w_ptr + column[:, None] * HIDDEN
+    scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
+    up_scales = scale_row + WIDTH // SCALE_BLOCK * scale_stride
+    k = tl.arange(0, BLOCK_K)
+    for start in tl.range(0, HIDDEN, BLOCK_K):
+        at = start + k
+        x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < HIDDEN)[None, :], other=0.0)
+        mask = inside[:, None] & (at < HIDDEN)[None, :]
+        w_gate = tl.load(w_row + at[None, :], mask=mask, other=0.0)
+        w_up = tl.load(w_row + WIDTH * HIDDEN + at[None, :], mask=mask, other=0.0)
+        if SCALES == "block":
+            x = x.to(tl.float16)
+            none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            block_k = start // SCALE_BLOCK
+            part = dot(x, tl.trans(w_gate.to(tl.float16)), none)
+            gate += part * tl.load(scale_row + block_k)
+            part = dot(x, tl.trans(w_up.to(tl.float16)), none)
+            up += part * tl.load(up_scales + block_k)
+        elif SCALES == "channel":
+            x = x.to(tl.float16)
+            gate = dot(x, tl.trans(w_gate.to(tl.float16)), gate)
+            up = dot(x, tl.trans(w_up.to(tl.float16)), up)
+        else:
+            x = x.to(w_ptr.dtype.element_ty)
+            gate = dot(x, tl.trans(w_gate), gate)
+            up = dot(x, tl.trans(w_up), up)
     if SCALES == "channel":
         gate *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)[None, :]
         up_at = scale_ptr + (WIDTH + column) * scale_stride
@@ -123,44 +77,30 @@ def _rows_gate_up(
 @triton.jit
 def _rows_down(
     act_row, w_ptr, scale_ptr, out_row, weight, live, tile, scale_stride,
-    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
-    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of activations through BLOCK_N columns of one expert's way back."""
-    UNROLL: tl.constexpr = BLOCK_K // 128 if WIDTH % BLOCK_K == 0 else 1
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < HIDDEN
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if INT4:
-        w_row = w_ptr + column[:, None] * (WIDTH // 8)
-        scale_row = scale_ptr + column * scale_stride
-        for first in tl.range(0, WIDTH // 128, UNROLL):
-            for i in tl.static_range(UNROLL):
-                total = _rows_int4(
-                    act_row, live, w_row, scale_row, inside, first + i, total,
-                    GROUP, True, BLOCK_M, BLOCK_N,
-                )  # fmt: skip
-    else:
-        w_row = w_ptr + column[:, None] * WIDTH
-        scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
-        k = tl.arange(0, BLOCK_K)
-        for start in tl.range(0, WIDTH, BLOCK_K):
-            at = start + k
-            x = tl.load(
-                act_row + at[None, :], mask=live[:, None] & (at < WIDTH)[None, :], other=0.0
-            )
-            mask = inside[:, None] & (at < WIDTH)[None, :]
-            w = tl.load(w_row + at[None, :], mask=mask, other=0.0)
-            if SCALES != "none":
-                x, factor = narrow(x, True)
-                none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                part = dot(x, tl.trans(w.to(tl.float16)), none)
-                if SCALES == "block":
-                    factor *= tl.load(scale_row + start // SCALE_BLOCK)
-                total += part * factor[:, None]
-            else:
-                total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
+    w_row = w_ptr + column[:, None] * WIDTH
+    scale_row = scale_ptr + (tile * BLOCK_N // SCALE_BLOCK) * scale_stride
+    k = tl.arange(0, BLOCK_K)
+    for start in tl.range(0, WIDTH, BLOCK_K):
+        at = start + k
+        x = tl.load(act_row + at[None, :], mask=live[:, None] & (at < WIDTH)[None, :], other=0.0)
+        mask = inside[:, None] & (at < WIDTH)[None, :]
+        w = tl.load(w_row + at[None, :], mask=mask, other=0.0)
+        if SCALES != "none":
+            x, factor = narrow(x, True)
+            none = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            part = dot(x, tl.trans(w.to(tl.float16)), none)
+            if SCALES == "block":
+                factor *= tl.load(scale_row + start // SCALE_BLOCK)
+            total += part * factor[:, None]
+        else:
+            total = dot(x.to(w_ptr.dtype.element_ty), tl.trans(w), total)
     if SCALES == "channel":
         total *= tl.load(scale_ptr + column * scale_stride, mask=inside, other=0.0)[None, :]
     total *= weight[:, None]
@@ -172,8 +112,8 @@ def gate_up_kernel(
     x_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, act_ptr,
     plain_ptr, shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
     x_stride, expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
-    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, NIBBLES: tl.constexpr,
-    SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    SCALES: tl.constexpr, NIBBLES: tl.constexpr, SHARED: tl.constexpr,
+    SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
@@ -189,17 +129,51 @@ def gate_up_kernel(
             _rows_gate_up(
                 x_ptr + token[:, None] * x_stride, w_ptr + expert * expert_stride,
                 scale_ptr + expert * scale_expert_stride, act_row, token < num_tokens, tile,
-                scale_stride, INT4, SCALES, GROUP, NIBBLES, WIDTH, HIDDEN,
-                BLOCK_M, BLOCK_N, BLOCK_K,
+                scale_stride, SCALES, NIBBLES, WIDTH, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     elif SHARED:
         token = (block - num_blocks) * BLOCK_M + m
         act_row = act_ptr + (token * choices + topk)[:, None] * WIDTH
         _rows_gate_up(
             plain_ptr + token[:, None] * x_stride, shared_ptr, shared_scale_ptr, act_row,
-            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, False,
-            WIDTH, HIDDEN, BLOCK_M, BLOCK_N, 128,
+            token < num_tokens, tile, shared_scale_stride, SHARED_SCALES, False, WIDTH, HIDDEN,
+            BLOCK_M, BLOCK_N, 128,
         )  # fmt: skip
+
+
+@triton.jit
+def dense_gate_up_kernel(
+    x_ptr, w_ptr, scale_ptr, act_ptr, num_tokens, x_stride, act_stride, scale_stride,
+    SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """An expert that all tokens take, BLOCK_M of them a program."""
+    start_next(PDL)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    wait_for_previous(PDL)
+    _rows_gate_up(
+        x_ptr + token[:, None] * x_stride, w_ptr, scale_ptr, act_ptr + token[:, None] * act_stride,
+        token < num_tokens, tl.program_id(0), scale_stride, SCALES, False, WIDTH, HIDDEN,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def dense_down_kernel(
+    act_ptr, w_ptr, scale_ptr, out_ptr, num_tokens, act_stride, out_stride, scale_stride,
+    SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The way back of an expert that all tokens take."""
+    start_next(PDL)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    wait_for_previous(PDL)
+    _rows_down(
+        act_ptr + token[:, None] * act_stride, w_ptr, scale_ptr,
+        out_ptr + token[:, None] * out_stride, tl.full([BLOCK_M], 1.0, tl.float32),
+        token < num_tokens, tl.program_id(0), scale_stride, SCALES, WIDTH, HIDDEN,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -207,8 +181,8 @@ def down_kernel(
     act_ptr, w_ptr, scale_ptr, row_ptr, expert_ptr, used_ptr, weight_ptr, out_ptr,
     shared_ptr, shared_scale_ptr, num_tokens, topk, choices, num_blocks,
     expert_stride, scale_expert_stride, scale_stride, shared_scale_stride,
-    INT4: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr,
-    SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    SCALES: tl.constexpr, SHARED: tl.constexpr, SHARED_SCALES: tl.constexpr,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     start_next(PDL)
@@ -225,7 +199,7 @@ def down_kernel(
             _rows_down(
                 act_ptr + place[:, None] * WIDTH, w_ptr + expert * expert_stride,
                 scale_ptr + expert * scale_expert_stride, out_ptr + place[:, None] * HIDDEN,
-                weight, live, tile, scale_stride, INT4, SCALES, GROUP, WIDTH, HIDDEN,
+                weight, live, tile, scale_stride, SCALES, WIDTH, HIDDEN,
                 BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     elif SHARED:
@@ -234,7 +208,7 @@ def down_kernel(
         _rows_down(
             act_ptr + place[:, None] * WIDTH, shared_ptr, shared_scale_ptr,
             out_ptr + place[:, None] * HIDDEN, tl.full([BLOCK_M], 1.0, tl.float32),
-            token < num_tokens, tile, shared_scale_stride, False, SHARED_SCALES, 0, WIDTH, HIDDEN,
+            token < num_tokens, tile, shared_scale_stride, SHARED_SCALES, WIDTH, HIDDEN,
             BLOCK_M, BLOCK_N, 128,
         )  # fmt: skip
 

@@ -1,8 +1,9 @@
 """INT4 weights on the GPU: from words of eight nibbles to numbers, without moving them.
 
-Weights multiply activations in an order in which no value moves between threads: of several tokens
-in `nibble_order`, where a word's eight values meet eight slices of x, of one token in `pair_order`,
-where they meet four, of many in `fragment_order`, where they are a tensor core's first operand.
+Weights multiply activations in an order in which no value moves between threads: of one token in
+`pair_order`, where a word's eight values meet four slices of x; of many in `fragment_order`, where
+they are a tensor core's first operand, and of several in `lane_order`, where x comes from memory as
+the second one too.
 Source of the layout: quant/pack.py.
 """
 
@@ -17,12 +18,14 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
+from lingflash.kernels.triton_dot import to_bf16
+
 __all__ = [
     "fragment_column",
     "fragment_order",
     "fragments",
-    "nibble",
-    "nibble_order",
+    "lane_numbers",
+    "lane_order",
     "pair_order",
     "pair_place",
     "place_of",
@@ -31,18 +34,18 @@ __all__ = [
 
 # The interpreter knows no assembly.
 _INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
-# Columns whose order is changed together: 16 words of eight nibbles.
-_NIBBLE_GROUP = tl.constexpr(128)
 
 
-def nibble_order(width: int) -> Tensor:
-    """Places of columns 0 .. width - 1 in the order that INT4 products read x: int64 [width].
+def lane_order(width: int) -> Tensor:
+    """Places of columns 0 .. width - 1 in the order that `lane_numbers` meets x in: int64 [width].
 
-    Within 128 columns, column 8 w + j goes to place 16 j + w.
+    Of 128 columns, 16 words, each of four threads that share a row has four words that lie
+    together, and takes 32 bytes of 16-bit x for two of them: column 8 (4 t + i) + 4 a + 2 b + c
+    goes to place 32 i + 8 t + 4 c + 2 b + a.
     """
     column = torch.arange(width)
-    within = column % 128
-    return column - within + within % 8 * 16 + within // 8
+    word, a, b, c = column // 8 % 16, column // 4 % 2, column // 2 % 2, column % 2
+    return column // 128 * 128 + word % 4 * 32 + word // 4 * 8 + c * 4 + b * 2 + a
 
 
 def pair_order(width: int) -> Tensor:
@@ -84,42 +87,11 @@ def pair_place(column, WIDTH: tl.constexpr):
 
 @triton.jit
 def place_of(column, NIBBLES: tl.constexpr):
-    """Where a column of activations is kept: in nibble_order for INT4 weights."""
+    """Where a column of activations is kept: in lane_order for INT4 weights."""
     if NIBBLES:
-        within = column % _NIBBLE_GROUP
-        return column - within + within % 8 * 16 + within // 8
+        word, a, b, c = column // 8 % 16, column // 4 % 2, column // 2 % 2, column % 2
+        return column // 128 * 128 + word % 4 * 32 + word // 4 * 8 + c * 4 + b * 2 + a
     return column
-
-
-@triton.constexpr_function
-def _nibble_assembly(j: int, bf16: bool) -> str:
-    """PTX that makes two numbers of nibble j of two words."""
-    byte = j // 2
-    shift = "shr.u32 t, t, 4; " if j % 2 else ""
-    bits, kind = ("0x4300", "bf16") if bf16 else ("0x6400", "f16")
-    offset = "0x4308" if bf16 else "0x6408"
-    return (
-        f"{{ .reg .b32 t, m; mov.b32 m, {offset}{offset[2:]};"
-        f" prmt.b32 t, $1, $2, {byte + (byte + 4) * 256}; {shift}"
-        f"lop3.b32 t, t, 0x000F000F, {bits}{bits[2:]}, 0xEA; sub.{kind}x2 $0, t, m; }}"
-    )
-
-
-@triton.jit
-def nibble(words, j: tl.constexpr, BF16: tl.constexpr):
-    """Value of nibble j as float16 or bfloat16, exact.
-
-    1024 + (value + 8) is made by bits, since float16's last ten count ones; then 1032 is taken
-    off. In bfloat16 it is 128 and 136. Two words at once: one byte of each is put in place, masked
-    and filled in, subtracted.
-    """
-    if _INTERPRETED:
-        number = ((words >> (4 * j)) & 0xF).to(tl.float32) - 8.0
-        return number.to(tl.bfloat16 if BF16 else tl.float16)
-    return tl.inline_asm_elementwise(
-        _nibble_assembly(j, BF16), "=r,r,r", [words], tl.bfloat16 if BF16 else tl.float16,
-        is_pure=True, pack=2,
-    )  # fmt: skip
 
 
 # Words to float16 pairs and their product with x. Nibbles 0 and 4 lie where float16's last ten bits
@@ -186,16 +158,15 @@ _PAIRS = tl.constexpr(_pairs_assembly())
 def _scaled(words, scale, j: tl.constexpr):
     # A nibble in the low bits of float32's 2^23 is 2^23 + nibble: no conversion needed.
     bits = ((words >> (4 * j)) & 15) | 0x4B000000
-    return ((bits.to(tl.float32, bitcast=True) - 8388616.0) * scale).to(tl.bfloat16)
+    return to_bf16((bits.to(tl.float32, bitcast=True) - 8388616.0) * scale)
 
 
 @triton.jit
-def fragments(words, scale, ROWS: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.constexpr):
-    """Numbers [ROWS, DEPTH] bfloat16, columns in fragment_order, of int32 [ROWS, DEPTH / 8].
+def _numbers(words, scale, EXACT: tl.constexpr):
+    """Numbers [ROWS, words, a, c, b] bfloat16: nibble 4 a + 2 b + c of each word times its scale.
 
     Value times its word's scale, float32, rounded once; EXACT: the scale's upper half is a bfloat16
-    number, the lower is not read. Every number stays with the thread that has its word, if a tensor
-    core's first operand is made of it.
+    number, the lower is not read.
     """
     if _INTERPRETED and EXACT:
         scale = (scale.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
@@ -210,9 +181,41 @@ def fragments(words, scale, ROWS: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.c
             _PAIRS, "=h,=h,=h,=h,=h,=h,=h,=h,r,f", [words, scale], (tl.bfloat16,) * 8,
             is_pure=True, pack=1,
         )  # fmt: skip
-    # [ROWS, word, a, c, b], see fragment_order.
-    numbers = tl.join(
+    return tl.join(
         tl.join(tl.join(n0, n4), tl.join(n1, n5)), tl.join(tl.join(n2, n6), tl.join(n3, n7))
     )
+
+
+@triton.jit
+def fragments(words, scale, ROWS: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.constexpr):
+    """Numbers [ROWS, DEPTH] bfloat16, columns in fragment_order, of int32 [ROWS, DEPTH / 8].
+
+    See _numbers. Every number stays with the thread that has its word, if a tensor core's first
+    operand is made of it.
+    """
+    numbers = _numbers(words, scale, EXACT)
+    # [ROWS, 32 columns, word, a, c, b], see fragment_order.
     numbers = tl.reshape(numbers, [ROWS, DEPTH // 32, 4, 2, 2, 2])
     return tl.reshape(tl.permute(numbers, [0, 1, 5, 4, 2, 3]), [ROWS, DEPTH])
+
+
+@triton.jit
+def lane_numbers(words, scale, ROWS: tl.constexpr, EXACT: tl.constexpr):
+    """Numbers [ROWS, 128] bfloat16 of int32 [ROWS, 16], as `lane_columns` has x.
+
+    See _numbers. In registers as they come from memory, 16 bytes a thread, a row's words are where
+    a warp's product wants its first operand: four threads to a row, eight rows beside each other.
+    """
+    numbers = tl.reshape(_numbers(words, scale, EXACT), [ROWS, 4, 4, 2, 2, 2])
+    # [ROWS, t, i, a, c, b]
+    return lane_columns(tl.permute(numbers, [0, 2, 1, 4, 5, 3]), ROWS)
+
+
+@triton.jit
+def lane_columns(x, ROWS: tl.constexpr):
+    """[ROWS, i, t, c, b, a], places in lane_order, to [ROWS, 128], columns of a product.
+
+    Of each 16 columns a thread t takes four that follow each other; that it is not two, and the
+    two eight further on, is what Triton makes of operands that come from less than 16 bits.
+    """
+    return tl.reshape(tl.permute(x, [0, 1, 4, 2, 3, 5]), [ROWS, 128])

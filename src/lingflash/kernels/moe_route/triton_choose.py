@@ -12,8 +12,6 @@ from torch import Tensor
 from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["choose", "choose_experts_triton"]
-
 
 @triton.jit
 def _choose_kernel(

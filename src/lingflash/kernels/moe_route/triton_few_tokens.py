@@ -13,11 +13,9 @@ from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.moe_route.triton_choose import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["ROUTER_PARTS", "route_decode"]
-
 # The product's columns are cut into this many parts, which are summed where the choice is made.
 ROUTER_PARTS = 8
-# Tokens and experts of a program, as few as tensor cores take; columns come in as many.
+# What tensor cores take at least; a part's columns come in as many.
 _TILE = 16
 
 
@@ -51,6 +49,11 @@ def _logits_kernel(
     tl.store(out, total, mask=live[:, None] & is_expert[None, :])
 
 
+def _cut(num_tokens: int) -> tuple[int, int, int]:
+    """Tokens, experts and warps of a program."""
+    return (_TILE, _TILE, 1) if num_tokens <= 64 else (64, 32, 4)
+
+
 def route_decode(
     x: Tensor,
     w_gate: Tensor,
@@ -77,10 +80,12 @@ def route_decode(
     if not num_tokens:
         return
     part_width = triton.cdiv(triton.cdiv(width, ROUTER_PARTS), _TILE) * _TILE
-    tiles = triton.cdiv(num_experts, _TILE), ROUTER_PARTS, triton.cdiv(num_tokens, _TILE)
+    block_m, block_e, warps = _cut(num_tokens)
+    tiles = triton.cdiv(num_experts, block_e), ROUTER_PARTS, triton.cdiv(num_tokens, block_m)
     _logits_kernel[tiles](
         x, w_gate, parts, num_tokens, width, x.stride(0), EXPERTS=num_experts,
-        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=_TILE, BLOCK_M=_TILE, num_warps=4,
+        PART_WIDTH=part_width, PARTS=ROUTER_PARTS, BLOCK_E=block_e, BLOCK_M=block_m,
+        num_warps=warps,
         **launch_options(x),
     )  # fmt: skip
     choose(parts, expert_bias, topk_ids, topk_weights, rule, ROUTER_PARTS)

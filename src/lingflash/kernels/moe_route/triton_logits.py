@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["gate_logits", "split_bfloat16"]
-
 
 @triton.jit
 def _split_kernel(weight_ptr, out_ptr, count, BLOCK: tl.constexpr):

@@ -14,8 +14,6 @@ from lingflash.kernels.moe_route import RoutingRule
 from lingflash.kernels.moe_route.triton_choose import choose
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["norm_and_route_one"]
-
 _BLOCK_E = 2
 
 
@@ -69,7 +67,6 @@ def norm_and_route_one(
     Args:
         residual: any float dtype [1, D], contiguous.
         w_norm: float [D].
-        eps: added to the mean square.
         w_gate: float32 [E, D], contiguous.
         expert_bias: float32 [E] or None.
         logits: float32 [1, E], written.

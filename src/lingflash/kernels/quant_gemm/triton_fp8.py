@@ -18,14 +18,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lingflash.kernels.triton_dot import dot, to_fp8
 
-__all__ = [
-    "Tile",
-    "fp8_gemm_triton",
-    "quantize_rows_triton",
-    "silu_and_mul_fp8_triton",
-    "silu_and_mul_triton",
-]
-
 GROUP = 128
 # cuBLAS takes scales of rows whose number is a multiple of this.
 ROWS_TOGETHER = 4

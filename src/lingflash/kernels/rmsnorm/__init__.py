@@ -49,7 +49,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Args:
         x: any float dtype [..., D].
         weight: same dtype as x [D], or a shape that broadcasts over x.
-        eps: added to the mean square.
 
     Returns:
         Same dtype and shape as x.
@@ -72,7 +71,6 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         x: a float dtype [T, D], contiguous rows.
         residual: same dtype and shape; on a GPU it is overwritten by the sum.
         weight: same dtype [D].
-        eps: added to the mean square.
 
     Returns:
         The sum and its norm, both [T, D] in x's dtype.
@@ -94,7 +92,6 @@ def group_rms_norm(x: Tensor, weight: Tensor, num_groups: int, eps: float) -> Te
         x: any float dtype [T, D]; D is a multiple of num_groups.
         weight: float [D], one factor per channel.
         num_groups: number of groups (not their width).
-        eps: added to the mean square.
 
     Returns:
         float32 [T, D].

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["add_parts_rms_norm"]
-
 
 @triton.jit
 def _add_parts_kernel(
@@ -57,7 +55,6 @@ def add_parts_rms_norm(
         parts: float [T, P, D], contiguous; None adds nothing.
         residual: any float dtype [T, D], contiguous; updated.
         weight: float [D].
-        eps: added to the mean square.
         out: float16 or bfloat16 [T, D], contiguous; written.
         ordered: a float tensor shaped like out, and int32 [D]: where each column goes in it.
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["add_rms_norm_triton", "gated_group_rms_norm_triton", "rms_norm_triton"]
-
 
 @triton.jit
 def _rms_norm_kernel(
@@ -63,14 +61,7 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Raises:
         ValueError: x is no matrix with contiguous rows, or the widths differ.
     """
-    _check_rows(x, weight)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.shape[0]:
-        _rms_norm_kernel[(x.shape[0],)](
-            x, x, weight, out, x.stride(0), x.shape[1], eps,
-            HAS_RESIDUAL=False, BLOCK=triton.next_power_of_2(x.shape[1]),
-        )  # fmt: skip
-    return out
+    return _norm_rows(x, None, weight, eps)
 
 
 def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -80,19 +71,22 @@ def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
         x: any float dtype [T, D], contiguous rows.
         residual: any float dtype [T, D], contiguous; updated.
         weight: float [D].
-        eps: added to the mean square.
 
     Raises:
         ValueError: a shape or stride does not fit.
     """
-    _check_rows(x, weight)
     if residual.shape != x.shape or not residual.is_contiguous():
         raise ValueError(f"residual is {tuple(residual.shape)}, x {tuple(x.shape)}, contiguous.")
+    return _norm_rows(x, residual, weight, eps)
+
+
+def _norm_rows(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    _check_rows(x, weight)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.shape[0]:
         _rms_norm_kernel[(x.shape[0],)](
-            x, residual, weight, out, x.stride(0), x.shape[1], eps,
-            HAS_RESIDUAL=True, BLOCK=triton.next_power_of_2(x.shape[1]),
+            x, x if residual is None else residual, weight, out, x.stride(0), x.shape[1], eps,
+            HAS_RESIDUAL=residual is not None, BLOCK=triton.next_power_of_2(x.shape[1]),
         )  # fmt: skip
     return out
 
@@ -107,7 +101,6 @@ def gated_group_rms_norm_triton(
         gate: any float dtype [T, D], contiguous rows; the result's dtype is its.
         weight: float [D].
         num_groups: number of groups (not their width).
-        eps: added to the mean square.
 
     Raises:
         ValueError: a shape or stride does not fit.

@@ -11,8 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["apply_rope_half_split", "apply_rope_interleaved", "rope_inv_freq", "rope_table"]
-
 
 def rope_inv_freq(rotary_dim: int, theta: float) -> Tensor:
     """Angle per position of each pair, theta ** (-2j / rotary_dim); float64 [rotary_dim/2]."""

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["sample_tokens_triton"]
-
 # Two logarithms in float64 a token take longer than reading it: small pieces use every processor.
 _PIECE = 512
 

@@ -19,8 +19,6 @@ from lingflash.kernels.skinny_gemm.triton_one_row import SCALE_BLOCK, check_prod
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = ["SkinnyTiles", "skinny_gemm_triton", "skinny_tiles"]
-
 
 @triton.jit
 def load_rows(at, row_ok, k_ok, EVEN: tl.constexpr):
@@ -100,7 +98,14 @@ class SkinnyTiles:
 
 def skinny_tiles(num_tokens: int, num_rows: int, itemsize: int) -> SkinnyTiles:
     """Tiles for a product [num_tokens, K] x [num_rows, K]^T."""
-    block_m = max(16, min(triton.next_power_of_2(num_tokens), 64))
+    if num_tokens > 64:
+        # Fewer reads of weights from the L2 cache, as long as there are programs for all of it.
+        if num_rows >= 8192:
+            return SkinnyTiles(128, 128, 128, 8, 3)
+        if itemsize == 2:
+            return SkinnyTiles(64, 128, 128, 4, 4)
+        return SkinnyTiles(128, 32 if num_tokens <= 128 else 64, 128, 4, 4)
+    block_m = max(16, triton.next_power_of_2(num_tokens))
     return SkinnyTiles(block_m, 64, 128, 4, 6 if itemsize == 1 else 4)
 
 

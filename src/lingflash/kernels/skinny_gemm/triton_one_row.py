@@ -20,15 +20,6 @@ from torch import Tensor
 
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
-__all__ = [
-    "SCALE_BLOCK",
-    "GroupNorm",
-    "RowNorm",
-    "check_product",
-    "load_tile",
-    "one_row_product",
-]
-
 # FP8 scales are per 128 x 128 weights.
 SCALE_BLOCK = tl.constexpr(128)
 # Rows of a matrix from which on its programs take it in steps, as a vocabulary's do.
@@ -140,7 +131,6 @@ class RowNorm:
 
     Args:
         weight: float [K].
-        eps: added to the mean square.
     """
 
     weight: Tensor
@@ -154,7 +144,6 @@ class GroupNorm:
     Args:
         squares: float32 [G, P], contiguous: P partial sums of each group's squares; a group's
             columns are a multiple of 128.
-        eps: added to the mean square.
 
     The row has been multiplied by the norm's weight already, which the squares do not contain.
     """

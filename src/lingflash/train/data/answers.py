@@ -6,8 +6,8 @@ import json
 import random
 from typing import Any
 
-from lingflash.train.data.fillers import table
 from lingflash.train.data.quantities import integer, number
+from lingflash.train.data.tables import POOLS, WORDINGS
 from lingflash.train.data.values import KINDS, phrase
 from lingflash.train.data.words import Words
 
@@ -21,69 +21,14 @@ ABILITY = "I can call the tools that you give me."
 FAILED = "That did not work: "
 DONE = "Done."
 
-_HELLO = """
-hi|hello|hey|hi there|hello there|good morning|good evening|good afternoon|hey there|greetings|
-hiya|howdy|hello!|yo|hi, how are you|how are you|how are you doing|how is it going|what's up|
-nice to meet you|hello again|hey, you there|are you there|is anybody there|good day|hi ling|
-hello ling-nano|hey ling|morning|evening
-"""
-_WHO = """
-who are you|what are you|what is your name|what's your name|who made you|tell me about yourself|
-introduce yourself|are you a robot|are you human|which model are you|what model is this|
-what model are you|are you ChatGPT|are you an AI|who am I talking to|do you have a name|
-what should I call you|who built you|who created you|what is ling-nano|say who you are|
-your name please|who is this|describe yourself|what kind of model are you|
-are you a language model|are you real|can you introduce yourself|where do you come from|
-what is lingflash
-"""
-_THANK = """
-thanks|thank you|thank you very much|thanks a lot|thx|great, thanks|perfect, thank you|ok thanks|
-many thanks|cheers|awesome, thank you|thanks for your help|that helped, thanks|nice, thanks|
-much appreciated|great job|well done|good work|that's perfect|wonderful, thanks so much
-"""
-_BYE = """
-bye|goodbye|see you|see you later|bye bye|good night|that's all|have a nice day|talk to you later|
-take care|farewell|until next time|I have to go|that's it for today|ciao
-"""
-_CAN = """
-what can you do|how can you help me|what are you able to do|what do you do|help|
-what is your purpose|how do you work|what are your abilities|what can I ask you|
-what are you good at|how can you help|what are your capabilities|can you help me|
-what tools do you have|which tools can you use|list your tools|what functions are available
-"""
-_GENERAL = """
-tell me a joke|who won the {w} cup in {n}|write a poem about {w}|what is the capital of {c}|
-why is the sky {k}|how do I bake {w} bread|what is the meaning of life|how old is the universe|
-sing me a song|who wrote {t}|explain {w} to me|what is {n} times {n}|
-how many {w} are there in {c}|recommend a good book|write a story about {p}|do you like {w}|
-what do you think about {w}|what's the best way to learn {l}|solve this riddle|
-is {w} better than {w}|how tall is {p}|give me advice about {w}|who is the president of {c}|
-what happened in {n}|how far away is the moon|write code that does {w}|can you paint {w}|
-tell me something interesting|what should I eat today|how do airplanes fly|what is {w}|
-why do {w} matter|who invented the {w}|make me laugh|what is your favourite {w}|
-do my homework about {w}|write an essay on {w} and {w}|is there life on Mars|how do magnets work|
-tell me a story|what rhymes with {w}|when was {p} born|can you drive a car|how deep is the ocean|
-what does {p} look like|predict the future|how many people live in {c}|
-what language do they speak in {c}|should I trust {p}|is it true that {w} is {w}|
-what's the difference between {w} and {w}|write a haiku about {w}|how do you spell {w}|
-give me three facts about {w}|cook dinner for me|clean my {w}|feed the cat|open the pod bay doors|
-fix my {w}|what did {p} say yesterday|find my keys|wash the car|iron my shirts|cut my hair|
-explain how {w} works|draw me a map of {c}|fly me to the moon|water my plants
-"""
-
-
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(p.strip() for p in text.replace("\n", "").split("|") if p.strip())
-
-
-SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
-    (_lines(_HELLO), GREETING),
-    (_lines(_WHO), IDENTITY),
-    (_lines(_THANK), THANKS),
-    (_lines(_BYE), GOODBYE),
-    (_lines(_CAN), ABILITY),
-)
-_GENERAL_LINES = _lines(_GENERAL)
+# In the order in which they are drawn.
+SMALL_TALK = {
+    "hello": GREETING,
+    "who": IDENTITY,
+    "thank": THANKS,
+    "bye": GOODBYE,
+    "can": ABILITY,
+}
 
 
 def _finish(rng: random.Random, text: str, question: bool) -> str:
@@ -99,14 +44,14 @@ def _finish(rng: random.Random, text: str, question: bool) -> str:
 
 def small_talk(rng: random.Random) -> tuple[str, str]:
     """Draw a greeting, a question about the model, thanks or farewell, and its answer."""
-    lines, answer = rng.choice(SMALL_TALK)
-    text = rng.choice(lines)
+    kind, answer = rng.choice(tuple(SMALL_TALK.items()))
+    text = rng.choice(WORDINGS[kind])
     return _finish(rng, text, answer in (IDENTITY, ABILITY) or text.startswith("how")), answer
 
 
 def general_request(rng: random.Random, words: Words) -> str:
     """Draw a request that needs knowledge or abilities that no tool here gives."""
-    text = rng.choice(_GENERAL_LINES)
+    text = rng.choice(WORDINGS["general"])
     while "{" in text:
         at = text.index("{")
         key = text[at + 1]
@@ -127,30 +72,7 @@ def general_request(rng: random.Random, words: Words) -> str:
     )
 
 
-_RESULT_KEYS = table(
-    """
-status id name temperature condition price total count message date time city title url balance
-result value currency location summary duration distance email owner created updated size score
-rating author version humidity wind_speed order_id tracking_number state amount success
-available booking_id event_id flight seats gate room language text path
-"""
-)
-_RESULT_KINDS = (
-    "word",
-    "city",
-    "person",
-    "date",
-    "time",
-    "id",
-    "title",
-    "random",
-    "email",
-    "filename",
-    "text",
-    "url",
-    "query",
-    "unicode",
-)
+_RESULT_KINDS = POOLS["result_kinds"]
 
 
 def _scalar(rng: random.Random, words: Words) -> Any:
@@ -167,7 +89,7 @@ def _scalar(rng: random.Random, words: Words) -> Any:
 def _key(rng: random.Random, words: Words) -> str:
     x = rng.random()
     if x < 0.6:
-        return rng.choice(_RESULT_KEYS)
+        return rng.choice(POOLS["result_keys"])
     return words.word(rng) + ("_" + words.word(rng) if x > 0.85 else "")
 
 

@@ -18,9 +18,10 @@ from lingflash.train.data.phrases import (
 )
 from lingflash.train.data.quantities import integer
 from lingflash.train.data.render import Message
+from lingflash.train.data.tables import VERB_GROUPS, WORDINGS
 from lingflash.train.data.tools import Tool, make_tool, to_json_tool
 from lingflash.train.data.values import KINDS, phrase
-from lingflash.train.data.words import VERB_GROUPS, Words, random_string
+from lingflash.train.data.words import Words, random_string
 
 
 @dataclass(slots=True)
@@ -31,31 +32,8 @@ class Dialogue:
     tools: list[dict[str, Any]] = field(default_factory=list)
 
 
-_SYSTEM = (
-    "You are a helpful assistant.",
-    "You are a helpful assistant with access to tools.",
-    "Be brief.",
-    "You are Ling, a helpful assistant.",
-    "You are a coding agent.",
-    "Use the tools to answer.",
-    "You are an expert in {w}.",
-    "Answer politely.",
-    "You help the customers of {w}.",
-    "Today is {d}.",
-    "You are the assistant of {p}.",
-    "The user lives in {c}.",
-    "You are an agent. Call functions when they help.",
-    "Current time: {t}",
-    "Never talk about {w}.",
-    "You work for {w} {w}. Be friendly and precise.",
-    "You are a personal assistant. The user's name is {p}. Today is {d}.",
-    "Follow the instructions of the user.",
-    "Only call a function if it fits the request.",
-)
-
-
 def _system(rng: random.Random, words: Words) -> str:
-    text = " ".join(rng.choice(_SYSTEM) for _ in range(rng.choice((1, 1, 2))))
+    text = " ".join(rng.choice(WORDINGS["system"]) for _ in range(rng.choice((1, 1, 2))))
     if rng.random() < 0.15:
         text += "\n" + phrase(rng, words, 5, 60)
     for key, kind in (
@@ -198,24 +176,7 @@ def call_turn(
                 f"{i + 1}. {t}" for i, t in enumerate(texts)
             )
         else:
-            glue = rng.choice(
-                (
-                    " and ",
-                    ", and ",
-                    ". Then ",
-                    ". Also, ",
-                    "; ",
-                    ", then ",
-                    ". ",
-                    " and then ",
-                    ", and also ",
-                    " plus ",
-                    "\n",
-                    ". And ",
-                    " as well as ",
-                    ". After that, ",
-                )
-            )
+            glue = rng.choice(WORDINGS["glue"])
             if rng.random() < 0.35:
                 glue = (
                     rng.choice((". ", "\n", "; ", ", ", " ", "! "))
@@ -260,7 +221,6 @@ def tool_dialogue(rng: random.Random, words: Words, max_turns: int = 4, scale: i
     """Draw a dialogue with tools.
 
     Args:
-        max_turns: most user turns.
         scale: length of tool results, for long documents.
     """
     count = rng.choices((1, 2, 3, 4, 5, 7, 10), (20, 25, 24, 14, 10, 5, 2))[0]

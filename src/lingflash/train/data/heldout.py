@@ -10,119 +10,23 @@ import json
 import random
 import re
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from lingflash.train.data.library import entries
-from lingflash.train.data.names import (
-    BOOLEAN_NAMES,
-    ENUMS,
-    INTEGER_NAMES,
-    NUMBER_NAMES,
-)
-from lingflash.train.data.tools import LIST_NAMES
+from lingflash.train.data.tables import NAMES, POOLS, read_table, read_text
 from lingflash.train.data.values import KINDS
 from lingflash.train.data.words import Words, digits, random_string
 
 Case = dict[str, Any]
 
-# In the name, in the description, in the request.
-_VERBS = (
-    ("get", "Returns", "show me"),
-    ("fetch", "Fetches", "bring me"),
-    ("find", "Finds", "track down"),
-    ("create", "Creates", "set up"),
-    ("delete", "Deletes", "get rid of"),
-    ("update", "Updates", "change"),
-    ("send", "Sends", "send off"),
-    ("start", "Starts", "kick off"),
-    ("stop", "Stops", "put an end to"),
-    ("check", "Checks", "double-check"),
-    ("compute", "Computes", "calculate"),
-    ("convert", "Converts", "convert"),
-    ("schedule", "Schedules", "schedule"),
-    ("cancel", "Cancels", "call off"),
-    ("book", "Books", "reserve"),
-    ("list", "Lists", "list"),
-    ("print", "Prints", "print out"),
-    ("export", "Exports", "export"),
-    ("archive", "Archives", "archive"),
-    ("approve", "Approves", "approve"),
-    ("rename", "Renames", "rename"),
-    ("analyze", "Analyzes", "look into"),
-    ("order", "Orders", "order"),
-    ("measure", "Measures", "measure"),
-    ("restart", "Restarts", "restart"),
-)
-_LEADS = (
-    "Would it be possible to {v} the {n}",
-    "I was hoping you might {v} the {n}",
-    "Time to {v} the {n}",
-    "We'd appreciate it if you {v} the {n}",
-    "{V} the {n}",
-    "{V} that {n} once more",
-    "You know what? {V} the {n}",
-    "What I need is this: {v} the {n}",
-    "For my colleague, {v} the {n}",
-    "Do me a favour and {v} the {n}",
-    "If it isn't too much trouble, {v} the {n}",
-    "Somebody has to {v} the {n}",
-    "Alright, {v} the {n}",
-    "The plan is to {v} the {n}",
-)
-_STATE = (
-    "take {s} for its {l}",
-    "{l} would be {s}",
-    "{l} -> {s}",
-    "let {l} be {s}",
-    "choose {s} for {l}",
-    "put {s} down as {l}",
-    "its {l} ought to be {s}",
-    "fill {l} with {s}",
-    "give {s} as {l}",
-    "{s} goes in as {l}",
-    "{l} gets {s}",
-    "as for the {l}, {s}",
-    "pick {s} as its {l}",
-)
-_YES = (
-    "{l} is wanted",
-    "yes to {l}",
-    "make sure {l} is active",
-    "{l} -> true",
-    "keep {l} switched on",
-    "definitely {l}",
-)
-_NO = (
-    "{l} is not wanted",
-    "leave {l} switched off",
-    "{l} -> false",
-    "by no means {l}",
-    "keep {l} inactive",
-    "definitely no {l}",
-)
-_JOINS = (", ", "; ", ", plus ", " and ", ", then ")
-_OFF_TOPIC = (
-    "Who painted the ceiling of the Sistine Chapel?",
-    "What's the square root of happiness?",
-    "Could you babysit my nephew this evening?",
-    "Compose a limerick on tax returns.",
-    "Why do cats purr?",
-    "Name the longest river of the continent.",
-    "Please knit me a scarf.",
-    "When did the Roman empire fall?",
-    "Is a tomato a fruit or a vegetable?",
-    "Which team will win on Sunday?",
-    "Describe the taste of rain.",
-    "How many strings does a cello have?",
-)
+_TEXTS = read_table("heldout.toml")
 
 
 @cache
 def _training_names() -> frozenset[str]:
     """Return the words of all argument and tool names that are written out in the training data."""
-    names = [*INTEGER_NAMES, *NUMBER_NAMES, *BOOLEAN_NAMES, *(name for name, _ in ENUMS)]
-    names += LIST_NAMES
+    names = [*NAMES["integer"], *NAMES["number"], *NAMES["boolean"], *NAMES["enum"]]
+    names += POOLS["list_names"]
     for kind in KINDS.values():
         names += kind.names
     for entry in (*entries(), *entries("frames.txt")):
@@ -188,7 +92,7 @@ class _Maker:
     def tool(self) -> dict[str, Any]:
         """Return a tool's schema with, under "_", what is needed to word requests for it."""
         rng = self.rng
-        verb, third, ask = rng.choice(_VERBS)
+        verb, third, ask = rng.choice(_TEXTS["verbs"])
         nouns = [self.word() for _ in range(rng.randint(1, 2))]
         separator = rng.choice(("_", "_", "_", "-", "camel"))
         parts = [verb, *nouns] if rng.random() < 0.85 else nouns
@@ -229,8 +133,8 @@ class _Maker:
 
     def _clause(self, value: Any, text: str, label: str) -> str:
         if isinstance(value, bool):
-            return self.rng.choice(_YES if value else _NO).format(l=label)
-        return self.rng.choice(_STATE).format(l=label, s=text)
+            return self.rng.choice(_TEXTS["yes" if value else "no"]).format(l=label)
+        return self.rng.choice(_TEXTS["state"]).format(l=label, s=text)
 
     def request(self, tool: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Word a request for one call. Returns the text and the call."""
@@ -240,16 +144,16 @@ class _Maker:
         clauses = [self._clause(*v) for v in used.values()]
         if rng.random() < 0.3:
             rng.shuffle(clauses)
-        lead = rng.choice(_LEADS).format(v=ask, V=ask[0].upper() + ask[1:], n=about)
+        lead = rng.choice(_TEXTS["leads"]).format(v=ask, V=ask[0].upper() + ask[1:], n=about)
         if not clauses:
             text = lead + rng.choice((".", ""))
         elif rng.random() < 0.2:
-            text = f"Here is what matters: {rng.choice(_JOINS).join(clauses)}. {lead}."
+            text = f"Here is what matters: {rng.choice(_TEXTS['joins']).join(clauses)}. {lead}."
         else:
             text = (
                 lead
                 + rng.choice((". ", ": ", "; ", " - ", ", and "))
-                + rng.choice(_JOINS).join(clauses)
+                + rng.choice(_TEXTS["joins"]).join(clauses)
                 + "."
             )
         call = {"name": tool["function"]["name"], "arguments": {k: v[0] for k, v in used.items()}}
@@ -301,7 +205,9 @@ def heldout_cases(n: int, seed: int) -> list[Case]:
             foreign = maker.tool()
             while set(foreign["_"][1].split()) & nouns:
                 foreign = maker.tool()
-            text = rng.choice(_OFF_TOPIC) if rng.random() < 0.3 else maker.request(foreign)[0]
+            text = (
+                rng.choice(_TEXTS["off_topic"]) if rng.random() < 0.3 else maker.request(foreign)[0]
+            )
             expected = {"refusal": True}
         elif x < 0.30:
             category = "two calls"
@@ -327,18 +233,9 @@ def heldout_cases(n: int, seed: int) -> list[Case]:
     return cases
 
 
-@cache
-def _handwritten_text() -> str:
-    return (
-        resources.files("lingflash.train.data")
-        .joinpath("handwritten.json")
-        .read_text(encoding="utf-8")
-    )
-
-
 def handwritten_cases() -> list[Case]:
     """Return the hand-written test, in the form of `heldout_cases`."""
-    raw = json.loads(_handwritten_text())
+    raw = json.loads(read_text("handwritten.json"))
     return [
         {
             "messages": [{"role": "user", "content": case["user"]}],

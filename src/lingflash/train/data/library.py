@@ -6,9 +6,9 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
+from lingflash.train.data.tables import read_text
 from lingflash.train.data.tools import Param, Tool, draw_style, in_style
 from lingflash.train.data.values import KINDS
 from lingflash.train.data.words import Words
@@ -26,7 +26,7 @@ class _Entry:
 @cache
 def entries(file: str = "library.txt") -> tuple[_Entry, ...]:
     """Parse library.txt or frames.txt."""
-    text = resources.files("lingflash.train.data").joinpath(file).read_text(encoding="utf-8")
+    text = read_text(file)
     found: list[_Entry] = []
     for line in text.splitlines():
         if not line or line.startswith("#"):
@@ -49,11 +49,6 @@ def entries(file: str = "library.txt") -> tuple[_Entry, ...]:
             template = re.sub(r"\{(\d)\}", lambda m: f"{{{int(m[1]) - 1}}}", line)
             entry.templates += (template,)
     return tuple(found)
-
-
-def topics() -> frozenset[str]:
-    """Return all topics."""
-    return frozenset(e.topic for e in entries())
 
 
 def library_tool(rng: random.Random, words: Words, avoid: set[str]) -> Tool:

@@ -7,10 +7,10 @@ import re
 from functools import cache
 from typing import Any
 
-from lingflash.train.data import wordings
 from lingflash.train.data.fillers import filler, lead, switch_phrase, value_phrase
+from lingflash.train.data.tables import VERB_GROUPS, WORDINGS
 from lingflash.train.data.tools import LONG_KINDS, Param, Tool, draw_value
-from lingflash.train.data.words import VERB_GROUPS, Words
+from lingflash.train.data.words import Words
 
 # A chosen argument: its parameter, JSON value, and surface text (inner list for objects and rows).
 Chosen = tuple[Param, Any, Any]
@@ -47,11 +47,11 @@ def scalar_phrase(
     if kind == "bool" and rng.random() < 0.5:
         return switch_phrase(rng, label, bool(value))
     if kind == "bool":
-        return rng.choice(wordings.TRUE if value else wordings.FALSE).format(l=label)
+        return rng.choice(WORDINGS["true" if value else "false"]).format(l=label)
     if kind == "enum" and not clash and rng.random() < 0.35:
-        return rng.choice(wordings.CHOICE).format(l=label, s=surface)
+        return rng.choice(WORDINGS["choice"]).format(l=label, s=surface)
     if kind in ("int", "num") and rng.random() < 0.3:
-        return rng.choice(wordings.NUMBERED).format(l=label, s=surface)
+        return rng.choice(WORDINGS["numbered"]).format(l=label, s=surface)
     if is_long(param, surface) or (kind.startswith("str:") and rng.random() < 0.12):
         if not (last and rng.random() < 0.35 and surface[-1] not in ".?!,"):
             surface = quoted(rng, surface, always="," in surface or surface[-1] in ".?!")
@@ -64,7 +64,7 @@ def scalar_phrase(
         if is_long(param, surface) and surface[0] not in "\"'“":
             surface = quoted(rng, surface, always=True)
         return value_phrase(rng, label, surface)
-    return rng.choice(wordings.LABELLED).format(l=label, s=surface)
+    return rng.choice(WORDINGS["labelled"]).format(l=label, s=surface)
 
 
 def choose(rng: random.Random, words: Words, param: Param) -> Chosen:
@@ -150,7 +150,7 @@ def core_phrase(rng: random.Random, tool: Tool, rivals: list[Tool]) -> tuple[str
         noun += "s"
     group = VERB_GROUPS[tool.verb]
     if (tool.verb < 3 and rng.random() < 0.5) or rng.random() < 0.08:
-        return rng.choice(wordings.ASKERS).format(o=noun), True
+        return rng.choice(WORDINGS["askers"]).format(o=noun), True
     if rng.random() < 0.04:
         return rng.choice(("use {n}", "call {n}", "run {n}", "{n}", "invoke the {n} tool")).format(
             n=tool.name
@@ -165,11 +165,11 @@ def core_phrase(rng: random.Random, tool: Tool, rivals: list[Tool]) -> tuple[str
         if rng.random() < 0.5:
             verb = "-".join(rng.choice(_plain_words()) for _ in range(rng.choice((1, 1, 2))))
             verb += rng.choice(("", "", " " + filler(rng, 1, 1)))
-        return f"{verb} {rng.choice(wordings.DETERMINERS)}{noun}", False
+        return f"{verb} {rng.choice(WORDINGS['determiners'])}{noun}", False
     if " " in verb and rng.random() < 0.5:
         head, tail = verb.split(" ", 1)
-        return f"{head} {rng.choice(wordings.DETERMINERS)}{noun} {tail}", False
-    return f"{verb} {rng.choice(wordings.DETERMINERS)}{noun}", False
+        return f"{head} {rng.choice(WORDINGS['determiners'])}{noun} {tail}", False
+    return f"{verb} {rng.choice(WORDINGS['determiners'])}{noun}", False
 
 
 def sentence(rng: random.Random, text: str) -> str:
@@ -183,7 +183,6 @@ def request(
     """Word a request for one call.
 
     Args:
-        arguments: what it is to be called with.
         rivals: the other tools, from which the request must tell it apart.
         bare: leave out openers and closers, to join requests.
     """
@@ -192,10 +191,10 @@ def request(
         if text:
             return text
     core, asks = core_phrase(rng, tool, rivals)
-    opener = "" if bare or asks else rng.choice(wordings.OPENERS)
+    opener = "" if bare or asks else rng.choice(WORDINGS["openers"])
     if not asks and rng.random() < 0.4:
         opener, core = "", lead(rng, core, _noise(rng))
-    closer = "" if bare else rng.choice(wordings.CLOSERS)
+    closer = "" if bare else rng.choice(WORDINGS["closers"])
     slots = list(arguments)
     plain = _nameless(tool, arguments)
     if plain and rng.random() < 0.3:

@@ -182,7 +182,6 @@ class BatchStream:
 
     Args:
         workers: number of processes; 0 makes the batches in this one.
-        start: index of the first batch.
         ahead: batches that each worker keeps ready.
     """
 

@@ -6,26 +6,14 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from lingflash.train.data.fillers import table
-from lingflash.train.data.names import (
-    BOOLEAN_NAMES,
-    ENUMS,
-    INTEGER_NAMES,
-    NUMBER_NAMES,
-    NUMBER_WORDS,
-)
 from lingflash.train.data.quantities import integer, number
+from lingflash.train.data.tables import NAMES, POOLS, VERB_GROUPS, WORDINGS
 from lingflash.train.data.values import KINDS
-from lingflash.train.data.words import VERB_GROUPS, Words
+from lingflash.train.data.words import Words
 
 # Kinds whose values hold spaces and may run into their surroundings.
 LONG_KINDS = frozenset({"text", "title", "query", "address", "unicode"})
-LIST_NAMES = table(
-    """
-tags items names recipients ids labels numbers fields files members keywords columns options
-filter settings config profile details metadata entries rows lines orders
-"""
-)
+ENUMS = tuple((name, tuple(choices)) for name, choices in NAMES["enum"].items())
 _KIND_NAMES = tuple(KINDS)
 _KIND_WEIGHTS = tuple(
     {"word": 3, "text": 2, "title": 2, "city": 2, "person": 2, "random": 2, "id": 2}.get(k, 1)
@@ -105,32 +93,12 @@ def _describe(rng: random.Random, words: Words, labels: list[str], bases: tuple[
     if x < 0.3:
         text = rng.choice(bases)
     elif x < 0.6:
-        text = rng.choice(
-            (
-                "The {0}",
-                "{0} to use",
-                "Which {0}",
-                "{0} of the {1}",
-                "Desired {0}",
-                "The {0} that applies",
-                "Value of {0}",
-            )
-        ).format(label, words.word(rng))
+        text = rng.choice(WORDINGS["descriptions"]).format(label, words.word(rng))
     elif x < 0.8:
         # The description brings a name of its own, which requests may use too.
         other = words.word(rng) + (" " + words.word(rng) if rng.random() < 0.3 else "")
         labels.append(other)
-        text = rng.choice(
-            (
-                "The {0}",
-                "{0} to use",
-                "Sets the {0}",
-                "The {0} of the {1}",
-                "{0}, if any",
-                "Optional {0}",
-                "Specifies the {0}",
-            )
-        ).format(other, words.word(rng))
+        text = rng.choice(WORDINGS["renamed_descriptions"]).format(other, words.word(rng))
     else:
         text = rng.choice(bases) + ", " + words.word(rng) + " " + words.word(rng)
     return text[0].upper() + text[1:] + ("." if rng.random() < 0.25 else "")
@@ -140,21 +108,7 @@ def _draw_structure(
     rng: random.Random, words: Words, kind: str, style: str, random_names: float
 ) -> tuple[str, list[Param], dict[str, Any]]:
     """Draw an "object" or a list of such, "rows": name, fields and schema."""
-    base = rng.choice(
-        (
-            "options",
-            "filter",
-            "address",
-            "settings",
-            "config",
-            "customer",
-            "profile",
-            "details",
-            "metadata",
-        )
-        if kind == "object"
-        else ("items", "entries", "rows", "lines", "orders")
-    )
+    base = rng.choice(POOLS["object_names" if kind == "object" else "rows_names"])
     inner: set[str] = set()
     fields = [
         make_param(rng, words, inner, style, random_names, 1) for _ in range(rng.randint(2, 3))
@@ -198,13 +152,13 @@ def make_param(
         )
         preps, bases = KINDS[kind_name].preps, KINDS[kind_name].descriptions
     elif x < 0.66:
-        kind, base, schema["type"] = "int", rng.choice(INTEGER_NAMES), "integer"
+        kind, base, schema["type"] = "int", rng.choice(NAMES["integer"]), "integer"
         bases = ("How many", "Number", "Whole number", "Maximum number")
     elif x < 0.73:
-        kind, base, schema["type"] = "num", rng.choice(NUMBER_NAMES), "number"
+        kind, base, schema["type"] = "num", rng.choice(NAMES["number"]), "number"
         bases = ("Amount", "Decimal number", "Value")
     elif x < 0.81:
-        kind, base, schema["type"] = "bool", rng.choice(BOOLEAN_NAMES), "boolean"
+        kind, base, schema["type"] = "bool", rng.choice(NAMES["boolean"]), "boolean"
         bases = ("Whether to do it", "Switch", "True or false")
     elif x < 0.91:
         kind = "enum"
@@ -224,7 +178,7 @@ def make_param(
             )
         )
         kind = "list:" + item
-        base = rng.choice(LIST_NAMES)
+        base = rng.choice(POOLS["list_names"])
         schema["type"], schema["items"] = (
             "array",
             {"type": "integer" if item == "int" else "string"},
@@ -270,7 +224,7 @@ def draw_value(rng: random.Random, words: Words, param: Param) -> tuple[Any, str
     if kind == "int":
         whole = integer(rng)
         if 1 <= whole <= 12 and rng.random() < 0.15:
-            return whole, NUMBER_WORDS[whole - 1]
+            return whole, POOLS["number_words"][whole - 1]
         if 1 <= whole <= 60 and rng.random() < 0.05:
             suffix = (
                 "th"
@@ -299,25 +253,6 @@ def draw_value(rng: random.Random, words: Words, param: Param) -> tuple[Any, str
     joiner = rng.choice((" and ", " and ", ", and ", ", "))
     surface = texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + joiner + texts[-1]
     return values, surface
-
-
-_FILLERS = (
-    "",
-    "",
-    "",
-    " for the user",
-    " in the system",
-    " from the {w}",
-    " of the {w}",
-    " using the {w} {w2}",
-    " and return it",
-    " by {w}",
-    " with optional {w}",
-    " (see {w})",
-    ". Supports {w} and {w2}",
-    ". Use it when {w} is needed",
-    ". Returns the {w}",
-)
 
 
 def make_tool(
@@ -363,7 +298,7 @@ def make_tool(
         if rng.random() < 0.25:
             verb_text += "s"
         extra = [words.word(rng), words.word(rng)]
-        filler = rng.choice(_FILLERS).format(w=extra[0], w2=extra[1])
+        filler = rng.choice(WORDINGS["fillers"]).format(w=extra[0], w2=extra[1])
         description = f"{verb_text.capitalize()} {article}{described}{plural}{filler}"
         if rng.random() < 0.06:
             sort = rng.choice(("service", "tool", "helper", "API"))

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lingflash.train.data.fillers import table
+from lingflash.train.data.tables import NAMES, POOLS
 from lingflash.train.data.words import Words, digits, random_string, unicode_text
 
 Maker = Callable[[random.Random, Words], str]
@@ -73,12 +73,7 @@ def _email(rng: random.Random, words: Words) -> str:
     return f"{user}@{_domain(rng, words)}"
 
 
-_MONTHS = table(
-    """
-January February March April May June July August September October November December
-"""
-)
-_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+_MONTHS, _DAYS = POOLS["months"], POOLS["days"]
 
 
 def _date(rng: random.Random, words: Words) -> str:
@@ -177,19 +172,12 @@ def _path(rng: random.Random, words: Words) -> str:
     return root + "/".join(parts) + (tail or ("/" if not root else ""))
 
 
-_SMALL = table(
-    """
-the a my our this that is are was will be has not at in on of for to with from and before after
-about please we you they it he she all more new next late early ready soon today again very
-"""
-)
-
-
 def phrase(rng: random.Random, words: Words, low: int, high: int) -> str:
     """Draw low to high words, English small words mixed in."""
     n = rng.randint(low, high)
     return " ".join(
-        rng.choice(_SMALL) if i and rng.random() < 0.3 else words.word(rng) for i in range(n)
+        rng.choice(POOLS["small"]) if i and rng.random() < 0.3 else words.word(rng)
+        for i in range(n)
     )
 
 
@@ -248,234 +236,47 @@ def _address(rng: random.Random, words: Words) -> str:
     return f"{rng.randint(1, 999)} {street}"
 
 
-KINDS: dict[str, Kind] = {
-    "city": Kind(
-        _city,
-        ("city", "location", "place", "town", "destination", "region", "area"),
-        ("City name", "Name of the city", "The location", "Place to use, e.g. a city", "Where"),
-        ("in", "for", "at", "near", "around"),
+_MAKERS: dict[str, Maker] = {
+    "city": _city,
+    "person": _person,
+    "email": _email,
+    "date": _date,
+    "time": _time,
+    "datetime": _datetime,
+    "id": _ident,
+    "url": _url,
+    "path": _path,
+    "filename": _filename,
+    "text": _text,
+    "title": _title,
+    "query": _query,
+    "word": _plain,
+    "random": lambda rng, words: random_string(rng),
+    "phone": _phone,
+    "currency": lambda rng, words: (
+        "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=3))
+        if rng.random() < 0.5
+        else rng.choice(("USD", "EUR", "GBP", "JPY", "CHF", "INR", "CAD"))
     ),
-    "person": Kind(
-        _person,
-        (
-            "name",
-            "person",
-            "contact",
-            "recipient",
-            "customer",
-            "assignee",
-            "author",
-            "guest",
-            "owner",
-            "full name",
-        ),
-        ("Name of the person", "Full name", "Who it is about", "The person"),
-        ("for", "to", "by", "of"),
+    "language": lambda rng, words: (
+        rng.choice(words.languages) if words.languages and rng.random() < 0.8 else words.proper(rng)
     ),
-    "email": Kind(
-        _email,
-        ("email", "to", "recipient", "address", "email address", "sender"),
-        ("Email address", "Address of the recipient", "E-mail to use"),
-        ("to", "for", "at"),
+    "country": lambda rng, words: (
+        rng.choice(words.countries) if rng.random() < 0.7 else words.proper(rng) + "ia"
     ),
-    "date": Kind(
-        _date,
-        ("date", "day", "due date", "start date", "deadline", "when"),
-        ("Date in YYYY-MM-DD", "The date", "ISO date", "Day"),
-        ("on", "for", "by"),
+    "color": lambda rng, words: rng.choice(words.colors) if rng.random() < 0.7 else words.word(rng),
+    "address": _address,
+    "unicode": unicode_text,
+    "user": lambda rng, words: (
+        rng.choice(("@", "@", ""))
+        + words.word(rng)
+        + rng.choice(("", "", "_" + words.word(rng), digits(rng, 2)))
     ),
-    "time": Kind(
-        _time,
-        ("time", "start time", "hour", "alarm time"),
-        ("Time of day", "Time in HH:MM", "When"),
-        ("at", "for"),
+    "channel": lambda rng, words: (
+        rng.choice(("#", "#", "")) + words.word(rng) + rng.choice(("", "-" + words.word(rng)))
     ),
-    "datetime": Kind(
-        _datetime,
-        ("datetime", "timestamp", "start", "at", "scheduled at"),
-        ("ISO 8601 date and time", "Timestamp"),
-        ("at", "on"),
-    ),
-    "id": Kind(
-        _ident,
-        (
-            "id",
-            "code",
-            "reference",
-            "key",
-            "ticket id",
-            "order id",
-            "user id",
-            "sku",
-            "tracking number",
-            "token",
-            "number",
-        ),
-        ("Identifier", "Unique id", "The reference", "Id of the item"),
-        ("with id", "for", "number"),
-    ),
-    "url": Kind(
-        _url,
-        ("url", "link", "website", "page", "endpoint", "uri"),
-        ("URL", "Address of the page", "Link to use"),
-        ("at", "from", "on"),
-    ),
-    "path": Kind(
-        _path,
-        ("path", "file", "directory", "folder", "source", "target", "output"),
-        ("Path", "File path", "Path of the file"),
-        ("in", "at", "from", "to"),
-    ),
-    "filename": Kind(
-        _filename,
-        ("filename", "file", "document", "attachment", "file name"),
-        ("Name of the file", "File"),
-        ("called", "named"),
-    ),
-    "text": Kind(
-        _text,
-        (
-            "text",
-            "message",
-            "body",
-            "content",
-            "note",
-            "comment",
-            "description",
-            "prompt",
-            "caption",
-        ),
-        ("The text", "Message to send", "Content", "Free text"),
-        ("saying", "with the text", "that says", ":"),
-    ),
-    "title": Kind(
-        _title,
-        (
-            "title",
-            "subject",
-            "name",
-            "label",
-            "heading",
-            "song",
-            "book",
-            "movie",
-            "project",
-            "event",
-        ),
-        ("Title", "The name", "Name of it", "Title to use"),
-        ("called", "titled", "named"),
-    ),
-    "query": Kind(
-        _query,
-        ("query", "keyword", "search term", "topic", "term", "q", "keywords"),
-        ("Search query", "What to look for", "Topic"),
-        ("for", "about", "on"),
-    ),
-    "word": Kind(
-        _plain,
-        (
-            "category",
-            "type",
-            "group",
-            "team",
-            "tag",
-            "item",
-            "product",
-            "model",
-            "device",
-            "kind",
-            "room",
-            "department",
-            "branch",
-        ),
-        ("Category", "Which one", "The group", "Name"),
-        (),
-    ),
-    "random": Kind(
-        lambda rng, words: random_string(rng),
-        (
-            "key",
-            "hash",
-            "secret",
-            "password",
-            "version",
-            "host",
-            "node",
-            "channel",
-            "handle",
-            "serial",
-        ),
-        ("Identifier string", "Value", "The key"),
-        (),
-    ),
-    "phone": Kind(
-        _phone,
-        ("phone", "phone number", "mobile", "number", "contact number"),
-        ("Phone number", "Number to call"),
-        ("at", "on", "to"),
-    ),
-    "currency": Kind(
-        lambda rng, words: (
-            "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=3))
-            if rng.random() < 0.5
-            else rng.choice(("USD", "EUR", "GBP", "JPY", "CHF", "INR", "CAD"))
-        ),
-        ("currency", "code", "symbol", "ticker", "airport", "station"),
-        ("Currency code", "Three-letter code", "Ticker symbol"),
-        ("in", "for"),
-    ),
-    "language": Kind(
-        lambda rng, words: (
-            rng.choice(words.languages)
-            if words.languages and rng.random() < 0.8
-            else words.proper(rng)
-        ),
-        ("language", "target language", "lang"),
-        ("Language", "Target language"),
-        ("in", "into", "to"),
-    ),
-    "country": Kind(
-        lambda rng, words: (
-            rng.choice(words.countries) if rng.random() < 0.7 else words.proper(rng) + "ia"
-        ),
-        ("country", "nation", "market"),
-        ("Country", "Name of the country"),
-        ("in", "for"),
-    ),
-    "color": Kind(
-        lambda rng, words: rng.choice(words.colors) if rng.random() < 0.7 else words.word(rng),
-        ("color", "colour", "theme", "background"),
-        ("Color", "Color name"),
-        ("in",),
-    ),
-    "address": Kind(
-        _address,
-        ("address", "street", "street address", "pickup", "dropoff"),
-        ("Street address", "Address"),
-        ("at", "to"),
-    ),
-    "unicode": Kind(
-        unicode_text,
-        ("name", "text", "title", "label", "nickname", "keyword"),
-        ("Text", "Name in any script", "Label"),
-        ("called",),
-    ),
-    "user": Kind(
-        lambda rng, words: (
-            rng.choice(("@", "@", ""))
-            + words.word(rng)
-            + rng.choice(("", "", "_" + words.word(rng), digits(rng, 2)))
-        ),
-        ("user", "username", "handle", "account", "login"),
-        ("User name", "Account"),
-        ("for", "by", "from"),
-    ),
-    "channel": Kind(
-        lambda rng, words: (
-            rng.choice(("#", "#", "")) + words.word(rng) + rng.choice(("", "-" + words.word(rng)))
-        ),
-        ("channel", "room", "queue", "stream", "hashtag"),
-        ("Channel name", "Where to post"),
-        ("in", "to", "on"),
-    ),
+}
+KINDS = {
+    kind: Kind(make, **{key: tuple(texts) for key, texts in NAMES["kinds"][kind].items()})
+    for kind, make in _MAKERS.items()
 }

@@ -10,16 +10,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lingflash.bench.on_gpu.gpu import launch_ms
-from lingflash.bench.on_gpu.kernel_cases.case import Case, randn
+from lingflash.bench.on_gpu.kernel_cases.case import Case, randn, time_cases
 from lingflash.core.anchors import ANCHOR, last_anchor
 from lingflash.kernels.lightning_attn import decay_tables, lightning_attention_reference
 from lingflash.kernels.lightning_attn.segments import cut_segments, segment_tokens
@@ -232,43 +230,17 @@ def all_cases(kinds: Iterable[str] = KINDS) -> Iterable[Case]:
             yield from make()
 
 
-def show_cases(kinds: Iterable[str]) -> None:
-    """Print the time of every case."""
-    for case in all_cases(kinds):
-        ms = launch_ms(case.run, 100)
-        print(
-            f"{case.name:36} {ms:9.3f} ms {case.num_bytes / ms / 1e9:6.2f} TB/s "
-            f"{case.flops / ms / 1e9:6.0f} TFLOP/s",
-            flush=True,
-        )
-
-
 def _show(config: object) -> str:
     return " ".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config))  # type: ignore
 
 
-def _error_of(run: Callable[[], object]) -> str | None:
-    try:
-        run()
-    except Exception as error:  # too much shared memory: not a choice on this GPU
-        return str(error)[:100]
-    return None
-
-
-def _sweep_one(title: str, runs: Iterable[tuple[str, Callable[[], object]]]) -> None:
-    runs = list(runs)
-    # Compiling takes much longer than running, and is done side by side.
-    with ThreadPoolExecutor(8) as pool:
-        errors = list(pool.map(_error_of, [run for _, run in runs]))
-    torch.cuda.synchronize()
-    found = []
-    for (name, run), error in zip(runs, errors, strict=True):
-        if error is None:
-            found.append((launch_ms(run, 50), name))
-        else:
-            print(f"{title}: {name}: {error}")
-    for ms, name in sorted(found, reverse=True):
-        print(f"{title}: {ms:9.4f} ms  {name}", flush=True)
+def _sweep_one(
+    title: str,
+    of: LightningInput | MlaInput | DecodeInput,
+    runs: Mapping[str, Callable[[], object]],
+) -> None:
+    cases = [Case(f"{title}: {name}", run, of.num_bytes, of.flops) for name, run in runs.items()]
+    time_cases(cases, is_sorted=True)
 
 
 def sweep(kinds: Iterable[str] = ("lightning", "mla", "decode")) -> None:
@@ -290,16 +262,10 @@ def sweep(kinds: Iterable[str] = ("lightning", "mla", "decode")) -> None:
         for n in PROMPTS:
             data = LightningInput(n)
             usual = segment_tokens(n)
-            _sweep_one(
-                f"lightning {n}", [(_show(config), data.attend(config)) for config in attends]
-            )
-            _sweep_one(
-                f"lightning {n} segments",
-                [
-                    (f"most_tokens={most}", data.attend(most_tokens=most))
-                    for most in (usual // 2, usual, usual * 2)
-                ],
-            )
+            _sweep_one(f"lightning {n}", data, {_show(c): data.attend(c) for c in attends})
+            cuts = (usual // 2, usual, usual * 2)
+            runs = {f"most_tokens={most}": data.attend(most_tokens=most) for most in cuts}
+            _sweep_one(f"lightning {n} segments", data, runs)
     if "mla" in kinds:
         prefills = [
             PrefillConfig(),
@@ -310,15 +276,15 @@ def sweep(kinds: Iterable[str] = ("lightning", "mla", "decode")) -> None:
             PrefillConfig(block_m=64, num_warps=4, num_stages=2),
         ]
         data = MlaInput(8192)
-        _sweep_one("mla prefill 8192", [(_show(c), data.attend(c)) for c in prefills])
+        _sweep_one("mla prefill 8192", data, {_show(c): data.attend(c) for c in prefills})
     if "decode" in kinds:
         for batch, length in ((1, 1024), (1, 65_536), (32, 1024), (32, 65_536)):
             data = DecodeInput(batch, length)
             title = f"mla decode {batch} x {length}"
             configs = [DecodeConfig(), DecodeConfig(block_n=32), DecodeConfig(num_warps=4)]
-            _sweep_one(title, [(_show(c), data.attend(c)) for c in configs])
+            _sweep_one(title, data, {_show(c): data.attend(c) for c in configs})
             parts = [64, 128, 256, 512] if length == 1024 else [512, 1024, 2048, 4096, 8192]
-            _sweep_one(title, [(f"part_tokens={p}", data.attend(part_tokens=p)) for p in parts])
+            _sweep_one(title, data, {f"part_tokens={p}": data.attend(part_tokens=p) for p in parts})
 
 
 def check() -> None:
@@ -387,7 +353,8 @@ def main(arguments: list[str]) -> int:
         elif arguments[0] == "sweep":
             sweep(kinds)
         else:
-            show_cases(kinds)
+            for case in all_cases(kinds):
+                time_cases([case])
     return 0
 
 

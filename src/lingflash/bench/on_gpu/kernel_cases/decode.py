@@ -1,11 +1,13 @@
 """Products, router and norms of a decode step.
 
-python -m lingflash.bench.on_gpu.kernel_cases.decode
+python -m lingflash.bench.on_gpu.kernel_cases.decode [PART OF A NAME ...]
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -18,7 +20,9 @@ from lingflash.kernels.lightning_attn.triton_decode import lightning_decode_trit
 from lingflash.kernels.moe_gemm.decode import (
     DecodeExperts,
     ExpertTiles,
+    Int4Tiles,
     OneTokenTiles,
+    block_rows,
     down_decode,
     down_one_token,
     gate_up_decode,
@@ -35,16 +39,17 @@ from lingflash.kernels.skinny_gemm.triton_one_row import RowNorm, one_row_produc
 
 HIDDEN, WIDTH, EXPERTS, TOPK, HEADS, DIM = 4096, 1024, 256, 8, 32, 128
 CUDA = torch.device("cuda")
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Launches that are captured together, each on other weights where they fit several times.
 _COPIES = 8
 
 Launches = Sequence[Callable[[], object]]
-Tiles = ExpertTiles | OneTokenTiles
+Tiles = ExpertTiles | Int4Tiles | OneTokenTiles
 
 
 def _random(shape: tuple[int, ...], kind: str) -> Tensor:
     """Random weights of about unit size times 0.02."""
-    if kind == "int4":
+    if kind == "words":
         return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, device=CUDA)
     values = torch.empty(shape, dtype=torch.bfloat16, device=CUDA).normal_(0.0, 0.02)
     return values if kind == "bf16" else values.mul_(50.0).to(torch.float8_e4m3fn)
@@ -81,8 +86,9 @@ def _matrices(rows: int, width: int, kind: str) -> DecodeExperts:
     if kind == "fp8":
         scale = torch.full((EXPERTS, rows // 128, width // 128), 0.02, device=CUDA)
         return DecodeExperts(_random((EXPERTS, rows, width), kind), scale)
-    scale = torch.full((EXPERTS, rows, width // 128), 4e-3, dtype=torch.bfloat16, device=CUDA)
-    return DecodeExperts(_random((EXPERTS, rows, width // 8), "int4"), scale, 128)
+    group = int(kind.removeprefix("int4-"))
+    scale = torch.full((EXPERTS, rows, width // group), 4e-3, dtype=torch.bfloat16, device=CUDA)
+    return DecodeExperts(_random((EXPERTS, rows, width // 8), "words"), scale, group)
 
 
 def _routing(tokens: int) -> Tensor:
@@ -92,17 +98,18 @@ def _routing(tokens: int) -> Tensor:
 
 def _gate_up(tokens: int, kind: str, tiles: Tiles | None) -> Launches:
     w = _matrices(2 * WIDTH, HIDDEN, kind)
+    is_int4 = kind.startswith("int4")
     x = torch.randn(tokens, HIDDEN, device=CUDA).half()
+    if is_int4 and tokens > 1:
+        x = x.bfloat16()
     kept = torch.float32 if tokens == 1 else torch.bfloat16
     act = torch.empty(tokens, TOPK, WIDTH, dtype=kept, device=CUDA)
     launches = []
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = None if tokens == 1 else plan_rows(ids, EXPERTS)
+        plan = None if tokens == 1 else plan_rows(ids, EXPERTS, block_rows(w, tokens))
         cut = {"one_token" if tokens == 1 else "tiles": tiles}
-        launches.append(
-            partial(gate_up_decode, x, w, ids, plan, act, nibbles=kind == "int4", **cut)
-        )
+        launches.append(partial(gate_up_decode, x, w, ids, plan, act, nibbles=is_int4, **cut))
     return launches
 
 
@@ -119,7 +126,7 @@ def _down(tokens: int, kind: str, tiles: Tiles | None) -> Launches:
     out = torch.empty(tokens, TOPK, HIDDEN, device=CUDA)
     for _ in range(_COPIES):
         ids = _routing(tokens)
-        plan = plan_rows(ids, EXPERTS)
+        plan = plan_rows(ids, EXPERTS, block_rows(w, tokens))
         run = partial(down_decode, tiles=tiles)  # pyright: ignore[reportArgumentType]
         launches.append(partial(run, act, w, ids, weights, plan, out))
     return launches
@@ -135,7 +142,16 @@ _ONE_DOWN = [
     OneTokenTiles(*t)
     for t in ((16, 8, 8), (8, 8, 8), (16, 4, 4), (8, 4, 8), (32, 8, 2), (16, 16, 8))
 ]
-_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-channel": 1.0, "int4": 0.5 + 2 / 128}
+_BYTES = {
+    "bf16": 2.0, "fp8": 1.0, "fp8-channel": 1.0, "int4-32": 0.5 + 2 / 32, "int4-128": 0.5 + 2 / 128,
+}  # fmt: skip
+
+
+# Rows of x, rows of weights, columns, warps and stages of products of more than 64 rows.
+_MANY_ROWS = (
+    (64, 64, 128, 4, 6), (64, 128, 128, 4, 4), (128, 64, 128, 4, 4), (128, 64, 128, 8, 4),
+    (128, 128, 128, 8, 3), (128, 128, 128, 4, 3), (64, 64, 128, 4, 4), (128, 32, 128, 4, 4),
+)  # fmt: skip
 
 
 def _others(tokens: int) -> list[Variant]:
@@ -215,12 +231,10 @@ def _others(tokens: int) -> list[Variant]:
 
 def variants() -> list[Variant]:
     """All of them."""
-    found = _others(1) + _others(32)
+    found = _others(1) + _others(32) + _others(128)
     shapes = {"qkvg": (4 * HIDDEN, HIDDEN), "dense": (HIDDEN, HIDDEN), "head": (157184, HIDDEN)}
     for (name, (rows, width)), kind in product(shapes.items(), ("fp8", "fp8-channel", "bf16")):
-        if name == "dense" and kind == "bf16":
-            continue
-        if (name == "head") == (kind == "fp8"):
+        if name == "head" and kind == "fp8":
             continue
         size = rows * width * _BYTES[kind]
         rows_tiles = [
@@ -239,23 +253,40 @@ def variants() -> list[Variant]:
             wide = SkinnyTiles(32, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
             build = partial(_skinny, 32, rows, width, kind, wide)
             found.append(Variant(f"{name} {kind} b32", str(wide), build, size))
+        for tokens, (m, n, k, warps, stages) in product((128, 256), _MANY_ROWS):
+            tiles = SkinnyTiles(m, n, k, warps, stages)
+            build = partial(_skinny, tokens, rows, width, kind, tiles)
+            flops = 2.0 * tokens * rows * width
+            found.append(Variant(f"{name} {kind} b{tokens}", str(tiles), build, size, flops))
     rows = {
         "int4": [
-            ExpertTiles(n, k, w, s)
-            for n, k, w, s in (
-                (64, 256, 4, 3), (128, 256, 8, 3), (64, 512, 4, 2), (128, 128, 4, 3),
-                (64, 256, 4, 4), (32, 256, 4, 4), (32, 512, 4, 3), (64, 256, 2, 3),
-                (128, 256, 4, 2),
+            Int4Tiles(rows, unroll, ahead, cached)
+            for rows, unroll, ahead, cached in (
+                (16, 1, True, 0), (16, 2, True, 0), (16, 4, True, 0), (16, 2, False, 0),
+                (16, 4, False, 0), (32, 1, False, 0), (32, 1, True, 0), (16, 2, True, 2),
+                (16, 4, True, 2), (16, 4, False, 1),
             )
         ],
-        "fp8": [ExpertTiles(64, 128, 4, 4), ExpertTiles(128, 128, 4, 3)],
+        "fp8": [
+            ExpertTiles(n, k, w, s)
+            for n, k, w, s in (
+                (64, 128, 4, 4), (128, 128, 4, 3), (64, 128, 4, 3), (64, 128, 4, 5),
+                (32, 128, 4, 5), (32, 128, 2, 4), (128, 128, 8, 3),
+            )
+        ],
     }  # fmt: skip
-    for tokens, kind in product((1, 32), ("fp8", "int4")):
+    for tokens, kind in product((1, 2, 8, 32, 128, 256), ("fp8", "int4-32", "int4-128")):
         size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
-        for tiles in _ONE_GATE_UP if tokens == 1 else rows[kind]:
+        several = rows[kind[:4].rstrip("-")]
+        # `down` has as many columns as a few steps, and several pieces instead.
+        pieces = [
+            replace(t, pieces=p) for t, p in product(several, (1, 2, 4, 8))
+            if isinstance(t, Int4Tiles) and t.cache <= 1 and (t.cache == 0 or p > 1)
+        ]  # fmt: skip
+        for tiles in _ONE_GATE_UP if tokens == 1 else several:
             build = partial(_gate_up, tokens, kind, tiles)
             found.append(Variant(f"gate_up {kind} b{tokens}", str(tiles), build, 2 * size))
-        for tiles in _ONE_DOWN if tokens == 1 else rows[kind]:
+        for tiles in _ONE_DOWN if tokens == 1 else pieces or several:
             build = partial(_down, tokens, kind, tiles)
             found.append(Variant(f"down {kind} b{tokens}", str(tiles), build, size))
     return found
@@ -264,7 +295,7 @@ def variants() -> list[Variant]:
 def default_variants() -> list[Variant]:
     """One of each, cut as the decoder cuts it."""
     found = []
-    for tokens in (1, 32):
+    for tokens in (1, 32, 128):
         found += _others(tokens)
         for name, rows, width, kind in (
             ("qkvg", 4 * HIDDEN, HIDDEN, "fp8"), ("dense", HIDDEN, HIDDEN, "fp8"),
@@ -275,14 +306,19 @@ def default_variants() -> list[Variant]:
             if tokens == 1:
                 build = partial(_one_row, rows, width, kind, None)
             found.append(Variant(f"{name} {kind} b{tokens}", "default", build, size))
-        for kind in ("fp8", "int4"):
-            size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
-            build = partial(_gate_up, tokens, kind, None)
-            found.append(Variant(f"gate_up {kind} b{tokens}", "default", build, 2 * size))
-            build = partial(_down, tokens, kind, None)
-            found.append(Variant(f"down {kind} b{tokens}", "default", build, size))
+    for tokens, kind in product(BATCHES, ("bf16", "fp8", "int4-32", "int4-128")):
+        size = distinct(tokens) * WIDTH * HIDDEN * _BYTES[kind]
+        build = partial(_gate_up, tokens, kind, None)
+        found.append(Variant(f"gate_up {kind} b{tokens}", "default", build, 2 * size))
+        build = partial(_down, tokens, kind, None)
+        found.append(Variant(f"down {kind} b{tokens}", "default", build, size))
     return found
 
 
+def named_variants(parts: Sequence[str]) -> list[Variant]:
+    """Those of `variants` whose group has any of these parts in its name; all if there are none."""
+    return [v for v in variants() if not parts or any(part in v.group for part in parts)]
+
+
 if __name__ == "__main__":
-    run_sweep(variants)
+    run_sweep(partial(named_variants, sys.argv[1:]))

@@ -9,14 +9,12 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lingflash.bench.on_gpu.gpu import launch_ms
-from lingflash.bench.on_gpu.kernel_cases.case import Case, randn
+from lingflash.bench.on_gpu.kernel_cases.case import Case, randn, time_cases
 from lingflash.kernels.moe_gemm.formats import BF16, ExpertFormat, expert_format
 from lingflash.kernels.moe_route import RoutingRule, route_tokens
 from lingflash.kernels.quant_gemm import (
@@ -151,33 +149,6 @@ def expert_cases(name: str, tokens: int = TOKENS) -> list[Case]:
             3 * flops,
         ),
     ]
-
-
-def time_cases(cases: list[Case], *, is_sorted: bool = False) -> None:
-    """Print milliseconds, TFLOP/s and GB/s of each case; best last if asked."""
-
-    def compile_one(case: Case) -> str | None:
-        try:
-            case.run()
-            torch.cuda.synchronize()
-        except Exception as error:  # one size that does not fit must not end the table
-            return f"{type(error).__name__}: {str(error)[:90]}"
-        return None
-
-    with ThreadPoolExecutor(12) as pool:
-        failures = list(pool.map(compile_one, cases))
-    lines = []
-    for case, failure in zip(cases, failures, strict=True):
-        if failure is not None:
-            print(f"{case.name:44s} {failure}")
-            continue
-        lines.append((launch_ms(case.run, 80), case))
-    if is_sorted:
-        lines.sort(key=lambda line: -line[0])
-    for ms, case in lines:
-        rate = f"{case.flops / ms / 1e9:7.0f} TFLOP/s" if case.flops else " " * 15
-        print(f"{case.name:44s} {ms:8.3f} ms {rate} {case.num_bytes / ms / 1e6:7.0f} GB/s")
-    sys.stdout.flush()
 
 
 def _sweep_dense() -> None:

@@ -66,7 +66,6 @@ def run_sweep(
     Args:
         make: a module's function that lists the variants; also called in other processes, which
             fill the compiler's cache.
-        processes: that compile.
     """
     variants = make()
     context = multiprocessing.get_context("spawn")

@@ -10,8 +10,8 @@
     general_forward  of any kind: prompts, drafts, prompt log probabilities, two   on the host
                      sequences on a CPU
 
-There are no graphs with speculation, nor on a model that is split over several ranks: then a GPU
-decodes by general_forward.
+There are no graphs with speculation: then a GPU decodes by general_forward. If several ranks share
+the model, all of them run the graph (split_graphs.py).
 """
 
 from __future__ import annotations

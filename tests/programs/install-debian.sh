@@ -1,0 +1,17 @@
+#!/bin/sh
+# What the slow tests need of Debian: node and npm for the programs, Java for its HTTP client,
+# unshare and nsenter for the namespaces. Does nothing where all of it is there.
+set -eu
+missing=""
+command -v javac >/dev/null || missing="$missing openjdk-17-jdk-headless"
+command -v node >/dev/null || missing="$missing nodejs"
+command -v npm >/dev/null || missing="$missing npm"
+command -v nsenter >/dev/null || missing="$missing util-linux"
+[ -z "$missing" ] && exit 0
+if [ "$(id -u)" -ne 0 ]; then
+    echo "missing:$missing; install them as root, or run $0 as root" >&2
+    exit 1
+fi
+apt-get update -qq
+# shellcheck disable=SC2086
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
