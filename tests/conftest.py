@@ -6,6 +6,17 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
+from lingflash.core.log import flush_logs
+
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]
 # Two test workers share two cores; torch must not start a thread per core in each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _log_written():
+    """What a test logs is written before the next one looks at standard error."""
+    yield
+    flush_logs()

@@ -51,6 +51,7 @@ class DeferredRunner(ModelRunner):
             sequence.lease.blocks = list(sequence.lease.blocks)
             items.append(replace(item, sequence=sequence))
         work = _Work(replace(output, scheduled=items))
+        output.memory_ops = []  # they are on their way
         self.num_ahead += self._num_unread > 0
         self._num_unread += 1
         self._stream.append(work)

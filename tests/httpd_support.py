@@ -58,6 +58,9 @@ class Shop:
         await self.dead.wait()
         return EngineDeadError("The shop burnt down.")
 
+    def drain(self):
+        """Nothing here would be mended."""
+
     async def stop(self):
         self.log.append("stop")
         if self._stop_error is not None:

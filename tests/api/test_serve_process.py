@@ -76,7 +76,8 @@ def test_serve_when_the_engine_is_killed_then_restarted_as_told_and_then_exit_1(
     assert answer.status_code == 200
     server.engine().kill()
     assert server.wait() == 1
-    assert "error: The engine is gone and no restarts are left.\n" in server.said
+    assert "error: The engine is gone and no restarts are left. The engine process " in server.said
+    assert "was ended by SIGKILL (perhaps the kernel's out-of-memory killer).\n" in server.said
     assert "Traceback" not in server.said
 
 

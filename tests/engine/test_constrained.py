@@ -103,6 +103,35 @@ def test_step_when_sequences_are_preempted_then_the_same_answers():
         assert set(json.loads(text_of(token_ids))) == {"ab", "n"}
 
 
+@pytest.mark.parametrize("num_speculative_tokens", [0, 3])
+@pytest.mark.parametrize("place", ["forward", "launch"])
+def test_step_when_it_fails_after_grammars_moved_on_then_the_same_answers(
+    place, num_speculative_tokens, monkeypatch
+):
+    def run(fails):
+        loop = engine(num_speculative_tokens=num_speculative_tokens)
+        for i in range(4):
+            loop.add(constrained(f"r{i}", OBJECT, prompt=range(1 + i, 15 + i), seed=i))
+        launch, calls = loop.runner.launch, []
+
+        def failing(output):
+            calls.append(1)
+            if fails and len(output.scheduled) > 1 and len(calls) % 3 == 0:
+                with monkeypatch.context() as patch:
+                    if place == "forward":
+                        patch.setattr(loop.runner.general, "forward", lambda batch: 1 / 0)
+                    launch(output)
+                    raise ZeroDivisionError
+            return launch(output)
+
+        monkeypatch.setattr(loop.runner, "launch", failing)
+        events = finish(loop)
+        assert {e.error_code for e in events} == {None}
+        return tokens_of(events)
+
+    assert run(fails=True) == run(fails=False)
+
+
 def test_step_when_the_grammar_may_end_then_stop_tokens_count_only_there():
     spec = GrammarSpec("regex", "[ab]+")
     loop = engine()

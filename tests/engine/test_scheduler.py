@@ -17,14 +17,13 @@ from lingflash.core.errors import (
     QueueFullError,
 )
 from lingflash.core.types import EngineRequest, SamplingParams
-from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
 from lingflash.engine.schedule.scheduler import Scheduler
 from lingflash.engine.schedule.step import StepResult
 
 EOS = 7
 
 
-def new_scheduler(num_blocks=12, block_size=16, slots=4, **changes):
+def new_scheduler(num_blocks=12, block_size=16, slots=4, checkpoint_blocks=0, **changes):
     options = {
         "max_num_seqs": 4,
         "max_num_batched_tokens": 24,
@@ -33,7 +32,7 @@ def new_scheduler(num_blocks=12, block_size=16, slots=4, **changes):
         "vocab_size": 50,
         "stop_token_ids": [EOS],
     } | changes
-    return Scheduler(CacheManager(num_blocks, block_size, slots), **options)
+    return Scheduler(CacheManager(num_blocks, block_size, slots, checkpoint_blocks), **options)
 
 
 def request(name, length=5, **sampling):
@@ -308,9 +307,7 @@ def test_sequence_when_it_ended_with_a_step_in_flight_then_holds_its_memory_unti
 @pytest.mark.parametrize(("num_computed", "is_kept"), [(32, True), (46, True), (47, False)])
 def test_states_when_the_step_in_flight_folds_them_further_then_are_not_kept(num_computed, is_kept):
     """What is decided at a commit is carried out behind the step that is under way."""
-    scheduler = new_scheduler(num_blocks=20)
-    scheduler.cache = CacheManager(20, 16, 4, checkpoint_blocks=8)
-    scheduler.prefixes = PrefixKeeper(scheduler.cache)
+    scheduler = new_scheduler(num_blocks=20, checkpoint_blocks=8)
     scheduler.add(request("a", 10, max_tokens=60), 0.0)
     run_step(scheduler)
     step = scheduler.schedule()
@@ -351,8 +348,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(0, 40),
         n=st.integers(1, 3),
         timeout=st.none() | st.integers(1, 20),
+        owner=st.sampled_from(["", "", "", "a", "b"]),
     )
-    def add(self, length, max_tokens, n, timeout):
+    def add(self, length, max_tokens, n, timeout, owner):
         name = f"r{self.count}"
         self.count += 1
         wanted = EngineRequest(
@@ -360,6 +358,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt_token_ids=[1] * length,
             sampling=SamplingParams(seed=0, max_tokens=max_tokens, n=n),
             timeout_s=timeout,
+            owner=owner,
         )
         try:
             self.scheduler.add(wanted, self.now)
@@ -398,6 +397,17 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if lost is not None:
                     self.take(self.scheduler.step_failed(lost, error))
             self.in_flight = None
+            return
+        if breaks in (1, 2):  # and is made again, in parts
+            if breaks == 1:  # the operations were carried out
+                output.memory_ops = []
+            if self.in_flight is not None:
+                self.scheduler.take_back(self.in_flight)
+                self.in_flight = None
+            for item in self.scheduler.take_back(output):
+                part = self.scheduler.again([item], 0)
+                self.check(part)
+                self.take(self.scheduler.commit(part, results_of(part)))
             return
         results = []
         for i, item in enumerate(output.scheduled):
@@ -446,6 +456,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not any(self.open.values()), "a sequence that never ended"
         assert self.scheduler.cache.num_free_blocks == self.scheduler.cache.num_blocks
         assert self.scheduler._by_request == {}
+        assert not self.scheduler.suspects
 
 
 SchedulerMachine.TestCase.settings = settings(

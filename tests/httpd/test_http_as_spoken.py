@@ -48,6 +48,7 @@ BODY = json.dumps({"text": "hällo"}).encode()
         ("", codecs.BOM_UTF8 + BODY),
         ("gzip", gzip.compress(codecs.BOM_UTF8 + BODY)),
     ],
+    ids=range(7),
 )
 def test_body_when_encoded_then_read(server, encoding, content):
     headers = {"content-encoding": encoding} if encoding else {}
@@ -67,6 +68,7 @@ def test_body_when_encoded_then_read(server, encoding, content):
         ("", BODY[:-1], 400),
         ("", b"\xff\xfe{\x00}\x00", 400),
     ],
+    ids=range(8),
 )
 def test_body_when_its_encoding_is_not_read_or_false_then_says_so(
     server, encoding, content, status

@@ -11,6 +11,7 @@ import os
 import signal
 import struct
 import subprocess
+import tempfile
 import time
 import zlib
 from dataclasses import dataclass
@@ -133,8 +134,10 @@ class Cell:
         self.record = record
         self.path = os.environ["PATH"]
         self.home, self.work = folder / "home", folder / "work"
-        for made in (self.home, self.work, folder / "tmp"):
+        for made in (self.home, self.work):
             made.mkdir(parents=True)
+        # Short: programs make sockets in it, whose paths may have 107 bytes.
+        self._temporary = tempfile.TemporaryDirectory(prefix="cell-", ignore_cleanup_errors=True)
         self._folder = folder
         log = (folder / "server.log").open("w", encoding="utf-8")
         self._process = subprocess.Popen(
@@ -147,7 +150,7 @@ class Cell:
         self._wait_ready()
 
     def _wait_ready(self) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 150
         while not any(word in self.log() for word in ("ready", "serving ")):
             assert self._process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
@@ -164,6 +167,7 @@ class Cell:
             self._process.wait(20)
         finally:
             self._process.kill()
+            self._temporary.cleanup()
 
     def apply(self, program: Program, settings: Settings) -> dict[str, str]:
         """Write a program's settings into the home; gives the variables to set."""
@@ -179,7 +183,7 @@ class Cell:
         clean = {
             "PATH": self.path,
             "HOME": str(self.home),
-            "TMPDIR": str(self._folder / "tmp"),
+            "TMPDIR": self._temporary.name,
             "LANG": "C.UTF-8",
             "TERM": "dumb",
             "NO_COLOR": "1",

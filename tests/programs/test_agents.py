@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from lingflash.cli.connect_check import LARGER_CONTEXT
 from lingflash.cli.connect_program import Settings
 from lingflash.cli.connect_programs import PROGRAMS
 from program_agents import AGENTS, ANSWER, SUMMARY, TASK, WORD, call
@@ -77,7 +74,9 @@ def test_agent_when_the_context_is_full_then_it_compacts_and_ends_well(run_agent
     assert done.code == 0
     assert ANSWER in done.out
     # Nothing is refused but what is too long.
-    assert [entry for entry in record.refused() if "context" not in entry["answer"]] == []
+    too_long = ("context", "prompt is too long")  # in OpenAI's words and in Anthropic's
+    others = [r for r in record.refused() if not any(said in r["answer"] for said in too_long)]
+    assert others == []
     sizes = record.sizes()
     assert max(sizes) <= agent.full_context
     assert any(later < sooner for sooner, later in itertools.pairwise(sizes))
@@ -119,28 +118,3 @@ def test_claude_code_when_it_searches_for_a_deferred_tool_then_it_goes_on(run_ag
     assert record.refused() == []
     assert "WebFetch" in record.last_prompt()
     assert f"the word is {WORD}" in record.last_prompt()
-
-
-def test_codex_when_ling_nano_serves_with_the_advised_context_then_a_turn_finds_the_last(
-    installed, make_cell
-):
-    commands = installed("codex")
-    cell = make_cell(None, *shlex.split(LARGER_CONTEXT))
-    environment = cell.apply(
-        PROGRAMS["codex"], Settings(url=URL, model="ling-nano", key=KEY, context=65_536)
-    )
-    # Whatever the small model calls runs in the program's own sandbox, which only reads.
-    codex = [str(commands / "codex"), "exec", "--skip-git-repo-check", "--sandbox", "read-only"]
-    for arguments in (["Hello! Who are you?"], ["resume", "--last", "Thank you."]):
-        done = cell.run([*codex, *arguments], environment=environment, timeout_s=250)
-        print(done)
-        assert done.code == 0
-    read = (
-        "import urllib.request as r; "
-        f"q = r.Request('{URL}/metrics', headers={{'Authorization': 'Bearer {KEY}'}}); "
-        "print(r.urlopen(q).read().decode())"
-    )
-    metrics = cell.run([sys.executable, "-c", read]).out
-    cached = re.search(r"^lingflash_prompt_tokens_cached_total ([0-9.e+]+)$", metrics, re.MULTILINE)
-    assert cached, metrics
-    assert float(cached[1]) > 12_000

@@ -66,8 +66,15 @@ class ServerConfig:
     admin_api_key: str | None = setting(
         None, "Key of /reset_prefix_cache, which is off without.", bound=_KEY, is_secret=True
     )
+    # Pauses between them grow from half a second to half a minute.
     engine_restarts: int = setting(
-        0, "How often a dead engine is started again.", bound=at_least(0)
+        10, "How often in an hour a dead engine is started again.", bound=at_least(0)
+    )
+    # Well above the longest step of a large prompt on a slow machine.
+    engine_hang_timeout_s: float = setting(
+        120.0,
+        "An engine at one step, or silent, for so long counts as hung and is killed.",
+        bound=at_least(5),
     )
     cors_origins: tuple[str, ...] = setting(
         (),

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
 from lingflash.api.state import ServerState
-from lingflash.core.errors import EngineDeadError, LingflashError
 from lingflash.core.log import log_event
 from lingflash.httpd.server import run_server
 from lingflash.link.client import EngineClient
@@ -24,12 +23,9 @@ class _EngineService:
 
     def __init__(self, engine: EngineClient) -> None:
         self.start = engine.start
+        self.wait_dead = engine.wait_dead
+        self.drain = engine.drain
         self.stop = engine.stop
-        self._engine = engine
-
-    async def wait_dead(self) -> LingflashError:
-        await self._engine.wait_dead()
-        return EngineDeadError("The engine is gone and no restarts are left.")
 
 
 async def serve_engine(

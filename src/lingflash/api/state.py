@@ -86,7 +86,7 @@ class ServerState(HttpContext):
     def not_ready(self) -> str | None:
         """Why no request can be served now, or None."""
         if not self.is_draining and not self.engine.is_ready:
-            return "The engine is not running; it is loading the model or restarting."
+            return f"The engine is not running. {self.engine.trouble}"
         return super().not_ready
 
     def live_response(self, owner: str, response_id: str) -> LiveResponse | None:

@@ -58,7 +58,12 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
 
         async def run() -> None:
             with LoadingBar(name) as bar:
-                engine = IpcEngineClient(engine_config, config.engine_restarts, bar.update)
+                engine = IpcEngineClient(
+                    engine_config,
+                    config.engine_restarts,
+                    bar.update,
+                    config.engine_hang_timeout_s,
+                )
                 await serve_engine(engine, config, sock, on_ready=announce)
 
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:

@@ -60,6 +60,8 @@ class KeyValueFormatter(logging.Formatter):
         else:
             parts.append(f"event={_value(record.msg)}")
             parts += [f"{k}={_value(v)}" for k, v in fields.items() if v is not None]
+        if record.exc_info and record.exc_info[0] is not None:
+            parts.append(f"traceback={_value(self.formatException(record.exc_info))}")
         return " ".join(parts)
 
 

@@ -44,7 +44,7 @@ class Compiled:
 
 _THREADS = 4
 _THREADS_OF_ONE = 2
-_NICE = 5
+_NICE = 10
 
 
 class GrammarThreads:

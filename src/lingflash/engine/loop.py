@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import time
@@ -10,8 +9,10 @@ from dataclasses import dataclass, replace
 
 from lingflash.cache.manager import CacheManager
 from lingflash.core.config import EngineConfig
-from lingflash.core.errors import EngineDeadError, EngineError
+from lingflash.core.errors import EngineDeadError
+from lingflash.core.panics import is_panic
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats, TokenEvent
+from lingflash.engine.recovery import Recovery
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.engine.schedule.scheduler import Scheduler
 from lingflash.engine.schedule.speculation_gain import SpeculationGain
@@ -22,8 +23,6 @@ from lingflash.structured.masks import TokenMatcher
 
 log = logging.getLogger(__name__)
 
-# Steps that fail one after the other before the engine gives up instead of failing every request.
-_MAX_FAILED_STEPS = 3
 _MASK_POLL_S = 0.001
 
 
@@ -64,7 +63,7 @@ class EngineLoop:
         self.overlaps = runner.can_overlap
         self._in_flight: _Step | None = None  # launched ahead, while no call of step() runs
         self._next_seed = config.seed
-        self._failed_steps = 0
+        self.recovery = Recovery(runner)
 
     def _new_scheduler(self, checkpoint_blocks: int) -> Scheduler:
         config, plan, model = self.config, self.runner.plan, self.runner.model
@@ -95,7 +94,7 @@ class EngineLoop:
             prefix_cache: what is now known of it, see EngineInfo; if it failed, it is switched off.
         """
         self.runner.memory.drain()  # of copies that the next scheduler knows nothing of
-        self._failed_steps = 0
+        self.recovery.succeeded()
         self.info = replace(self.info, prefix_cache=prefix_cache)
         is_usable = not prefix_cache.startswith("failed")
         self.scheduler = self._new_scheduler(self.runner.plan.checkpoint_blocks * is_usable)
@@ -148,17 +147,19 @@ class EngineLoop:
         its tokens are read and committed here, events are sent and requests are taken in. Nothing
         else differs: what a token is does not depend on when it was launched.
 
-        A step that fails ends the sequences in it with an error and leaves the others alone; one
-        that was launched behind it is lost, too.
+        The sequences of a step that fails are run again, and the guilty one ends with an error.
 
         Raises:
-            EngineError: several steps failed in a row, or a rank is gone; it is of no more use.
+            EngineError: the device is in doubt, or a rank is gone; it is of no more use.
         """
         start_s = time.monotonic()
         for copy, succeeded in self.runner.memory.poll():
             self.scheduler.cache.host_copied(copy, succeeded=succeeded)
         events = self.scheduler.expire(start_s)
         step, self._in_flight = self._in_flight, None
+        if step is not None and step.pending is None:  # it could not be launched ahead
+            self.scheduler.take_back(step.output)
+            step = None
         if step is None:
             if self.speculation is not None:
                 self.scheduler.num_draft_tokens = self.speculation.num_draft_tokens(
@@ -175,9 +176,13 @@ class EngineLoop:
             if self.overlaps and step.pending.is_under_way:
                 self._launch_ahead(step.output)
             results = step.pending.results()
-        except Exception as error:  # whatever it is, it must not take other requests along
-            return events + self._fail(step, error)
-        self._failed_steps = 0
+        except BaseException as error:  # whatever it is, it must not take other requests along
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            ahead, self._in_flight = self._in_flight, None
+            behind = None if ahead is None else (ahead.output, ahead.pending)
+            return events + self.recovery.recover(self.scheduler, step.output, behind, error)
+        self.recovery.succeeded()
         committed = self.scheduler.commit(step.output, results)
         if self.speculation is not None:
             self._measure(step.output, committed, time.monotonic() - start_s)
@@ -186,29 +191,15 @@ class EngineLoop:
     def _launch_ahead(self, output: SchedulerOutput) -> None:
         """Launch the step after one that is under way, if it can be known already."""
         ahead = self.scheduler.schedule_ahead(output)
-        if ahead is not None:
-            self._in_flight = _Step(ahead)
+        if ahead is None:
+            return
+        self._in_flight = _Step(ahead)
+        try:
             self._in_flight.pending = self.runner.launch(ahead)
-
-    def _fail(self, step: _Step, error: Exception) -> list[TokenEvent]:
-        """End the sequences of a step, and of one behind it, after an exception."""
-        self._failed_steps += 1
-        log.error("step failed with %d sequences", len(step.output.scheduled), exc_info=error)
-        failure = EngineError(f"The step failed: {type(error).__name__}. See the server's log.")
-        events: list[TokenEvent] = []
-        ahead, self._in_flight = self._in_flight, None
-        for lost in (ahead, step):
-            if lost is None:
-                continue
-            if lost.pending is not None:
-                with contextlib.suppress(Exception):
-                    lost.pending.results()  # the device must be done with it
-            events += self.scheduler.step_failed(lost.output, failure)
-        if self._failed_steps >= _MAX_FAILED_STEPS or isinstance(error, EngineDeadError):
-            raise EngineError(
-                f"{self._failed_steps} steps failed in a row; the last: {error}"
-            ) from error
-        return events
+        except EngineDeadError:
+            raise
+        except Exception as error:  # the step under way must not suffer from it
+            log.error("a step could not be launched behind another: %s", error)
 
     def _measure(self, output: SchedulerOutput, events: list[TokenEvent], seconds: float) -> None:
         """Tell the gain's judge about a step in which all sequences decode."""

@@ -85,6 +85,10 @@ class Service(Protocol):
         """Return why, when it has failed for good; not after stop()."""
         ...
 
+    def drain(self) -> None:
+        """No new work will come; it need not be mended any more."""
+        ...
+
     async def stop(self) -> None:
         """End it and what still runs; it may not have been started, or be dead."""
         ...
@@ -145,6 +149,7 @@ async def run_server(
                 if dead.done():
                     is_alive = False
                     raise dead.result()
+                service.drain()
                 await _drain(context, signals)
     finally:
         context.is_draining = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from lingflash.core.errors import EngineDeadError
 from lingflash.core.types import EngineInfo, EngineRequest, EngineStats
 from lingflash.link.event_stream import EventStream
 
@@ -28,6 +29,11 @@ class EngineClient(Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether a request submitted now could be served."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not ready, for people; None if it is."""
         ...
 
     async def start(self) -> None:
@@ -67,8 +73,12 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def wait_dead(self) -> None:
-        """Return when the engine has failed for good; not after stop()."""
+    async def wait_dead(self) -> EngineDeadError:
+        """Return why, when the engine has failed for good; not after stop()."""
+        ...
+
+    def drain(self) -> None:
+        """No new requests will come: an engine that dies from now on is not started again."""
         ...
 
     async def stop(self) -> None:

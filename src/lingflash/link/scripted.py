@@ -132,6 +132,11 @@ class ScriptedEngine:
         """Whether it was started and has not died."""
         return self._ready
 
+    @property
+    def trouble(self) -> str | None:
+        """See EngineClient.trouble."""
+        return None if self._ready else "It is loading the model."
+
     async def start(self) -> None:
         """Begin to take requests."""
         self._ready = True
@@ -206,9 +211,13 @@ class ScriptedEngine:
         self._running.clear()
         self._waiting.clear()
 
-    async def wait_dead(self) -> None:
-        """Return when the engine is gone for good."""
+    async def wait_dead(self) -> EngineDeadError:
+        """See EngineClient.wait_dead."""
         await self._dead.wait()
+        return EngineDeadError("The engine is gone and no restarts are left.")
+
+    def drain(self) -> None:
+        """Nothing is started again here in any case."""
 
     def _tokens(self, request: EngineRequest, choice: int) -> Sequence[int]:
         if isinstance(self._script, Mapping):

@@ -31,7 +31,7 @@ from lingflash.structured.grammar import PARAMS
 _START_TIMEOUT_S = 60.0
 _RETRY_S = 0.05
 # Children that take long give way to all others.
-_NICE_LATER = 10
+_NICE_LATER = 15
 
 
 class _NotBegunError(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -136,6 +138,20 @@ class TokenMatcher:
         self._prepared = None
         if num_tokens and self._matcher.rollback(num_tokens):
             self.num_consumed -= num_tokens
+
+    def restore(self, num_tokens: int) -> None:
+        """Forget what a step that failed has taken beyond so many tokens.
+
+        A place that another thread keeps for longer than a sequence may use counts as spent.
+        """
+        end_s = time.monotonic() + 2 * MASK_BUDGET_S
+        while self.is_busy and time.monotonic() < end_s:
+            time.sleep(0.001)
+        if self.is_busy:
+            self.mark_slow()
+            self._spent_s = math.inf
+        else:
+            self.rollback(max(self.num_consumed - num_tokens, 0))
 
     def fill(self, row: Mask, stop_ids: Collection[int]) -> bool:
         """Write the mask of the next token.

@@ -54,7 +54,8 @@ class Generation:
 
     Args:
         body: for what is the same in all endpoints.
-        cache_salt: from `prepare.cache_salt`; prefixes are shared within it only.
+        cache_salt: from `prepare.cache_salt`; prefixes are shared within it only. What stands
+            before its colon is whose request it is: keys share the engine.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Generation:
                     sampling=self._sampling_of(prompt),
                     timeout_s=self._body.timeout or self._state.config.request_timeout_s,
                     cache_salt=self._cache_salt,
+                    owner=self._cache_salt.partition(":")[0],
                     grammar=self._grammar,
                 )
                 self._streams.append(await self._state.engine.submit(request))

@@ -40,7 +40,7 @@ class GrammarChecker:
             tuple[str, GrammarSpec], tuple[GrammarSpec | InvalidRequestError, str | None]
         ] = OrderedDict()
         self._quick = FairSlots(4, 2, 256, _WAITING)
-        self._slow = FairSlots(4, 2, 8, _WAITING)
+        self._slow = FairSlots(3, 1, 16, _WAITING)
         self.server = CompileServer(None if tokenizer is None else lambda: _message(tokenizer))
 
     def known(self, spec: GrammarSpec, owner: str, param: str | None = None) -> GrammarSpec | None:

@@ -29,7 +29,7 @@ from lingflash.engine.run.cuda_graphs import DecodeGraphs
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.engine.run.sampler import sample
 from lingflash.engine.schedule.step import PendingStep, SchedulerOutput, StepResult
-from lingflash.link import ipc
+from lingflash.link import messages
 from lingflash.link.frames import HEADER_BYTES
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import load_model_config
@@ -164,10 +164,10 @@ def time_parts(loop: EngineLoop) -> tuple[dict[str, float], list[TokenEvent]]:
     marks.append(time.perf_counter())
     events = scheduler.commit(output, results)
     marks.append(time.perf_counter())
-    message = ipc.frame(ipc.Events(events))
+    message = messages.frame(messages.Events(events))
     marks.append(time.perf_counter())
     # What the server does with it, in its own process.
-    ipc.from_engine_decoder.decode(message[HEADER_BYTES:])
+    messages.from_engine_decoder.decode(message[HEADER_BYTES:])
     marks.append(time.perf_counter())
     parts = [1e3 * (b - a) for a, b in itertools.pairwise(marks)]
     names = ("schedule", "build batch", "results", "commit", "encode", "decode in the server")
@@ -180,7 +180,7 @@ def time_step(loop: EngineLoop) -> float:
     """Milliseconds of one whole step with sampling, as the engine process runs it."""
     start = time.perf_counter()
     events = loop.step()
-    ipc.frame(ipc.Events(events))
+    messages.frame(messages.Events(events))
     return 1e3 * (time.perf_counter() - start)
 
 

@@ -17,6 +17,7 @@ import torch
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import LingflashError, NotEnoughMemoryError
+from lingflash.core.log import flush_logs, setup_logging
 from lingflash.engine.memory.cache_memory import CacheMemory
 from lingflash.engine.memory.plan import MemoryPlan, format_size
 from lingflash.engine.memory.planning import available_memory_bytes
@@ -149,15 +150,12 @@ def _graphs(model: BailingHybrid, cache: CacheTensors, plan: MemoryPlan) -> Foll
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=os.environ.get("LINGFLASH_LOG_LEVEL", "info").upper(),
-        format="%(asctime)s %(levelname)s rank %(name)s: %(message)s",
-    )
+    setup_logging(os.environ.get("LINGFLASH_LOG_LEVEL", "info"))
     try:
         code = main(int(sys.argv[1]))
     except Exception:
         log.exception("this rank ends, and the engine with it")
         code = 1
-    logging.shutdown()
+    flush_logs()
     # Peers may be gone already; a tidy farewell to them would only wait.
     os._exit(code)

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 
+from lingflash.core.errors import ModelLoadError, NonFiniteLogitsError
 from lingflash.core.types import EngineRequest, SamplingParams, TokenEvent, TokenLogprob
 from lingflash.engine.loop import EngineLoop
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 _NUM_BLOCKS = 2
 _NUM_TOKENS = 4
 _NUM_TOP = 5
+# An expert that gives NaN is not asked for all of so many tokens.
+_SINGLE_TOKENS = 8
 # In the fast modes the two runs differ in the order of sums, and a prompt of random tokens may
 # meet a tie between experts, which moves log probabilities far; not every one of these does.
 _PROMPTS = 3
@@ -30,19 +33,46 @@ def run_self_test(loop: EngineLoop) -> None:
 
     EngineInfo.prefix_cache says what came of it; nothing of it stays or is counted. It is left out
     where there is no cache or config.cache_self_test is off.
+
+    Raises:
+        ModelLoadError: the model gives NaN or infinity for whatever it is asked.
     """
-    if not loop.scheduler.cache.keeps_prefixes or not loop.config.cache_self_test:
-        return
     start = time.perf_counter()
     speculation, loop.speculation = loop.speculation, None  # its times are not to be judged
-    outcome = _outcome(loop)
+    _require_numbers(loop)
+    outcome = loop.info.prefix_cache
+    is_tested = loop.scheduler.cache.keeps_prefixes and loop.config.cache_self_test
+    if is_tested:
+        outcome = _outcome(loop)
     loop.speculation = speculation
+    if not is_tested:
+        return loop.start_afresh(outcome)
     seconds = time.perf_counter() - start
     if outcome.startswith("failed"):
         log.error("prefix cache self-test %s. The cache is switched off.", outcome)
     else:
         log.info("prefix cache self-test: %s (%.3f s)", outcome, seconds)
     loop.start_afresh(outcome)
+
+
+def _require_numbers(loop: EngineLoop) -> None:
+    """Ask for the logits of single tokens until one's are numbers.
+
+    Raises:
+        ModelLoadError: none's are. Where some are, an expert is broken, and others are served.
+    """
+    size = loop.info.vocab_size
+    if loop.info.max_model_len < 2:
+        return
+    for number in range(_SINGLE_TOKENS):
+        events = _run(loop, f"self-test-token-{number}", [number * size // _SINGLE_TOKENS], 1)
+        if all(event.error_code != NonFiniteLogitsError.code for event in events):
+            return
+    raise ModelLoadError(
+        f"The model of {loop.config.model} gives NaN or infinite logits for whatever it is asked: "
+        "its weights are damaged, or a number in its config.json is wrong. Compare both with where "
+        "they come from."
+    )
 
 
 def _outcome(loop: EngineLoop) -> str:
@@ -76,9 +106,11 @@ def _outcome(loop: EngineLoop) -> str:
     return f"failed: log probabilities of a repeated prompt differ by {min(tops):.2g}"
 
 
-def _run(loop: EngineLoop, request_id: str, prompt: list[int]) -> list[TokenEvent]:
+def _run(
+    loop: EngineLoop, request_id: str, prompt: list[int], num_tokens: int = _NUM_TOKENS
+) -> list[TokenEvent]:
     sampling = SamplingParams(
-        temperature=0.0, max_tokens=_NUM_TOKENS, ignore_eos=True, logprobs=_NUM_TOP, seed=0
+        temperature=0.0, max_tokens=num_tokens, ignore_eos=True, logprobs=_NUM_TOP, seed=0
     )
     loop.add(EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling))
     events: list[TokenEvent] = []

@@ -207,6 +207,10 @@ class DecodeGraphs:
             index = upload(places, self._device)
             self._tables.view(-1).index_copy_(0, index, upload(blocks, self._device))
 
+    def forget_tables(self) -> None:
+        """Bring every block table anew: one may not have arrived with a step that failed."""
+        self._known.clear()
+
     def _forward(self, rows: int) -> tuple[Tensor, Tensor]:
         """Logits of the first `rows` rows of the inputs, and the tokens drawn from them.
 

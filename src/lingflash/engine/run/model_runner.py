@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,8 @@ from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.loader import load_model, load_stop_token_ids
 from lingflash.parallel.mesh import Mesh
 from lingflash.parallel.shard import Shard
+
+log = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -80,7 +83,7 @@ class ModelRunner:
         if cpu_decoder is not None:
             self.ways.insert(0, CpuDecode(cpu_decoder, self.general))
         self._ranks = ranks
-        graphs = self._decode_graphs(model)
+        self._graphs = graphs = self._decode_graphs(model)
         if graphs is not None:
             self.ways[:0] = DrawnGraph(graphs), SampledGraph(graphs, model.config.vocab_size)
         # Whether some steps run behind the host, so that it pays to schedule ahead of them.
@@ -162,7 +165,20 @@ class ModelRunner:
 
     def _launch(self, output: SchedulerOutput) -> PendingStep:
         self.memory.run(output.memory_ops)
+        output.memory_ops = []  # done, whatever becomes of the rest
         return self.way_of(output).launch(output)
+
+    def is_sound(self) -> bool:
+        """Whether the device still computes after a step that failed, and knows what it must."""
+        if self._graphs is not None:
+            self._graphs.forget_tables()
+        try:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)
+            return torch.ones(2, device=self.model.device).sum().item() == 2.0
+        except Exception as error:
+            log.error("the device computes no more: %s", error)
+            return False
 
     def hang_up(self) -> None:
         """End the other ranks, if there are any; this process has to end, too."""

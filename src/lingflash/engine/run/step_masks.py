@@ -213,6 +213,10 @@ class StepMasks:
             matcher.rollback(taken)
         return found
 
+    def settle(self) -> None:
+        """Let no thread be at work on this step any more, which has failed, unless beside it."""
+        self._wait()
+
     def _wait(self) -> None:
         """Until each mask is there or late."""
         end_s = time.monotonic() + STEP_WAIT_S

@@ -14,7 +14,7 @@ from lingflash.engine.schedule.step import ScheduledSequence, StepResult
 
 
 class StepSampling:
-    """Sampling of one step. Masks are begun at once, to be computed beside the model.
+    """Sampling of one step; a context. Masks are begun at once, to be computed beside the model.
 
     Args:
         items: those of the step that want a token, in the order of their logits.
@@ -34,6 +34,14 @@ class StepSampling:
         if has_drafts:
             self._rows, self._groups = _rows_with_drafts(items)
         self._masks = StepMasks.start(self._groups, vocab_size)
+
+    def __enter__(self) -> StepSampling:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Leave no thread at work on the sequences' matchers, if the step has failed."""
+        if self._masks is not None:
+            self._masks.settle()
 
     def results(self, logits: Tensor) -> list[StepResult]:
         """One per item, from float32 logits [R, V]."""

@@ -23,17 +23,30 @@ from lingflash.cache.manager import CacheManager
 from lingflash.core.anchors import last_anchor
 from lingflash.core.errors import (
     DeadlineExceededError,
+    EngineError,
     InvalidRequestError,
     LingflashError,
     NonFiniteLogitsError,
     QueueFullError,
 )
-from lingflash.core.types import EngineRequest, EngineStats, FinishReason, TokenEvent
+from lingflash.core.types import (
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    SamplingParams,
+    TokenEvent,
+)
+from lingflash.engine.schedule.counters import Counters
 from lingflash.engine.schedule.finish import last_event, take_result
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
+from lingflash.engine.schedule.prompts import Prompts
 from lingflash.engine.schedule.sequence import Sequence, check_limits, sequences_of
+from lingflash.engine.schedule.shares import Shares
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput, StepResult
+from lingflash.engine.schedule.suspects import Suspects, forget_attempt
 from lingflash.structured.masks import TokenMatcher
+
+_NOT_MADE = EngineError("The step was not made.")
 
 
 class Scheduler:
@@ -73,11 +86,20 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order of admission, oldest first
         self._by_request: dict[str, list[Sequence]] = {}
-        self._num_steps = self._num_preemptions = 0
-        self._prompt_tokens = self._generated_tokens = 0
-        self._num_drafted = self._num_accepted = 0
+        self._counters = Counters()
         self._has_deadlines = False
         self._lacks_memory = False  # the first that waits found too little, and none was freed
+        self.suspects = Suspects()
+        self.shares = Shares(self.max_num_seqs, max_num_batched_tokens, max_num_waiting)
+        self._prompts = Prompts(
+            self.shares,
+            cache,
+            self.prefixes,
+            self._running,
+            self._waiting,
+            self.max_num_seqs,
+            preempt=self._preempt,
+        )
 
     @property
     def num_running(self) -> int:
@@ -91,27 +113,8 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
-        return EngineStats(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
-            free_blocks=self.cache.num_free_blocks,
-            num_blocks=self.cache.num_blocks,
-            free_state_slots=self.cache.num_free_slots,
-            num_state_slots=self.cache.num_slots,
-            num_steps=self._num_steps,
-            num_preemptions=self._num_preemptions,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            cached_blocks=self.cache.num_cached_blocks,
-            state_checkpoints=self.cache.num_checkpoints,
-            prefix_queried_tokens=self.prefixes.queried_tokens,
-            prefix_hit_tokens=self.prefixes.hit_tokens,
-            prefix_resets=self.prefixes.num_resets,
-            prefix_results=dict(self.prefixes.results),
-            cache_bytes=self.cache.bytes_by_use(),
-            draft_tokens=self._num_drafted,
-            accepted_draft_tokens=self._num_accepted,
-        )
+        num_running, num_waiting = len(self._running), len(self._waiting)
+        return self._counters.stats(self.cache, self.prefixes, num_running, num_waiting)
 
     def validate(self, request: EngineRequest) -> None:
         """Refuse what can never be served.
@@ -139,8 +142,9 @@ class Scheduler:
         """
         self.validate(request)
         # What can start at once does not wait, so a queue limit of 0 still serves.
-        idle = max(self.max_num_seqs - len(self._running), 0)
-        if len(self._waiting) + request.sampling.n > self.max_num_waiting + idle:
+        idle, n = max(self.max_num_seqs - len(self._running), 0), request.sampling.n
+        is_full = len(self._waiting) + n > self.max_num_waiting + idle
+        if is_full and not self.shares.may_wait(request.owner, n, self._waiting):
             raise QueueFullError(
                 f"{len(self._waiting)} sequences wait already (--max-num-waiting "
                 f"{self.max_num_waiting}); try again later."
@@ -148,6 +152,7 @@ class Scheduler:
         sequences = sequences_of(request, self.stop_token_ids, self.max_model_len, now_s, matcher)
         self._by_request[request.request_id] = list(sequences)
         self._waiting.extend(sequences)
+        self.shares.joined(request.owner, n)
         self._has_deadlines |= request.timeout_s is not None
 
     def abort(self, request_id: str) -> list[TokenEvent]:
@@ -173,20 +178,27 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Choose the next step's tokens and lease memory for them."""
+        if not self.suspects:
+            return self._schedule(self._running, self._waiting)
+        output = self._schedule(*self.suspects.turn(self._running, self._waiting))
+        if not output.scheduled:  # the suspect finds no memory, or there is nobody else
+            output = self._schedule(*self.suspects.turn(self._running, self._waiting))
+        return output
+
+    def _schedule(self, running: list[Sequence], waiting: Iterable[Sequence]) -> SchedulerOutput:
+        """The same among these."""
         output = SchedulerOutput(num_draft_tokens=self.num_draft_tokens)
         chosen: dict[Sequence, int] = {}
-        num_preemptions = self._num_preemptions
-        budget = self._add_decoding(chosen)
+        if self.shares.are_needed:
+            self._prompts.begin_step(self._counters.steps)
+        num_preemptions = self._counters.preemptions
+        budget = self._add_decoding(chosen, running)
         if self.num_draft_tokens:
             budget = self._add_drafts(chosen, budget)
-        for sequence in self._running:
-            if sequence in chosen or budget <= 0 or sequence.waits_for_mask:
-                continue
-            chosen[sequence] = self._chunk(sequence, budget)
-            budget -= chosen[sequence]
         # Right after a preemption the memory just freed belongs to those who needed it.
-        if num_preemptions == self._num_preemptions:
-            self._admit(chosen, budget)
+        may_admit = num_preemptions == self._counters.preemptions
+        can_begin = waiting if may_admit else ()
+        self._lacks_memory |= self._prompts.add(chosen, budget, running, can_begin)
         for sequence, count in chosen.items():
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count >= num_tokens < sequence.max_total_tokens
@@ -225,6 +237,9 @@ class Scheduler:
         is_full = self._lacks_memory or len(self._running) >= self.max_num_seqs
         if self._waiting and (not is_full or len(going) < len(previous.scheduled)):
             return None
+        is_shared = self.shares.are_needed
+        if is_shared and self._waiting and (self._lacks_memory or self._prompts.owes_slot()):
+            return None
         output = SchedulerOutput()
         for item in going:
             lease = item.sequence.lease
@@ -235,43 +250,29 @@ class Scheduler:
             output.scheduled.append(ScheduledSequence(item.sequence, item.start + 1, 1, True))
         for item in going:
             item.sequence.num_in_flight += 1
+            if is_shared:
+                self.shares.serve(item.sequence.owner, 1)
         output.memory_ops = self.cache.take_ops()
         return output
 
-    def _add_decoding(self, chosen: dict[Sequence, int]) -> int:
+    def _add_decoding(self, chosen: dict[Sequence, int], running: list[Sequence]) -> int:
         """Give each decoding sequence a token, or the youngest's memory; the budget left."""
         budget = self.max_num_batched_tokens
-        for sequence in list(self._running):
+        for sequence in list(running):
             lease, num_tokens = sequence.lease, sequence.num_tokens
             if lease is None or not sequence.is_decoding:
                 continue
             if num_tokens > len(lease.blocks) * self.cache.block_size:
-                while not self.cache.grow(lease, num_tokens):
-                    victim = self._running[-1]
+                while sequence.lease is not None and not self.cache.grow(lease, num_tokens):
+                    is_shared = self.shares.are_needed
+                    victim = self._prompts.victim() if is_shared else self._running[-1]
                     budget += chosen.pop(victim, 0)
                     self._preempt(victim)
-                    if victim is sequence:
-                        return budget  # it was the last
+                if sequence.lease is None:
+                    continue
             chosen[sequence] = 1
             budget -= 1
         return budget
-
-    def _admit(self, chosen: dict[Sequence, int], budget: int) -> None:
-        """Let those that wait begin, in the order of arrival, while there is room for them."""
-        if budget <= 0 or len(self._running) >= self.max_num_seqs:
-            return
-        for sequence in list(self._waiting):
-            if budget <= 0 or len(self._running) >= self.max_num_seqs:
-                break
-            if sequence.waits_for_mask or self.prefixes.can_share_soon(sequence, self._running):
-                continue
-            if self.prefixes.admit(sequence) is None:
-                self._lacks_memory = True
-                break
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
-            chosen[sequence] = self._chunk(sequence, budget)
-            budget -= chosen[sequence]
 
     def _add_drafts(self, chosen: dict[Sequence, int], budget: int) -> int:
         """Let decoding sequences bring their drafts, as far as there is room; the budget left."""
@@ -297,18 +298,8 @@ class Scheduler:
         self.cache.grow(lease, min(wanted, sequence.max_total_tokens))
         return len(lease.blocks) * self.cache.block_size
 
-    def _chunk(self, sequence: Sequence, budget: int) -> int:
-        """How many tokens of a sequence to compute next; ends where a checkpoint will be wanted."""
-        start = sequence.num_computed
-        end = min(sequence.num_tokens, start + budget)
-        for place in self.prefixes.cuts(sequence):
-            # The states that a step leaves are those of its last anchor, wherever it ends.
-            if start < place < last_anchor(end):
-                end = place
-        return end - start
-
     def step_failed(self, output: SchedulerOutput, error: LingflashError) -> list[TokenEvent]:
-        """The step was not (fully) made: end its sequences, trust nothing that is cached.
+        """The step was not (fully) made: end its sequences, and trust nothing that they computed.
 
         Of two steps under way the later one is to be told of first.
         """
@@ -316,12 +307,63 @@ class Scheduler:
         for item in output.scheduled:
             if not self._land(item, StepResult(error=error)):
                 events += self.fail([item.sequence], error)
-        self.cache.step_failed(output.memory_ops)
+        self._doubt_cache(output)
         return events
+
+    def take_back(self, output: SchedulerOutput) -> list[ScheduledSequence]:
+        """The step was not (fully) made: it is as if it had not been scheduled.
+
+        What it has left in latents and tails is written again by the next attempt. A sequence whose
+        states it may have folded loses its memory, is computed again, and is suspected. Of two
+        steps under way the later one is to be taken back first.
+
+        Returns:
+            What can be scheduled again as it is.
+        """
+        in_doubt = self._doubt_cache(output)
+        items: list[ScheduledSequence] = []
+        for item in reversed(output.scheduled):
+            sequence, end = item.sequence, item.start + item.num_certain
+            if self._land(item, StepResult(error=_NOT_MADE)) or sequence.lease is None:
+                continue
+            forget_attempt(sequence)
+            if in_doubt or last_anchor(end) != sequence.anchor:
+                self._preempt(sequence)
+                self.suspects.add(sequence, end)
+            else:
+                items.append(item)
+        return items[::-1]
+
+    def _doubt_cache(self, output: SchedulerOutput) -> bool:
+        """Trust nothing that is cached if memory was to be moved before a step and may not be."""
+        if output.memory_ops:
+            self.cache.step_failed(output.memory_ops)
+        return bool(output.memory_ops)
+
+    def again(self, items: list[ScheduledSequence], num_draft_tokens: int) -> SchedulerOutput:
+        """Schedule some of what was taken back."""
+        for item in items:
+            item.sequence.num_in_flight += item.num_tokens
+        has_drafts = any(item.draft_tokens for item in items)
+        return SchedulerOutput(items, self.cache.take_ops(), num_draft_tokens, has_drafts)
+
+    def schedule_probe(self) -> SchedulerOutput:
+        """A step of one token that nobody asked for; empty if there is no memory for it."""
+        request = EngineRequest(
+            request_id="", prompt_token_ids=[0], sampling=SamplingParams(seed=0, max_tokens=1)
+        )
+        (probe,) = sequences_of(request, frozenset(), self.max_model_len, 0.0)
+        self._by_request[""] = [probe]
+        self.shares.joined("", 1)
+        self._waiting.appendleft(probe)
+        output = self._schedule([], [probe])
+        if not output.scheduled:
+            self.abort("")
+        return output
 
     def commit(self, output: SchedulerOutput, results: Iterable[StepResult]) -> list[TokenEvent]:
         """Take in what the model said; returns the events to send."""
-        self._num_steps += 1
+        self._counters.steps += 1
         events = []
         for item, result in zip(output.scheduled, results, strict=True):
             event = None if self._land(item, result) else self._commit_one(item, result)
@@ -357,7 +399,7 @@ class Scheduler:
         drafts = item.draft_tokens
         num_certain = item.num_tokens - len(drafts)
         end = item.start + num_certain
-        self._prompt_tokens += max(min(end, prompt_len) - item.start, 0)
+        self._counters.prompt_tokens += max(min(end, prompt_len) - item.start, 0)
         if result.error is not None:
             # What may be a draft's fault is computed again, from the start and without any.
             if result.is_late or (drafts and isinstance(result.error, NonFiniteLogitsError)):
@@ -366,6 +408,8 @@ class Scheduler:
                 return None
             return self._finish(sequence, "error", result.error)
         self._advance(sequence, end)
+        if self.suspects:
+            self.suspects.clear(sequence)
         sequence.prompt_logprobs.extend(result.prompt_logprobs)
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = num_certain > 1 and end == sequence.num_tokens
@@ -377,7 +421,7 @@ class Scheduler:
             return self._finish(sequence, "length")
         num_generated = len(sequence.output_token_ids)
         event = take_result(sequence, result)
-        self._generated_tokens += len(sequence.output_token_ids) - num_generated
+        self._counters.generated_tokens += len(sequence.output_token_ids) - num_generated
         num_accepted = sequence.num_computed - end
         if event.finish_reason is not None:
             self._end(sequence, is_sound=event.error_code is None)
@@ -385,8 +429,8 @@ class Scheduler:
             self.prefixes.keep(sequence, checkpoint=False)
         if drafts:
             event.drafts = num_accepted, len(drafts) - num_accepted
-            self._num_drafted += len(drafts)
-            self._num_accepted += num_accepted
+            self._counters.drafted += len(drafts)
+            self._counters.accepted += num_accepted
         return event
 
     def _finish(
@@ -399,6 +443,7 @@ class Scheduler:
     def _end(self, sequence: Sequence, *, is_sound: bool) -> None:
         """Take a sequence out and free its memory, now or when it is out of use."""
         sequence.has_ended, sequence.ended_soundly = True, is_sound
+        self.suspects.discard(sequence)
         if sequence.lease is None:
             self._waiting.remove(sequence)
             self._lacks_memory = False  # the next in the queue may need less
@@ -406,6 +451,7 @@ class Scheduler:
             self._running.remove(sequence)
             if not sequence.num_in_flight:
                 self._release(sequence, is_sound=is_sound)
+        self.shares.left(sequence.owner)
         siblings = self._by_request[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
@@ -431,6 +477,6 @@ class Scheduler:
         sequence.num_computed = sequence.last_checkpoint = 0
         sequence.prompt_logprobs = []
         sequence.num_preemptions += 1
-        self._num_preemptions += 1
+        self._counters.preemptions += 1
         self._running.remove(sequence)
         self._waiting.appendleft(sequence)

@@ -34,6 +34,7 @@ class Sequence:
         num_cached_tokens: prompt tokens that were found computed when it was first admitted.
         cache_report: why no more than that, until an event has told of it.
         last_checkpoint: position of its newest state checkpoint, 0 if there is none.
+        owner: whose share of the engine it uses.
         matcher: what its output must follow; it has taken all output tokens.
         anchor: position that its state is folded to; drafts are never folded.
         draft_tokens: guesses at the next tokens, for the next step.
@@ -62,6 +63,7 @@ class Sequence:
     num_cached_tokens: int = 0
     cache_report: CacheReport | None = None
     last_checkpoint: int = 0
+    owner: str = ""
     matcher: TokenMatcher | None = None
     anchor: int = 0
     draft_tokens: list[int] = field(default_factory=list)
@@ -176,6 +178,7 @@ def sequences_of(
             max_total_tokens=limit,
             deadline_s=deadline_s,
             root=root,
+            owner=request.owner,
             matcher=None if matcher is None else matcher.copy(),
         )
         for choice in range(sampling.n)

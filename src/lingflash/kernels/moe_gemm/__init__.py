@@ -5,8 +5,9 @@
     other rows, on a GPU          others, too       __init__.py
     any, BF16 rows on a GPU       BF16, FP8         triton_sort.py, triton_grouped.py
     any, BF16 rows on a GPU       INT4              triton_sort.py, triton_grouped_int4.py
-    up to 256, a decode step      BF16, FP8, INT4   triton_few_tokens.py  } launched by decode.py
-    one, a decode step            BF16, FP8, INT4   triton_one_token.py   }
+    up to 256, a decode step      BF16, FP8         triton_few_tokens.py       } launched by
+    up to 256, a decode step      INT4              triton_few_tokens_int4.py  } decode.py
+    one, a decode step            BF16, FP8, INT4   triton_one_token.py        }
 
 formats.py says what counts as which format, triton_nibbles.py how INT4 is read; reference.py is
 the definition.

@@ -123,11 +123,12 @@ class GeneralForward:
         items = [output.scheduled[i] for i in wanting]
         vocab_size = self.model.config.vocab_size
         sampling = StepSampling(items, vocab_size, has_drafts=output.has_drafts)
-        hidden = layers.forward(batch)
-        with torch.inference_mode():
+        with sampling, torch.inference_mode():
+            hidden = layers.forward(batch)
+            logits = layers.logits(hidden, batch) if wanting else None
             results = [StepResult() for _ in output.scheduled]
-            if wanting:
-                found = sampling.results(layers.logits(hidden, batch))
+            if logits is not None:
+                found = sampling.results(logits)
                 for i, result in zip(wanting, found, strict=True):
                     results[i] = result
             if output.num_draft_tokens and self._speculator is not None:

@@ -24,5 +24,5 @@ class SampledGraph:
     def launch(self, output: SchedulerOutput) -> PendingStep:
         """See Way; masks are made while the graph computes."""
         logits = self._graphs.run(output.scheduled)
-        sampling = StepSampling(output.scheduled, self._vocab_size)
-        return PendingStep.done(sampling.results(logits))
+        with StepSampling(output.scheduled, self._vocab_size) as sampling:
+            return PendingStep.done(sampling.results(logits))

@@ -1,0 +1,47 @@
+"""What the scheduler counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lingflash.cache.manager import CacheManager
+from lingflash.core.types import EngineStats
+from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
+
+
+@dataclass(slots=True)
+class Counters:
+    """They only grow."""
+
+    steps: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def stats(
+        self, cache: CacheManager, prefixes: PrefixKeeper, num_running: int, num_waiting: int
+    ) -> EngineStats:
+        """These and the gauges as of now."""
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=num_waiting,
+            free_blocks=cache.num_free_blocks,
+            num_blocks=cache.num_blocks,
+            free_state_slots=cache.num_free_slots,
+            num_state_slots=cache.num_slots,
+            num_steps=self.steps,
+            num_preemptions=self.preemptions,
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
+            cached_blocks=cache.num_cached_blocks,
+            state_checkpoints=cache.num_checkpoints,
+            prefix_queried_tokens=prefixes.queried_tokens,
+            prefix_hit_tokens=prefixes.hit_tokens,
+            prefix_resets=prefixes.num_resets,
+            prefix_results=dict(prefixes.results),
+            cache_bytes=cache.bytes_by_use(),
+            draft_tokens=self.drafted,
+            accepted_draft_tokens=self.accepted,
+        )
