@@ -64,6 +64,33 @@ def test_request_when_the_client_leaves_then_aborted_at_once(
     assert server.metric("lingflash_http_requests_in_flight") == 1  # the scrape itself
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_request_when_the_client_leaves_before_the_engine_answers_then_given_up_at_once(
+    make_server, path, monkeypatch
+):
+    server = make_server(LONG)
+    left = []
+
+    async def submit(request):
+        try:
+            await asyncio.sleep(600)  # an engine that hangs
+        except asyncio.CancelledError:
+            left.append(request.request_id)
+            raise
+
+    monkeypatch.setattr(server.engine, "submit", submit)
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+    if path == "/v1/responses":
+        body = {"input": "x"}
+    sock = raw_request(server, path, body)
+    time.sleep(0.3)
+    assert not left
+    sock.close()
+    wait_until(lambda: left, timeout_s=2)
+    wait_until(lambda: server.metric("lingflash_requests_aborted_total") == 1)
+    assert server.metric("lingflash_http_requests_in_flight") == 1  # the scrape itself
+
+
 def test_request_when_many_clients_leave_then_no_task_stays(make_server):
     server = make_server(LONG, behaviour=Behaviour(delay_s=0.005))
     server.chat(max_tokens=1)

@@ -358,7 +358,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt_token_ids=[1] * length,
             sampling=SamplingParams(seed=0, max_tokens=max_tokens, n=n),
             timeout_s=timeout,
-            owner=owner,
+            cache_salt=f"{owner}:",
         )
         try:
             self.scheduler.add(wanted, self.now)

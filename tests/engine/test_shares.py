@@ -48,7 +48,7 @@ class Drive:
                 request_id=name,
                 prompt_token_ids=(first + [1] * length)[: max(length, 2)],
                 sampling=SamplingParams(seed=0, max_tokens=max_tokens),
-                owner=owner,
+                cache_salt=f"{owner}:",
             ),
             0.0,
         )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from lingflash.core.errors import DeadlineExceededError, EngineDeadError, QueueF
 from lingflash.core.types import EngineRequest, SamplingParams
 from lingflash.link import engine_process, ipc, messages
 from lingflash.link.ipc import IpcEngineClient
+from models_support import CHECKPOINT
 
 
 @contextlib.asynccontextmanager
@@ -198,3 +200,13 @@ async def test_server_when_killed_while_the_engine_loads_then_that_ends_without_
     process._writer.transport.abort()
     assert await process._has_ended(60)
     assert capfd.readouterr().err == ""
+
+
+async def test_restart_when_the_checkpoint_was_replaced_then_dead_with_the_reason(tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(CHECKPOINT, folder)
+    async with engine(3, model=str(folder)) as client:
+        (folder / "generation_config.json").write_text("{}")
+        os.kill(client.pid, signal.SIGKILL)
+        death = await asyncio.wait_for(client.wait_dead(), 20)
+        assert f"the files of {folder} were changed" in death.message

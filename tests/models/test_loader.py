@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from lingflash.core.errors import ModelLoadError, UnsupportedModelError
 from lingflash.core.hub import resolve_model
+from lingflash.models import checkpoint
+from lingflash.models.checkpoint import read_header
 from lingflash.models.config import parse_model_config
 from lingflash.models.loader import load_stop_token_ids
 from models_support import feed_in_chunks, load
@@ -260,3 +263,90 @@ def test_hub_id_when_offline_and_not_cached_then_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelLoadError, match="offline"):
         resolve_model("nobody/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rope_theta", 0),
+        ("rope_theta", -1.0),
+        ("rope_theta", float("nan")),
+        ("rope_theta", 10**400),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", 0.0),
+        ("routed_scaling_factor", float("inf")),
+        ("routed_scaling_factor", -2.5),
+        ("hidden_size", 10**12),
+        ("num_experts", 10**9),
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", 0),
+        ("vocab_size", 10**11),
+        ("max_position_embeddings", 10**18),
+        ("intermediate_size", -1),
+        ("q_lora_rank", 0),
+        ("first_k_dense_replace", -1),
+        ("partial_rotary_factor", float("nan")),
+        ("eos_token_id", True),
+        ("rope_scaling", {"rope_type": "yarn", "factor": float("inf"),
+                          "original_max_position_embeddings": 4096}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0, "beta_fast": float("nan"),
+                          "original_max_position_embeddings": 4096}),
+    ],
+)  # fmt: skip
+def test_config_when_a_number_is_none_to_compute_with_then_refused_by_name(name, value):
+    with pytest.raises(ModelLoadError, match=name) as caught:
+        parse_model_config(SMALL | {name: value})
+    assert len(caught.value.message) < 400
+
+
+def test_model_when_config_has_more_experts_than_there_are_tensors_then_refused_at_once(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_experts": 2**16, "num_hidden_layers": 2000}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="tensors, but 2000 layers"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"shape": [1] * 9}, "corrupt"),
+        ({"shape": [-4, -2]}, "corrupt"),
+        ({"data_offsets": [32, 0]}, "corrupt"),
+        ({"data_offsets": [0, 10**30], "shape": [25 * 10**28]}, "truncated"),
+        ({"shape": "x" * 10}, "corrupt"),
+        ({"dtype": ["F32"]}, "corrupt"),
+    ],
+)
+def test_header_when_an_entry_cannot_be_then_says_so(tmp_path, entry, says):
+    header = {"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]} | entry}
+    path = tmp_path / "model.safetensors"
+    body = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(body)) + body + bytes(32))
+    with pytest.raises(ModelLoadError, match=says):
+        read_header(path)
+
+
+def test_header_when_it_lists_too_many_tensors_then_refused_before_it_is_parsed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "_MAX_TENSORS", 1000)
+    item = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    body = b"{" + b",".join(item % i for i in range(1001)) + b"}"
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(body)) + body)
+    with pytest.raises(ModelLoadError, match="1,001 tensors; at most 1,000"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
+def test_load_when_a_file_is_a_pipe_then_refused_and_not_waited_for(folder, name):
+    if name != "model.safetensors":
+        path = folder / name
+    else:
+        path = next(folder.glob("*.safetensors"))
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(ModelLoadError, match="is a pipe"):
+        load_stop_token_ids(folder, load(folder).config)

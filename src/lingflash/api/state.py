@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -13,7 +11,8 @@ from lingflash.api.answer.call_store import CallStore
 from lingflash.api.answer.grammar_check import GrammarChecker
 from lingflash.api.config import ServerConfig
 from lingflash.api.responses.store import ResponseStore
-from lingflash.core.errors import ModelLoadError, NotFoundError
+from lingflash.core.checkpoint_files import GenerationConfig, read_generation_config
+from lingflash.core.errors import NotFoundError
 from lingflash.core.metrics import ServerMetrics
 from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.limits import ConnectionLimits
@@ -68,7 +67,8 @@ class ServerState(HttpContext):
         self.config = config
         folder = config.model_folder
         self.text = ModelText.from_folder(folder) if folder is not None else None
-        self.sampling_defaults = _sampling_defaults(folder) if folder is not None else {}
+        generation = GenerationConfig() if folder is None else read_generation_config(folder)
+        self.sampling_defaults = generation.sampling
         self.calls = CallStore()
         self.runs = RunMemo()
         self.grammars = GrammarChecker(self.text.tokenizer if self.text is not None else None)
@@ -121,21 +121,3 @@ def state_of(request: Request) -> ServerState:
 def _dialect_of(path: str) -> ErrorDialect:
     is_anthropics = path == MESSAGES.path or path.startswith(MESSAGES.path + "/")
     return ANTHROPIC_ERRORS if is_anthropics else OPENAI_ERRORS
-
-
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-def _sampling_defaults(folder: Path) -> dict[str, Any]:
-    """What generation_config.json says about sampling."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        defaults = {key: config[key] for key in _SAMPLING_KEYS if config.get(key) is not None}
-        if config.get("do_sample") is False:
-            defaults["temperature"] = 0.0
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}.") from None
-    return defaults

@@ -215,7 +215,6 @@ class EngineRequest:
         timeout_s: the request ends with a deadline error this long after it was accepted.
         cache_salt: requests share computed prefixes only with those of the same salt.
         grammar: what each answer must look like.
-        owner: whose request it is, such as the hash of a key; those of several share the engine.
     """
 
     request_id: str
@@ -224,7 +223,11 @@ class EngineRequest:
     timeout_s: float | None = None
     cache_salt: str = ""
     grammar: GrammarSpec | None = None
-    owner: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Whose share of the engine it uses, see key_of."""
+        return key_of(self.cache_salt)
 
 
 def key_of(cache_salt: str) -> str:

@@ -47,7 +47,7 @@ from lingflash.link.messages import (
     frame,
 )
 from lingflash.link.pulse import PING_EVERY_S, Pulse
-from lingflash.link.restarts import Restarts
+from lingflash.link.restarts import Restarts, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class IpcEngineClient:
     ) -> None:
         self._config = config
         self._restarts = Restarts(max_restarts)
+        self._files = fingerprint(config.model)
         self._on_loading = on_loading
         self._hang_timeout_s = hang_timeout_s
         self._info: EngineInfo | None = None
@@ -415,6 +416,12 @@ class IpcEngineClient:
             while True:
                 if self._draining:
                     return self._give_up(f"{why}; the server is shutting down")
+                if fingerprint(self._config.model) != self._files:
+                    # Tokenizer and template are still those of the old one.
+                    return self._give_up(
+                        f"{why}; the files of {self._config.model} were changed since the server "
+                        "started: start it again"
+                    )
                 pause_s = self._restarts.next_pause_s(clock(), served_s)
                 if pause_s is None:
                     return self._give_up(f"The engine is gone and no restarts are left. {why}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections import deque
+from pathlib import Path
 
 WINDOW_S = 3600.0
 """Restarts count against the limit for so long."""
@@ -68,3 +71,18 @@ def describe_exit(code: int | None) -> str:
         return f"was ended by signal {-code}"
     note = _SIGNAL_NOTES.get(number)
     return f"was ended by {number.name}{f' ({note})' if note else ''}"
+
+
+def fingerprint(model: str) -> dict[str, tuple[int, int]]:
+    """Sizes and times of a model folder's files, to see whether they were replaced.
+
+    Args:
+        model: nothing is known of one that is no folder.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for entry in os.scandir(Path(model).expanduser()):
+            if entry.name.endswith((".json", ".safetensors", ".jinja")):
+                known = entry.stat()
+                found[entry.name] = known.st_size, known.st_mtime_ns
+    return found

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from lingflash.core.checkpoint_files import parse_json, read_json_object, require_file
 from lingflash.core.errors import ModelLoadError
 
 _INDEX = "model.safetensors.index.json"
 # A header larger than this is no header; safetensors itself stops at 100 MB.
 _MAX_HEADER_BYTES = 100_000_000
+# The largest models known have 200,000.
+_MAX_TENSORS = 500_000
+_MAX_DIMENSIONS = 8
 _BYTES_OF = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4,
     "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -34,6 +37,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     Raises:
         ModelLoadError: missing, truncated or no safetensors file.
     """
+    require_file(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -49,11 +53,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 raise ModelLoadError(
                     f"{path} is truncated: its header needs {8 + length} bytes, it has {size}."
                 )
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path} does not exist; download the checkpoint again.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            content = file.read(length)
+    except OSError as error:
         raise ModelLoadError(f"{path} cannot be read as safetensors: {error}.") from None
+    count = content.count(b'"data_offsets"')
+    if count > _MAX_TENSORS:
+        raise ModelLoadError(
+            f"{path} says that it has {count:,} tensors; at most {_MAX_TENSORS:,} are read."
+        )
+    header = parse_json(content, f"{path}'s header")
     entries: dict[str, TensorEntry] = {}
     end = 0
     try:
@@ -62,6 +70,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 continue
             begin, stop = item["data_offsets"]
             shape = tuple(int(n) for n in item["shape"])
+            if not 0 <= begin <= stop or len(shape) > _MAX_DIMENSIONS or min(shape, default=0) < 0:
+                raise ValueError(f"tensor {name[:200]} has an entry that cannot be")
             expected = _BYTES_OF.get(item["dtype"], 0)
             for n in shape:
                 expected *= n
@@ -91,10 +101,12 @@ def read_checkpoint(folder: Path) -> dict[str, TensorEntry]:
     index_path = folder / _INDEX
     if index_path.exists():
         try:
-            weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = read_json_object(index_path)["weight_map"]
             names = sorted(set(weight_map.values()))
             paths = [folder / name for name in names]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except ModelLoadError as error:
+            raise ModelLoadError(f"No readable weight_map: {error.message}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelLoadError(f"{index_path} has no readable weight_map: {error!r}.") from None
         for name, path in zip(names, paths, strict=True):
             if path.resolve().parent != folder.resolve() and not path.exists():

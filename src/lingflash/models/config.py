@@ -6,12 +6,13 @@ an unknown *key* is only reported, since real files carry many. Facts: Ling-2.6-
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lingflash.core.checkpoint_files import read_json_object
 from lingflash.core.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from lingflash.parallel.shard import Shard, allowed_sizes
 
@@ -162,6 +163,41 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
+# Of any model that could be run, with room to spare. What is beyond is a mistake, or malice, and
+# would be computed with, or allocated, before anything else could be seen to be wrong.
+_RANGES: dict[str, tuple[float, float]] = {
+    "vocab_size": (1, 2**24),
+    "hidden_size": (1, 2**18),
+    "num_hidden_layers": (1, 2048),
+    "num_attention_heads": (1, 4096),
+    "head_dim": (1, 8192),
+    "layer_group_size": (1, 2**20),
+    "group_norm_size": (1, 2**20),
+    "kv_lora_rank": (1, 2**16),
+    "q_lora_rank": (1, 2**18),
+    "qk_nope_head_dim": (1, 8192),
+    "qk_rope_head_dim": (1, 8192),
+    "v_head_dim": (1, 8192),
+    "intermediate_size": (1, 2**22),
+    "moe_intermediate_size": (1, 2**22),
+    "num_experts": (1, 2**16),
+    "num_experts_per_tok": (1, 4096),
+    "num_shared_experts": (0, 4096),
+    "n_group": (1, 2**16),
+    "topk_group": (1, 2**16),
+    "first_k_dense_replace": (0, 2048),
+    "max_position_embeddings": (1, 2**30),
+    "routed_scaling_factor": (1e-6, 1e6),
+    "rope_theta": (1.0, 1e15),
+    "rms_norm_eps": (1e-30, 1.0),
+}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
 def _required(raw: dict[str, Any], key: str, kind: type) -> Any:
     if key not in raw:
         raise ModelLoadError(f"config.json has no {key!r}; it is needed to build the model.")
@@ -171,9 +207,9 @@ def _required(raw: dict[str, Any], key: str, kind: type) -> Any:
 def _typed(value: Any, key: str, kind: type) -> Any:
     ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value, ok = (float(value), True) if abs(value) < 2**1023 else (math.inf, True)
     if not ok:
-        raise ModelLoadError(f"config.json: {key} is {value!r}; a {kind.__name__} is needed.")
+        raise ModelLoadError(f"config.json: {key} is {_shown(value)}; a {kind.__name__} is needed.")
     return value
 
 
@@ -226,17 +262,19 @@ def read_rope_scaling(raw: dict[str, Any] | None) -> RopeScaling | None:
         "rope_scaling.original_max_position_embeddings",
         int,
     )
-    if factor < 1.0 or original < 1:
+    if not (1.0 <= factor <= 1e6 and 1 <= original <= 2**30):
         raise ModelLoadError(
-            f"rope_scaling: factor {factor} and original_max_position_embeddings {original}; "
-            "factor must be at least 1 and the length at least 1."
+            f"rope_scaling: factor {factor} and original_max_position_embeddings "
+            f"{_shown(original)}; factor must be at least 1 and the length at least 1, and neither "
+            "beyond all contexts."
         )
-    return RopeScaling(
-        factor=factor,
-        original_max_position_embeddings=original,
-        beta_fast=_typed(raw.get("beta_fast", 32.0), "rope_scaling.beta_fast", float),
-        beta_slow=_typed(raw.get("beta_slow", 1.0), "rope_scaling.beta_slow", float),
-    )
+    betas = {
+        name: _typed(raw.get(name, default), f"rope_scaling.{name}", float)
+        for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0))
+    }
+    if not all(0.0 < beta <= 1e6 for beta in betas.values()):
+        raise ModelLoadError(f"rope_scaling: {betas}; above 0 and at most 1e6 is needed.")
+    return RopeScaling(factor=factor, original_max_position_embeddings=original, **betas)
 
 
 def _check_supported(raw: dict[str, Any]) -> None:
@@ -318,15 +356,12 @@ def _check_consistent(config: ModelConfig, raw: dict[str, Any]) -> None:
         if not ok:
             raise ModelLoadError(f"config.json: {message}")
 
-    for name in (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
-        "layer_group_size", "group_norm_size", "kv_lora_rank", "qk_nope_head_dim",
-        "qk_rope_head_dim", "v_head_dim", "num_experts", "num_experts_per_tok", "n_group",
-        "topk_group", "max_position_embeddings",
-    ):  # fmt: skip
-        check(
-            getattr(config, name) >= 1, f"{name} is {getattr(config, name)}; 1 or more is needed."
-        )
+    for name, (least, most) in _RANGES.items():
+        value = getattr(config, name)
+        if value is not None:
+            shown = f"{name} is {_shown(value)};"
+            check(value >= least, f"{shown} {least} or more is needed.")
+            check(value <= most, f"{shown} at most {most:,} is possible.")
     c = config
     check(
         c.num_experts % c.n_group == 0,
@@ -361,24 +396,9 @@ def _check_consistent(config: ModelConfig, raw: dict[str, Any]) -> None:
     )
     check(isinstance(c.norm_topk_prob, bool), f"norm_topk_prob is {c.norm_topk_prob!r}.")
     check(
-        all(isinstance(i, int) and i >= 0 for i in c.eos_token_ids),
-        f"eos_token_id is {raw.get('eos_token_id')!r}; a token id or a list of them is needed.",
+        all(type(i) is int and i >= 0 for i in c.eos_token_ids),
+        f"eos_token_id is {_shown(raw.get('eos_token_id'))}; a token id or a list is needed.",
     )
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A file of a model's folder.
-
-    Raises:
-        ModelLoadError: it cannot be read as a JSON object.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(raw, dict):
-        raise ModelLoadError(f"{path} holds no JSON object.")
-    return raw
 
 
 def load_model_config(folder: Path, rope_scaling: dict[str, Any] | None = None) -> ModelConfig:

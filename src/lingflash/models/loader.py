@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lingflash.core.checkpoint_files import read_generation_config
 from lingflash.core.errors import ModelLoadError, UnsupportedModelError
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.checkpoint import TensorEntry, list_some, read_checkpoint
-from lingflash.models.config import ModelConfig, load_model_config, read_json_object
+from lingflash.models.config import ModelConfig, load_model_config
 from lingflash.models.layers.weights import Slot
 from lingflash.parallel.mesh import Mesh
 from lingflash.quant.pack import dequantize
@@ -90,7 +91,17 @@ def build_model(
     """Allocate the model for a checkpoint's tensors without reading any; arguments as load_model's.
 
     On the meta device nothing is allocated either, and what it would take can be counted.
+
+    Raises:
+        ModelLoadError: it has not even as many tensors as this model has layers and experts.
     """
+    sparse = max(config.num_hidden_layers - config.first_k_dense_replace, 0)
+    least = config.num_hidden_layers + sparse * config.num_experts
+    if least > len(entries):
+        raise ModelLoadError(
+            f"The checkpoint has {len(entries):,} tensors, but {config.num_hidden_layers} layers "
+            f"with {config.num_experts:,} experts each (config.json) are over {least:,}."
+        )
     return BailingHybrid(
         config.share(mesh.shard),
         {name: entry.shape for name, entry in entries.items()},
@@ -230,29 +241,10 @@ def load_stop_token_ids(folder: Path, config: ModelConfig) -> list[int]:
     Raises:
         ModelLoadError: generation_config.json exists but cannot be read.
     """
-    ids = set(config.eos_token_ids)
-    eos = load_generation_config(folder).get("eos_token_id")
-    if isinstance(eos, int):
-        ids.add(eos)
-    elif isinstance(eos, list) and all(isinstance(i, int) for i in eos):
-        ids.update(eos)
-    elif eos is not None:
-        raise ModelLoadError(
-            f"generation_config.json: eos_token_id is {eos!r}; a token id or a list is needed."
-        )
+    ids = {*config.eos_token_ids, *read_generation_config(folder).eos_token_ids}
     out_of_range = sorted(i for i in ids if not 0 <= i < config.vocab_size)
     if out_of_range:
         raise ModelLoadError(
-            f"eos_token_id {out_of_range} is outside the vocabulary of {config.vocab_size}."
+            f"eos_token_id {out_of_range[:5]} is outside the vocabulary of {config.vocab_size}."
         )
     return sorted(ids)
-
-
-def load_generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json as a dict; empty if there is none.
-
-    Raises:
-        ModelLoadError: it cannot be read as a JSON object.
-    """
-    path = folder / "generation_config.json"
-    return read_json_object(path) if path.exists() else {}

@@ -99,35 +99,41 @@ class Generation:
         """Sequences in all."""
         return len(self.outputs)
 
-    async def start(self) -> None:
+    async def start(self, receive: Receive) -> None:
         """Hand every prompt to the engine; all are accepted, or none stays.
+
+        Args:
+            receive: the connection's ASGI channel, its body already read.
 
         Raises:
             LingflashError: the server is not ready or the engine refused one.
+            ClientGone: the client left before the engine had answered.
         """
         self._state.require_ready()
-        # A fresh id: the client's may repeat one that is still running.
-        base = secrets.token_hex(12)
         self._started = self._last_event = time.perf_counter()
         try:
-            for i, prompt in enumerate(self.prompts):
-                engine_id = f"{base}-{i}"
-                request = EngineRequest(
-                    request_id=engine_id,
-                    prompt_token_ids=prompt,
-                    sampling=self._sampling_of(prompt),
-                    timeout_s=self._body.timeout or self._state.config.request_timeout_s,
-                    cache_salt=self._cache_salt,
-                    owner=self._cache_salt.partition(":")[0],
-                    grammar=self._grammar,
-                )
-                self._streams.append(await self._state.engine.submit(request))
-                self._engine_ids.append(engine_id)
-                self._state.in_flight[engine_id] = partial(self._state.engine.abort, engine_id)
+            await until_client_gone(self._submit(), receive)
         except BaseException as error:
             await self.close(error)
             raise
         self._state.metrics.prompt_tokens.inc(sum(map(len, self.prompts)))
+
+    async def _submit(self) -> None:
+        # A fresh id: the client's may repeat one that is still running.
+        base = secrets.token_hex(12)
+        for i, prompt in enumerate(self.prompts):
+            engine_id = f"{base}-{i}"
+            request = EngineRequest(
+                request_id=engine_id,
+                prompt_token_ids=prompt,
+                sampling=self._sampling_of(prompt),
+                timeout_s=self._body.timeout or self._state.config.request_timeout_s,
+                cache_salt=self._cache_salt,
+                grammar=self._grammar,
+            )
+            self._streams.append(await self._state.engine.submit(request))
+            self._engine_ids.append(engine_id)
+            self._state.in_flight[engine_id] = partial(self._state.engine.abort, engine_id)
 
     def _sampling_of(self, prompt: list[int]) -> SamplingParams:
         """A prompt's sampling: max_tokens is an upper bound, so it is at most what is left."""

@@ -24,7 +24,7 @@ async def create_chat_completion(request: Request) -> Response:
     conversation = await read_chat(state, request, body, dropped)
     generation = await prepare_chat(state, request, body, conversation)
     answer = ChatAnswer(state, body, conversation, model, generation, caller_of(request))
-    await generation.start()
+    await generation.start(request.receive)
     return await send_answer(
         generation,
         answer,

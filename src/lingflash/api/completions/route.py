@@ -23,7 +23,7 @@ async def create_completion(request: Request) -> Response:
     given = split_prompts(body.prompt)
     generation = await prepare_completion(state, request, body, given)
     answer = CompletionAnswer(state, body, model, generation, given)
-    await generation.start()
+    await generation.start(request.receive)
     return await send_answer(
         generation,
         answer,

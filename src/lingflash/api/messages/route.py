@@ -28,7 +28,7 @@ async def create_message(request: Request) -> Response:
     conversation, options = await read_beside(request, lambda: read_messages(state, body, dropped))
     with NAMES.errors_translated():
         generation = await prepare_chat(state, request, options, conversation)
-    await generation.start()
+    await generation.start(request.receive)
     turn = Turn(chat_choices(state, conversation, 1, caller_of(request))[0])
     answer = MessageAnswer(model, generation, turn, max_tokens=body.max_tokens)
     headers = dropped_headers(state, dropped)

@@ -61,7 +61,7 @@ async def create_response(request: Request) -> Response:
     conversation, options = await _read(state, request, body, owner, dropped)
     with NAMES.errors_translated():
         generation = await prepare_chat(state, request, options, conversation)
-    await generation.start()
+    await generation.start(request.receive)
     answer = ResponseAnswer(
         state,
         body,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -76,8 +77,18 @@ def available_memory_bytes(device: torch.device) -> int:
                 return min(int(line.split()[1]) * 1024, _cgroup_limit())
     except OSError:
         pass
-    import psutil  # other systems only
-
+    try:  # without /proc the kernel tells what is free, if not what could be freed
+        pages = os.sysconf("SC_AVPHYS_PAGES")
+        return min(pages * os.sysconf("SC_PAGE_SIZE"), _cgroup_limit())
+    except (ValueError, OSError):
+        pass
+    try:
+        import psutil  # other systems only
+    except ImportError:
+        raise ConfigError(
+            "Nothing here tells how much memory is free: there is no /proc/meminfo. Mount /proc, "
+            "or install psutil."
+        ) from None
     return int(psutil.virtual_memory().available)
 
 
