@@ -28,6 +28,7 @@ async def _run(base_url: str, temperature: float) -> None:
         max_tokens=128,
         temperature=temperature,
         max_retries=0,
+        strict=True,  # ling-nano by itself writes a brace too many for this tool
     )
     asked = []
 

@@ -79,7 +79,7 @@ def test_request_when_the_client_leaves_before_the_engine_answers_then_given_up_
             raise
 
     monkeypatch.setattr(server.engine, "submit", submit)
-    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5, "model": "toy"}
     if path == "/v1/responses":
         body = {"input": "x"}
     sock = raw_request(server, path, body)

@@ -108,7 +108,7 @@ def test_start_when_a_file_is_a_pipe_then_refused_and_not_waited_for(folder, nam
 
 
 def test_start_when_the_address_space_is_small_then_says_so(folder):
-    assert_sentence(start(folder, address_space_bytes=1_200_000_000))
+    assert_sentence(start(folder, address_space_bytes=600_000_000))
 
 
 def test_memory_when_there_is_no_proc_then_asked_of_the_kernel_or_a_sentence(monkeypatch):

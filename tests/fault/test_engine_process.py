@@ -181,9 +181,10 @@ async def test_start_when_the_model_cannot_be_loaded_then_raises_what_the_engine
 async def test_engine_when_its_server_vanishes_then_ends_by_itself():
     client = IpcEngineClient(config())
     await client.start()
-    process = client._process
+    engine = client._process
+    process = engine._process
     client._stopping = True
-    client._writer.transport.abort()
+    engine._writer.transport.abort()
     await until(lambda: process.poll() is not None)
 
 

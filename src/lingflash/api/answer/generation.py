@@ -153,11 +153,17 @@ class Generation:
             stream = self._streams[0]
             async for event in stream:
                 batch: Deltas = []
-                self._take(0, event, batch)
-                for ready in stream.take_ready():
-                    self._take(0, ready, batch)
+                failure: LingflashError | None = None
+                try:
+                    self._take(0, event, batch)
+                    for ready in stream.take_ready():
+                        self._take(0, ready, batch)
+                except LingflashError as error:
+                    failure = error  # after what came before it
                 if batch:
                     yield batch
+                if failure is not None:
+                    raise failure
                 if self._open == 0:
                     return
             return

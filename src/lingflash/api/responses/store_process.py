@@ -105,13 +105,13 @@ class RemoteDatabase:
             raise ConfigError(value[1], param=value[2])
 
     def _leave(self) -> None:
-        if self._stream is not None:
+        # Two threads may come here at once: the one that closes, and the one whose call ends by it.
+        stream, self._stream, self._process = self._stream, None, None
+        if stream is not None:
             # A thread that waits for an answer wakes up with an error.
             with contextlib.suppress(OSError):
-                self._stream.shutdown(socket.SHUT_RDWR)
-            self._stream.close()
-        self._stream = None
-        self._process = None
+                stream.shutdown(socket.SHUT_RDWR)
+            stream.close()
 
 
 def _send(stream: socket.socket, message: list[Any]) -> None:
