@@ -19,6 +19,7 @@ import msgspec
 from lingflash.api.responses.database import ResponseDatabase
 from lingflash.core import errors
 from lingflash.core.errors import ConfigError, LingflashError
+from lingflash.link.frames import frame, read_frame
 
 _START_S = 15.0
 _CLOSE_S = 2.0
@@ -115,22 +116,14 @@ class RemoteDatabase:
 
 
 def _send(stream: socket.socket, message: list[Any]) -> None:
-    data = msgspec.msgpack.encode(message)
-    stream.sendall(len(data).to_bytes(8, "little") + data)
+    stream.sendall(frame(msgspec.msgpack.encode(message)))
 
 
 def _receive(stream: socket.socket) -> list[Any]:
-    return msgspec.msgpack.decode(_read(stream, int.from_bytes(_read(stream, 8), "little")))
-
-
-def _read(stream: socket.socket, size: int) -> bytearray:
-    data = bytearray()
-    while len(data) < size:
-        part = stream.recv(min(size - len(data), 2**20))
-        if not part:
-            raise EOFError
-        data += part
-    return data
+    body = read_frame(stream)
+    if body is None:
+        raise EOFError
+    return msgspec.msgpack.decode(body)
 
 
 def _serve(stream: socket.socket) -> None:
