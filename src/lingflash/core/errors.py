@@ -9,9 +9,12 @@
     │   ├── RequestTooLargeError    the body is over the size limit (HTTP 413)
     │   └── UnsupportedMediaError   the body is encoded in a way that is not read (HTTP 415)
     ├── AuthenticationError    no or wrong API key (HTTP 401)
+    ├── InsufficientCreditsError   a budget does not suffice (HTTP 402)
+    ├── NotAllowedError        this key may not do that (HTTP 403)
     ├── NotFoundError          no such model or object (HTTP 404)
     ├── CapacityError          it could be served, but not now (HTTP 503)
     │   ├── QueueFullError          the waiting queue is full (HTTP 429)
+    │   ├── RateLimitError          a key's limit per time or of concurrency is reached (HTTP 429)
     │   └── NotEnoughMemoryError    the model or its cache does not fit (at start-up)
     └── EngineError            the engine failed while serving (HTTP 500)
         ├── EngineDeadError         its process is gone (HTTP 503)
@@ -112,6 +115,18 @@ class AuthenticationError(LingflashError):
     code = "invalid_api_key"
 
 
+class InsufficientCreditsError(LingflashError):
+    """A budget of the key does not suffice for what the request may cost."""
+
+    code = "insufficient_credits"
+
+
+class NotAllowedError(LingflashError, PermissionError):
+    """The key is valid but may not do that."""
+
+    code = "not_allowed"
+
+
 class NotFoundError(LingflashError):
     """The named model or object does not exist."""
 
@@ -128,6 +143,18 @@ class QueueFullError(CapacityError):
     """The waiting queue is at its limit; try again later."""
 
     code = "queue_full"
+
+
+class RateLimitError(CapacityError):
+    """A limit of the key is reached; `headers` say which, and when to come again."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.headers = headers or {}
 
 
 class NotEnoughMemoryError(CapacityError, MemoryError):

@@ -1,0 +1,1 @@
+"""Tables and their migrations: SQLite for one process, PostgreSQL for several."""
