@@ -91,7 +91,9 @@ class ServerConfig:
         75.0, "How long a connection is kept between two requests.", bound=between(1, 86400)
     )
     drain_timeout_s: float = setting(
-        30.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
+        30.0,
+        "From SIGTERM to the end; running requests have five sixths of it.",
+        bound=between(0, 86400),
     )
     request_timeout_s: float | None = setting(
         None, "Deadline of requests that give none.", bound=above(0)

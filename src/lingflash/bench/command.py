@@ -352,6 +352,21 @@ def soak(
     """Good, leaving and malformed clients; exits with 1 if a block, slot or task is left behind."""
 
 
+@_benchmark("over_http", hostile="Two keys, one hostile")
+def hostile(
+    model: ModelOption = BUNDLED_MODEL,
+    minutes: Annotated[float, typer.Option("--minutes", help="Of attacks.")] = 10.0,
+    attacks: Annotated[
+        list[str], typer.Option("--attack", help="Only these, by name; repeat the flag.")
+    ] = [],
+    seed: SeedOption = 0,
+    serve_flags: FlagsOption = [],
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Attack a server beside a good client; exits with 1 if that one notices."""
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Option("--folder", help="Where the JSON files are.")] = Path(

@@ -81,6 +81,7 @@ class EngineLoop:
             cache,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_shared_tokens=config.shared_tokens_on(model.device.type),
             max_num_waiting=config.max_num_waiting,
             max_model_len=plan.max_model_len,
             vocab_size=model.config.vocab_size,

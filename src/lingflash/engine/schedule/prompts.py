@@ -68,7 +68,7 @@ class Prompts:
         self,
         chosen: dict[Sequence, int],
         budget: int,
-        running: Iterable[Sequence],
+        running: list[Sequence],
         waiting: Iterable[Sequence],
     ) -> bool:
         """Give what is left of a step to prompts.
@@ -83,7 +83,7 @@ class Prompts:
         """
         if self._shares.are_needed:
             return self._add_by_share(chosen, budget, running, list(waiting))
-        for sequence in running:
+        for sequence in running if len(chosen) < len(running) else ():
             if sequence not in chosen and budget > 0 and _can_go_on(sequence):
                 chosen[sequence] = self._chunk(sequence, budget)
                 budget -= chosen[sequence]
@@ -109,6 +109,7 @@ class Prompts:
     ) -> bool:
         """The same, each chunk to the owner whose turn it is."""
         shares, slots = self._shares, self._slots()
+        budget = min(budget, shares.step_tokens)
         wanted = Counter(sequence.owner for sequence in self._waiting)
         for sequence, count in chosen.items():
             shares.serve(sequence.owner, count)

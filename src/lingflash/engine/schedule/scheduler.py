@@ -55,6 +55,7 @@ class Scheduler:
     Args:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in a step.
+        max_num_shared_tokens: of prompts in a step while several keys are served; None if no fewer.
         max_num_waiting: requests that wait at once; one more is refused.
         max_model_len: prompt and answer together.
         vocab_size: token ids are below it.
@@ -67,6 +68,7 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_num_shared_tokens: int | None = None,
         max_num_waiting: int,
         max_model_len: int,
         vocab_size: int,
@@ -90,7 +92,8 @@ class Scheduler:
         self._has_deadlines = False
         self._lacks_memory = False  # the first that waits found too little, and none was freed
         self.suspects = Suspects()
-        self.shares = Shares(self.max_num_seqs, max_num_batched_tokens, max_num_waiting)
+        shared = min(max_num_shared_tokens or max_num_batched_tokens, max_num_batched_tokens)
+        self.shares = Shares(self.max_num_seqs, shared, max_num_waiting)
         self._prompts = Prompts(
             self.shares,
             cache,
@@ -199,6 +202,7 @@ class Scheduler:
         may_admit = num_preemptions == self._counters.preemptions
         can_begin = waiting if may_admit else ()
         self._lacks_memory |= self._prompts.add(chosen, budget, running, can_begin)
+        scheduled, may_draft = output.scheduled, bool(self.num_draft_tokens)
         for sequence, count in chosen.items():
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count >= num_tokens < sequence.max_total_tokens
@@ -207,10 +211,10 @@ class Scheduler:
                 item.draft_tokens = sequence.draft_tokens[: max(start + count - num_tokens, 0)]
                 sequence.draft_tokens = []
                 output.has_drafts |= bool(item.draft_tokens)
-            if self.num_draft_tokens and wants_token and not item.draft_tokens:
+            if may_draft and wants_token and not item.draft_tokens:
                 self._look_ahead(sequence)
             sequence.num_in_flight += count
-            output.scheduled.append(item)
+            scheduled.append(item)
         if chosen:  # after the last block was leased
             output.memory_ops = self.cache.take_ops()
         return output
@@ -258,11 +262,16 @@ class Scheduler:
     def _add_decoding(self, chosen: dict[Sequence, int], running: list[Sequence]) -> int:
         """Give each decoding sequence a token, or the youngest's memory; the budget left."""
         budget = self.max_num_batched_tokens
+        block_size = self.cache.block_size
         for sequence in list(running):
             lease, num_tokens = sequence.lease, sequence.num_tokens
-            if lease is None or not sequence.is_decoding:
+            # All but the last token are computed. (Nothing here is called that need not be: it is
+            # done for each sequence of each step.)
+            if lease is None or num_tokens - sequence.num_computed != 1:
                 continue
-            if num_tokens > len(lease.blocks) * self.cache.block_size:
+            if sequence.matcher is not None and sequence.waits_for_mask:
+                continue
+            if num_tokens > len(lease.blocks) * block_size:
                 while sequence.lease is not None and not self.cache.grow(lease, num_tokens):
                     is_shared = self.shares.are_needed
                     victim = self._prompts.victim() if is_shared else self._running[-1]
