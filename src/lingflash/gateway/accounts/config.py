@@ -1,0 +1,105 @@
+"""Settings of the accounts; the gateway's file and its reference page are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lingflash.core.settings import at_least, between, check_settings, setting
+from lingflash.gateway.accounting import PICO_PER_USD
+
+Reset = Literal["daily", "weekly", "monthly"]
+RESETS: tuple[Reset, ...] = ("daily", "weekly", "monthly")
+
+MAX_LIMIT_USD = 1_000_000
+"""A BIGINT holds nine million dollars of pico-dollars; limits stay well below."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountsConfig:
+    """Where accounts are kept, and what a key may do that nothing else was said of."""
+
+    VARIABLE_PREFIX: ClassVar[str] = "LINGFLASH_GATEWAY_"
+
+    database: str = setting(
+        "sqlite:///gateway.db",
+        "Where keys, budgets and the ledger are: sqlite:///FILE, or postgresql://... for several "
+        "gateways.",
+        metavar="URL",
+        is_secret=True,
+    )
+    redis: str | None = setting(
+        None,
+        "Redis that counts requests and tokens per minute for several gateways, redis://...; "
+        "without it each counts for itself.",
+        metavar="URL",
+        is_secret=True,
+    )
+    master_key: str | None = setting(
+        None,
+        "Key for stored vendor keys: 32 bytes as base64 or hex. Several, separated by commas or "
+        "spaces: the first encrypts, the others still decrypt.",
+        metavar="KEY",
+        is_secret=True,
+    )
+    master_key_file: Path | None = setting(
+        None, "The same in a file, one key a line.", metavar="FILE"
+    )
+    budget_usd: float | None = setting(
+        None,
+        "What all keys together may spend in a window; none if empty.",
+        bound=between(0, MAX_LIMIT_USD),
+    )
+    budget_reset: Reset | None = setting(
+        None, "When that budget begins anew (UTC, weeks on Monday): daily, weekly, monthly; never if empty."
+    )
+    rpm: int | None = setting(
+        None, "Requests per minute of a key without a limit of its own.", bound=at_least(1)
+    )
+    tpm: int | None = setting(
+        None, "Tokens per minute of a key without a limit of its own.", bound=at_least(1)
+    )
+    concurrency: int | None = setting(
+        None, "Requests at once of a key without a limit of its own.", bound=at_least(1)
+    )
+    free_rpm: int = setting(
+        20, "Requests per minute of a key to models ending in :free.", bound=at_least(1)
+    )
+    free_per_day: int = setting(
+        50, "Requests per day (UTC) of a key to models ending in :free.", bound=at_least(1)
+    )
+    pin_ttl_s: float = setting(
+        3600.0, "A session stays at its endpoint for so long after its last turn.", bound=at_least(0)
+    )
+    lease_s: float = setting(
+        10.0,
+        "A gateway that gave no sign for so long is dead; another settles what it left.",
+        bound=between(1, 600),
+    )
+    progress_s: float = setting(
+        1.0,
+        "How often what streams have made so far is written down, for the bill of a killed gateway.",
+        bound=between(0.05, 60),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def budget_pico(self) -> int | None:
+        """The house's budget, exact to a millionth of a dollar."""
+        return None if self.budget_usd is None else pico(self.budget_usd)
+
+
+def pico(usd: float | int | str) -> int:
+    """Pico-dollars of a number of dollars as people write it, such as 0.1, exactly."""
+    from decimal import Decimal
+
+    # Through the shortest text of the number: 0.1 is a tenth of a dollar, not a float near it.
+    return int(Decimal(str(usd)) * PICO_PER_USD)
+
+
+def usd(amount: int) -> float:
+    """Dollars for an answer's JSON; the only place where money is a float."""
+    return amount / PICO_PER_USD
