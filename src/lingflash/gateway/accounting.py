@@ -247,8 +247,20 @@ class Accounts(Protocol):
         """
         ...
 
-    def note_progress(self, admission: Admission, usage: Usage, cost: Cost) -> None:
-        """What the stream has made so far; if this process is killed, it is billed."""
+    def note_progress(
+        self,
+        admission: Admission,
+        usage: Usage,
+        cost: Cost,
+        *,
+        attempt: Attempt | None = None,
+        upstream_cost: Cost = Cost(),  # frozen
+    ) -> None:
+        """What the stream has made so far; if this process is killed, it is billed.
+
+        Args:
+            attempt: the one that makes it, for the row.
+        """
         ...
 
     async def settle(self, admission: Admission, end: End) -> None:

@@ -2,9 +2,13 @@
 
     database = Database("sqlite:///gateway.db")
     await database.open()  # connects, migrates
-    async with database.reading() as connection: ...
-    async with database.writing() as connection: ...  # one transaction, committed at the end
+    rows = await database.read(lambda connection: connection.execute(query).all())
+    await database.write(change)  # one transaction: committed at the end, undone by an exception
     await database.close()
+
+What is run is an ordinary function of an ordinary connection. For SQLite it runs in a thread, as a
+whole: a hop to a thread for each statement costs more than the statement. For PostgreSQL it runs here, and
+waits as a coroutine does.
 
 On SQLite a writer takes the write lock at the beginning (BEGIN IMMEDIATE), so that what it read is
 true until it commits. On PostgreSQL rows that must stay true are read FOR UPDATE.
@@ -15,20 +19,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, make_url
+import msgspec
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from lingflash.core.errors import CapacityError, ConfigError, LingflashError
 from lingflash.store.migrate import migrate
 
+T = TypeVar("T")
+
 _DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
+    "sqlite": "sqlite+pysqlite",
     "postgresql": "postgresql+asyncpg",
     "postgres": "postgresql+asyncpg",
 }
@@ -51,13 +60,23 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        # Parameters hold hashes and ciphertexts, which are for no log and no error.
-        self._engine = create_async_engine(
-            self.url, pool_size=pool_size, max_overflow=0, hide_parameters=True
-        )
-        self._write_lock = asyncio.Lock()
+        self._engine: Engine | AsyncEngine
+        options: dict[str, Any] = {
+            "pool_size": pool_size,
+            "max_overflow": 0,
+            # Parameters hold hashes and ciphertexts, which are for no log and no error.
+            "hide_parameters": True,
+            "json_serializer": lambda value: msgspec.json.encode(value).decode(),
+            "json_deserializer": msgspec.json.decode,
+        }
         if self.is_sqlite:
+            self._engine = create_engine(self.url, **options)
             _prepare_sqlite(self._engine)
+            self._readers = ThreadPoolExecutor(pool_size - 1, "sqlite-read")
+            # SQLite has one writer; who waits for it here need not poll for it there.
+            self._writer = ThreadPoolExecutor(1, "sqlite-write")
+        else:
+            self._engine = create_async_engine(self.url, pool_pre_ping=True, **options)
 
     async def open(self) -> None:
         """Connect, and bring the tables to what this version knows.
@@ -65,65 +84,71 @@ class Database:
         Raises:
             ConfigError: it cannot be reached, or a newer lingflash made its tables.
         """
-        if self.is_sqlite:
-            _create_file(Path(self.url.database or ""))
         try:
-            async with self._engine.connect() as connection:
-                await connection.execution_options(is_writing=True)
-                async with connection.begin():
-                    await connection.run_sync(migrate)
+            if self.is_sqlite:
+                _create_file(Path(self.url.database or ""))
+            await self.write(migrate)
+        except CapacityError as error:
+            await self.close()
+            raise ConfigError(
+                f"{self.shown_url}: {error.message} Give a database that can be used, as "
+                f"{_ALLOWED}.",
+                param="database",
+            ) from None
         except LingflashError:
             await self.close()
             raise
-        except (DBAPIError, OSError) as error:
-            await self.close()
-            raise ConfigError(
-                f"The database {self.shown_url} cannot be used: {_reason(error)}. "
-                f"Give the database one that can, as {_ALLOWED}.",
-                param="database",
-            ) from None
 
     @property
     def shown_url(self) -> str:
         """The URL without its password."""
         return self.url.set(drivername=self.url.get_backend_name()).render_as_string(True)
 
-    @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to read with.
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run something that only reads; all of it sees one state.
 
         Raises:
             CapacityError: the database does not answer.
         """
-        with _translated():
-            async with self._engine.connect() as connection:
-                yield connection
+        return await self._run(work, is_writing=False)
 
-    @contextlib.asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end, undone by an exception.
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run a transaction: committed at the end, undone by an exception.
 
         Raises:
             CapacityError: the database does not answer, or its disk is full; nothing was written.
         """
-        # SQLite has one writer; who waits for it here need not poll for it there.
-        waiting = self._write_lock if self.is_sqlite else contextlib.nullcontext()
+        return await self._run(work, is_writing=True)
+
+    async def _run(self, work: Callable[[Connection], T], *, is_writing: bool) -> T:
         with _translated():
-            async with waiting, self._engine.connect() as connection:
-                await connection.execution_options(is_writing=True)
-                async with connection.begin():
-                    yield connection
+            if isinstance(self._engine, AsyncEngine):
+                async with self._engine.begin() as connection:
+                    return await connection.run_sync(work)
+            engine, threads = self._engine, self._writer if is_writing else self._readers
+
+            def run() -> T:
+                opened = engine.connect().execution_options(is_writing=is_writing)
+                with opened as connection, connection.begin():
+                    return work(connection)
+
+            return await asyncio.get_running_loop().run_in_executor(threads, run)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._engine.dispose()
+        if isinstance(self._engine, AsyncEngine):
+            await self._engine.dispose()
+            return
+        for threads in (self._writer, self._readers):
+            await asyncio.to_thread(threads.shutdown)
+        self._engine.dispose()
 
 
 @contextlib.contextmanager
-def _translated():  # noqa: ANN202
+def _translated() -> Iterator[None]:
     try:
         yield
-    except (DBAPIError, OSError, TimeoutError) as error:
+    except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as error:
         raise CapacityError(f"The database failed: {_reason(error)}.") from None
 
 
@@ -153,8 +178,7 @@ def _parse(url: str) -> URL:
         )
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigError(
-            "The database has no file, so that what it counts would be lost; allowed: "
-            f"{_ALLOWED}.",
+            f"The database has no file, so that what it counts would be lost; allowed: {_ALLOWED}.",
             param="database",
         )
     return parsed.set(drivername=driver)
@@ -170,8 +194,8 @@ def _create_file(path: Path) -> None:
         ) from None
 
 
-def _prepare_sqlite(engine: AsyncEngine) -> None:
-    @event.listens_for(engine.sync_engine, "connect")
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
     def on_connect(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # BEGIN is written below
         cursor = connection.cursor()
@@ -185,9 +209,7 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
         is_writing = connection.get_execution_options().get("is_writing", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
-
-

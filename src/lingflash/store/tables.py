@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+_JSON = JSON(none_as_null=True)
 
 
 def _big(name: str, default: int = 0) -> Column[int]:
@@ -38,7 +39,7 @@ api_key = Table(
     Column("name", String(256), nullable=False),
     _flag("is_management"),
     _flag("disabled"),
-    Column("allowed_models", JSON),
+    Column("allowed_models", _JSON),
     Column("rpm", Integer),
     Column("tpm", Integer),
     Column("concurrency", Integer),
@@ -80,15 +81,13 @@ reservation = Table(
     Column("key_hash", String(64), nullable=False),
     _big("reserved"),
     _big("reserved_byok"),
-    Column("start", JSON, nullable=False),
-    Column("progress", JSON),  # what the stream had made when this was last written
+    Column("start", _JSON, nullable=False),
+    Column("progress", _JSON),  # what the stream had made when this was last written
     _big("created_at"),
 )
 
 # A gateway that lives counts up its beats; one whose beats stand still is dead.
-process = Table(
-    "process", metadata, Column("id", String(32), primary_key=True), _big("beat")
-)
+process = Table("process", metadata, Column("id", String(32), primary_key=True), _big("beat"))
 
 # One row for every request in every outcome.
 generation = Table(
@@ -107,7 +106,7 @@ generation = Table(
     Column("byok_id", String(64)),
     _flag("is_free"),
     _flag("is_streamed"),
-    Column("attempts", JSON, nullable=False),
+    Column("attempts", _JSON, nullable=False),
     Column("ttft_ms", Integer),
     _big("duration_ms"),
     _big("tokens_prompt"),
@@ -123,8 +122,8 @@ generation = Table(
     Column("outcome", String(16), nullable=False),
     _big("status"),
     Column("error_code", String(64)),
-    Column("parts", JSON),  # how many leading parts are those of the step before, and the new ones
-    Column("wire", JSON, nullable=False),
+    Column("parts", _JSON),  # how many leading parts are those of the step before, and the new ones
+    Column("wire", _JSON, nullable=False),
     _big("created_at"),
     Index("generation_by_session", "key_hash", "session_id", "step"),
     Index("generation_by_time", "created_at"),
@@ -135,12 +134,13 @@ session = Table(
     metadata,
     Column("key_hash", String(64), primary_key=True),
     Column("id", String(256), primary_key=True),
-    _big("turns"),
+    _big("steps"),  # rows in the ledger
+    _big("turns"),  # of those, the ones that an endpoint answered
     Column("pinned_endpoint", String(256)),
     _big("used_at"),
     _big("later_prompt"),  # tokens of its turns after the first
     _big("later_cached"),
-    Column("parts", JSON, nullable=False),  # of its last turn: sizes and digests, never text
+    Column("parts", _JSON, nullable=False),  # of its last turn: sizes and digests, never text
 )
 
 byok_key = Table(
@@ -155,8 +155,8 @@ byok_key = Table(
     _flag("is_required"),
     _flag("is_byok_only"),
     _flag("disabled"),
-    Column("allowed_models", JSON),
-    Column("allowed_api_key_hashes", JSON),
+    Column("allowed_models", _JSON),
+    Column("allowed_api_key_hashes", _JSON),
     Column("ciphertext", LargeBinary, nullable=False),
     Column("nonce", LargeBinary, nullable=False),
     Column("master_key_id", String(16), nullable=False),

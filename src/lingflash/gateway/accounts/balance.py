@@ -118,7 +118,7 @@ _FIELDS = tuple(each.name for each in fields(Balance))
 _COUNTERS = tuple(name for name in _FIELDS if name not in _LIMITS)
 
 
-def balance_of(row: Mapping[str, Any]) -> Balance:
+def balance_of(row: Mapping[Any, Any]) -> Balance:
     """From a row of `budget`."""
     return Balance(**{name: row[name] for name in _FIELDS})
 

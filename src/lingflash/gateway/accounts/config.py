@@ -52,7 +52,8 @@ class AccountsConfig:
         bound=between(0, MAX_LIMIT_USD),
     )
     budget_reset: Reset | None = setting(
-        None, "When that budget begins anew (UTC, weeks on Monday): daily, weekly, monthly; never if empty."
+        None,
+        "When that budget begins anew, in UTC: daily, weekly (on Monday), monthly; never if empty.",
     )
     rpm: int | None = setting(
         None, "Requests per minute of a key without a limit of its own.", bound=at_least(1)
@@ -70,7 +71,9 @@ class AccountsConfig:
         50, "Requests per day (UTC) of a key to models ending in :free.", bound=at_least(1)
     )
     pin_ttl_s: float = setting(
-        3600.0, "A session stays at its endpoint for so long after its last turn.", bound=at_least(0)
+        3600.0,
+        "A session stays at its endpoint for so long after its last turn.",
+        bound=at_least(0),
     )
     lease_s: float = setting(
         10.0,
@@ -79,7 +82,7 @@ class AccountsConfig:
     )
     progress_s: float = setting(
         1.0,
-        "How often what streams have made so far is written down, for the bill of a killed gateway.",
+        "How often what streams have made is written down, for the bill of a killed gateway.",
         bound=between(0.05, 60),
     )
 
