@@ -7,8 +7,8 @@
     await database.close()
 
 What is run is an ordinary function of an ordinary connection. For SQLite it runs in a thread, as a
-whole: a hop to a thread for each statement costs more than the statement. For PostgreSQL it runs here, and
-waits as a coroutine does.
+whole: a hop to a thread for each statement costs more than the statement. For PostgreSQL it runs
+here, and waits as a coroutine does.
 
 On SQLite a writer takes the write lock at the beginning (BEGIN IMMEDIATE), so that what it read is
 true until it commits. On PostgreSQL rows that must stay true are read FOR UPDATE.
