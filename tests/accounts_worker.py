@@ -19,9 +19,7 @@ from lingflash.gateway.accounts.service import open_accounts
 
 async def main(options: argparse.Namespace) -> None:
     accounts = await open_accounts(
-        AccountsConfig(
-            database=options.database, redis=options.redis, lease_s=1.0, progress_s=0.05
-        )
+        AccountsConfig(database=options.database, redis=options.redis, lease_s=1.0, progress_s=0.05)
     )
     caller = await accounts.authenticate(options.key)
     log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lingflash.gateway.accounts.config import Reset
+from lingflash.gateway.accounts.times import EPOCH
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MONDAY = 4  # 1970-01-05
 
 
@@ -125,8 +125,8 @@ def balance_of(row: Mapping[Any, Any]) -> Balance:
 
 def windows(now_ms: int) -> tuple[int, int, int]:
     """Numbers of the day, the week and the month, each greater than any before."""
-    moment = _EPOCH + timedelta(milliseconds=now_ms)
-    day = (moment - _EPOCH).days
+    moment = EPOCH + timedelta(milliseconds=now_ms)
+    day = (moment - EPOCH).days
     return day, (day - _MONDAY) // 7, moment.year * 12 + moment.month - 1
 
 
@@ -137,8 +137,8 @@ def next_reset(reset: Reset | None, now_ms: int) -> datetime | None:
         case None:
             return None
         case "daily":
-            return _EPOCH + timedelta(days=day + 1)
+            return EPOCH + timedelta(days=day + 1)
         case "weekly":
-            return _EPOCH + timedelta(days=(week + 1) * 7 + _MONDAY)
+            return EPOCH + timedelta(days=(week + 1) * 7 + _MONDAY)
         case "monthly":
             return datetime((month + 1) // 12, (month + 1) % 12 + 1, 1, tzinfo=UTC)

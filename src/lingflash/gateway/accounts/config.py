@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from lingflash.core.settings import at_least, between, check_settings, setting
+from lingflash.core.errors import ConfigError
+from lingflash.core.settings import at_least, between, check_settings, one_of, setting
 from lingflash.gateway.accounting import PICO_PER_USD
 
 Reset = Literal["daily", "weekly", "monthly"]
@@ -20,32 +23,28 @@ MAX_LIMIT_USD = 1_000_000
 class AccountsConfig:
     """Where accounts are kept, and what a key may do that nothing else was said of."""
 
-    VARIABLE_PREFIX: ClassVar[str] = "LINGFLASH_GATEWAY_"
-
     database: str = setting(
         "sqlite:///gateway.db",
-        "Where keys, budgets and the ledger are: sqlite:///FILE, or postgresql://... for several "
-        "gateways.",
-        metavar="URL",
+        "Where keys, budgets and the ledger are: sqlite:///FILE, or for several gateways "
+        "postgresql://USER@HOST/NAME.",
         is_secret=True,
+    )
+    database_variable: str | None = setting(
+        None, "Variable with the URL of the database, in which there may be a password."
     )
     redis: str | None = setting(
         None,
-        "Redis that counts requests and tokens per minute for several gateways, redis://...; "
-        "without it each counts for itself.",
-        metavar="URL",
+        "Redis that counts requests and tokens per minute for several gateways, "
+        "redis://HOST:PORT/NUMBER; without it each counts for itself.",
         is_secret=True,
     )
-    master_key: str | None = setting(
+    redis_variable: str | None = setting(None, "Variable with the URL of Redis.")
+    master_key_variable: str | None = setting(
         None,
-        "Key for stored vendor keys: 32 bytes as base64 or hex. Several, separated by commas or "
-        "spaces: the first encrypts, the others still decrypt.",
-        metavar="KEY",
-        is_secret=True,
+        "Variable with the key that encrypts stored keys of vendors: 32 bytes as base64 or hex. "
+        "Several, with spaces between: the first encrypts, the others still decrypt.",
     )
-    master_key_file: Path | None = setting(
-        None, "The same in a file, one key a line.", metavar="FILE"
-    )
+    master_key_file: Path | None = setting(None, "The same in a file, one key a line.")
     budget_usd: float | None = setting(
         None,
         "What all keys together may spend in a window; none if empty.",
@@ -54,6 +53,7 @@ class AccountsConfig:
     budget_reset: Reset | None = setting(
         None,
         "When that budget begins anew, in UTC: daily, weekly (on Monday), monthly; never if empty.",
+        bound=one_of(RESETS),
     )
     rpm: int | None = setting(
         None, "Requests per minute of a key without a limit of its own.", bound=at_least(1)
@@ -89,6 +89,23 @@ class AccountsConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
+    def secret(self, name: str, environ: Mapping[str, str]) -> str | None:
+        """The value of `database` or `redis`, or of the variable that is named for it.
+
+        Raises:
+            ConfigError: the variable holds nothing.
+        """
+        variable: str | None = getattr(self, f"{name}_variable")
+        if variable is None:
+            return getattr(self, name, None)
+        value = environ.get(variable, "").strip()
+        if not value:
+            raise ConfigError(
+                f"{name}_variable names {variable}, which is not set or empty.",
+                param=f"{name}_variable",
+            )
+        return value
+
     @property
     def budget_pico(self) -> int | None:
         """The house's budget, exact to a millionth of a dollar."""
@@ -97,8 +114,6 @@ class AccountsConfig:
 
 def pico(usd: float | int | str) -> int:
     """Pico-dollars of a number of dollars as people write it, such as 0.1, exactly."""
-    from decimal import Decimal
-
     # Through the shortest text of the number: 0.1 is a tenth of a dollar, not a float near it.
     return int(Decimal(str(usd)) * PICO_PER_USD)
 

@@ -161,7 +161,9 @@ class Keys:
 
 
 def _get(connection: Connection, hash: str) -> Key:
-    row = connection.execute(_QUERY.where(api_key.c.hash == hash)).mappings().first()
+    # PostgreSQL takes no NUL, not even to compare with.
+    query = _QUERY.where(api_key.c.hash == hash.replace("\0", ""))
+    row = connection.execute(query).mappings().first()
     if row is None:
         raise NotFoundError("There is no key with this hash.")
     return _key_of(row)

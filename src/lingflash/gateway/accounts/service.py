@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -43,17 +44,23 @@ _KEY_TTL_S = 1.0
 _MAX_KEYS_KEPT = 10_000
 
 
-async def open_accounts(config: AccountsConfig) -> LedgerAccounts:
+async def open_accounts(
+    config: AccountsConfig, environ: Mapping[str, str] = os.environ
+) -> LedgerAccounts:
     """Open the database, settle nothing yet, and begin to beat.
+
+    Args:
+        environ: where the variables are that the settings name.
 
     Raises:
         ConfigError: the database, Redis' URL or the master keys cannot be used.
     """
-    masters = read_master_keys(config)
-    database = Database(config.database)
+    masters = read_master_keys(config, environ)
+    redis = config.secret("redis", environ)
+    database = Database(config.secret("database", environ) or "")
     await database.open()
     try:
-        accounts = LedgerAccounts(config, database, Vault(database, masters))
+        accounts = LedgerAccounts(config, database, Vault(database, masters), redis)
         await accounts.start()
     except BaseException:
         await database.close()
@@ -68,7 +75,9 @@ class LedgerAccounts:
         keys: of this gateway. vault: of vendors.
     """
 
-    def __init__(self, config: AccountsConfig, database: Database, vault: Vault) -> None:
+    def __init__(
+        self, config: AccountsConfig, database: Database, vault: Vault, redis: str | None = None
+    ) -> None:
         self.config = config
         self.database = database
         self.keys = Keys(database)
@@ -77,7 +86,7 @@ class LedgerAccounts:
         self._ledger = Ledger(database, config, id, wall_ms)
         self._leases = Leases(database, self._ledger, id, config.lease_s)
         self._progress = Progress(database)
-        self._rates = Rates(config.redis, lambda: self._leases.num_processes)
+        self._rates = Rates(redis, lambda: self._leases.num_processes)
         self._known: dict[str, tuple[Key, float]] = {}
         self._taken: dict[str, Taken] = {}
         self._unsettled: list[tuple[Start, End]] = []

@@ -36,7 +36,7 @@ from lingflash.store.database import Database
 from lingflash.store.tables import byok_key
 
 _HOW = (
-    "Give one as master_key or master_key_file, 32 random bytes as base64 or hex, such as "
+    "Name it in master_key_variable or master_key_file, 32 random bytes as base64 or hex, such as "
     "`openssl rand -base64 32` prints."
 )
 MAX_SECRET_CHARS = 4096
@@ -62,13 +62,13 @@ class MasterKeys:
         )
 
 
-def read_master_keys(config: AccountsConfig) -> MasterKeys:
+def read_master_keys(config: AccountsConfig, environ: Mapping[str, str]) -> MasterKeys:
     """The master keys that the settings give; none is allowed while no row needs one.
 
     Raises:
-        ConfigError: a file cannot be read, or a key is none.
+        ConfigError: a file cannot be read, a variable is empty, or a key is none.
     """
-    texts: list[str] = re.split(r"[\s,]+", config.master_key or "")
+    texts: list[str] = re.split(r"[\s,]+", config.secret("master_key", environ) or "")
     if config.master_key_file is not None:
         try:
             content = config.master_key_file.expanduser().read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def _decoded(text: str) -> bytes:
             continue
         if len(key) == 32:
             return key
-    raise ConfigError(f"A master key is not 32 bytes long. {_HOW}", param="master_key")
+    raise ConfigError(f"A master key is not 32 bytes long. {_HOW}", param="master_key_file")
 
 
 class Vault:
@@ -119,7 +119,7 @@ class Vault:
                 raise ConfigError(
                     f"{count} stored keys of vendors are encrypted under the master key {id}, "
                     f"which was not given. {_HOW}",
-                    param="master_key",
+                    param="master_key_file",
                 )
 
     async def add(self, fields: Mapping[str, Any]) -> dict[str, Any]:
