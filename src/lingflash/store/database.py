@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from lingflash.core.errors import CapacityError, ConfigError, LingflashError
+from lingflash.protocol.unicode import replace_escaped_surrogates
 from lingflash.store.migrate import migrate
 
 T = TypeVar("T")
@@ -66,7 +68,7 @@ class Database:
             "max_overflow": 0,
             # Parameters hold hashes and ciphertexts, which are for no log and no error.
             "hide_parameters": True,
-            "json_serializer": lambda value: msgspec.json.encode(value).decode(),
+            "json_serializer": _to_json,
             "json_deserializer": msgspec.json.decode,
         }
         if self.is_sqlite:
@@ -160,6 +162,13 @@ def _reason(error: BaseException) -> str:
     if "disk is full" in text[0] or "No space left" in text[0]:
         return "its disk is full"
     return text[0].rstrip(".")
+
+
+def _to_json(value: Any) -> str:
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which is no text anywhere
+        return replace_escaped_surrogates(json.dumps(value))
 
 
 def _parse(url: str) -> URL:

@@ -173,15 +173,13 @@ class Every:
             try:
                 await self._work()
                 self.failure = None
-            except LingflashError as error:
+            except Exception as error:  # what is done again and again must not end
+                fields = {"error": type(error).__name__}
+                if isinstance(error, LingflashError):
+                    fields["message"] = error.message
                 if self.failure is None:
-                    log_event(
-                        logger,
-                        f"{self.name}_failed",
-                        {"message": error.message},
-                        level=logging.WARNING,
-                    )
-                self.failure = error.message
+                    log_event(logger, f"{self.name}_failed", fields, level=logging.WARNING)
+                self.failure = fields.get("message", f"{self.name} fails: {fields['error']}.")
 
     async def stop(self) -> None:
         """End it, wherever it is."""

@@ -228,9 +228,10 @@ class LedgerAccounts:
             await self._rates.give_back(taken, end.usage.total_tokens if end.usage else 0)
         try:
             is_mine = await self._ledger.settle(start, end)
-        except LingflashError as error:
+        except Exception as error:  # whatever it is, it is owed
             self._unsettled.append((start, end))
-            fields = {"generation": start.id, "message": error.message}
+            said = error.message if isinstance(error, LingflashError) else type(error).__name__
+            fields = {"generation": start.id, "message": said}
             log_event(logger, "settle_failed", fields, level=logging.WARNING)
             return
         if not is_mine:
@@ -290,9 +291,9 @@ class LedgerAccounts:
 
     async def _settle_rest(self) -> None:
         """Write what the database did not take before."""
-        while self._unsettled:
-            await self._ledger.settle(*self._unsettled[0])
-            del self._unsettled[0]
+        waiting, self._unsettled = self._unsettled, []
+        for start, end in waiting:
+            await self._settle(start, end)
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         """Hold a task until it is done; its result is somebody else's, or nobody's."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lingflash.gateway.accounting import End, Session, Start
-from lingflash.gateway.accounts.rows import parts_to_json
+from lingflash.gateway.accounts.rows import clean, parts_to_json
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class SessionState:
                 self.later_cached += end.usage.cached_tokens
             self.turns += 1
         if end.endpoint is not None:
-            self.pinned_endpoint = end.endpoint[:256]
+            self.pinned_endpoint = clean(end.endpoint, 256)
         if not start.parts:
             return None
         parts = parts_to_json(start.parts)
