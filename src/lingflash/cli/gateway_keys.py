@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from lingflash.cli.bill import console_for_tables
 from lingflash.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,10 +85,11 @@ def create(
 @app.command("list")
 def list_keys(database: DatabaseOption = _DATABASE) -> None:
     """Show all keys, what they may and what they have used."""
-    table = Table("name", "key", "hash", "spent", "limit", "requests/min", "tokens/min", "state")
+    names = ("name", "key", "hash", "spent", "limit", "requests/min", "tokens/min", "state")
+    table = Table(*names, box=SIMPLE_HEAD)
     for key in _with_database(database, lambda keys, _: keys.all()):
         table.add_row(*map(str, _row(key)))
-    Console(width=None if os.isatty(1) else 160).print(table)
+    console_for_tables().print(table)
 
 
 @app.command()
