@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -103,7 +104,7 @@ def test_rotate_master_when_new_key_is_first_then_old_one_can_go(sqlite_url, tmp
         database = Database(sqlite_url)
         await database.open()
         config = AccountsConfig(master_key_variable="M")
-        return database, Vault(database, read_master_keys(config, {"M": key}))
+        return database, Vault(database, read_master_keys(config, {"M": key}, Path()))
 
     async def store() -> None:
         database, opened = await vault(old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -11,6 +12,7 @@ from sqlalchemy import update
 from accounts_support import new_caller, opened
 from lingflash.core.errors import ConfigError, InvalidRequestError, LingflashError, NotFoundError
 from lingflash.gateway.accounts.config import AccountsConfig
+from lingflash.gateway.accounts.service import open_accounts
 from lingflash.gateway.accounts.vault import Vault, read_master_keys
 from lingflash.store.tables import byok_key
 
@@ -19,7 +21,7 @@ SECRET = "sk-novita-0123456789abcdefghij"
 
 
 def masters_of(text: str):
-    return read_master_keys(AccountsConfig(master_key_variable="M"), {"M": text})
+    return read_master_keys(AccountsConfig(master_key_variable="M"), {"M": text}, Path())
 
 
 @pytest.fixture
@@ -132,15 +134,15 @@ def test_master_key_when_in_a_file_then_read_and_its_errors_name_it(tmp_path):
     path = tmp_path / "master"
     config = AccountsConfig(master_key_file=path)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read_master_keys(config, {})
+        read_master_keys(config, {}, Path())
     path.write_text("\n")
     with pytest.raises(ConfigError, match="holds no key"):
-        read_master_keys(config, {})
+        read_master_keys(config, {}, Path())
     path.write_bytes(os.urandom(32) + b"\xff")
     with pytest.raises(ConfigError, match=r"no text|not 32 bytes"):
-        read_master_keys(config, {})
+        read_master_keys(config, {}, Path())
     path.write_text(f"{NEW}\n{OLD}\n")
-    assert len(read_master_keys(config, {}).by_id) == 2
+    assert len(read_master_keys(config, {}, Path()).by_id) == 2
 
 
 @pytest.mark.parametrize("name", ["database", "redis", "master_key"])
@@ -149,3 +151,14 @@ def test_variable_when_it_is_named_and_empty_then_refused(name):
     with pytest.raises(ConfigError, match="names NAMED, which is not set or empty"):
         config.secret(name, {"NAMED": " "})
     assert config.secret(name, {"NAMED": " x "}) == "x"
+
+
+async def test_files_when_named_without_a_full_path_then_beside_the_config_file(tmp_path):
+    (tmp_path / "masters").write_text(OLD)
+    config = AccountsConfig(database="sqlite:///own.db", master_key_file=Path("masters"))
+    accounts = await open_accounts(config, {}, tmp_path)
+    await accounts.vault.add({"key": SECRET, "provider": "novita"})
+    await accounts.close()
+    assert (tmp_path / "own.db").exists()
+    for url in ("postgresql://x@y/z", "sqlite:////full/path.db", "sqlite://"):
+        assert AccountsConfig(database=url).database_url({}, tmp_path) == url

@@ -158,7 +158,7 @@ def rotate_master(
     from lingflash.gateway.accounts.config import AccountsConfig
     from lingflash.gateway.accounts.vault import Vault, read_master_keys
 
-    masters = read_master_keys(AccountsConfig(master_key_file=master_key_file), {})
+    masters = read_master_keys(AccountsConfig(master_key_file=master_key_file), {}, Path())
 
     async def rotate(_: Any, opened: Database) -> int:
         vault = Vault(opened, masters)
