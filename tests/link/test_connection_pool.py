@@ -29,7 +29,8 @@ class Server:
             for _ in range(self.closes_after):
                 await reader.readuntil(b"\r\n\r\n")
                 self.requests += 1
-                writer.write(self.answer or HEAD + b"%02d" % self.requests)
+                number = HEAD + b"%02d" % self.requests
+                writer.write(number if self.answer is None else self.answer)
             if self.answer is not None:
                 await reader.read()
         self.gone.set()

@@ -209,7 +209,8 @@ _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 class _Signals:
     """SIGTERM and its like: the first asks for a drain, the second for a quick end.
 
-    SIGHUP is a terminal that was closed, unless the server has a use for it. SIGUSR1, which would end the process, is not for us.
+    SIGHUP is a terminal that was closed, unless the server has a use for it. SIGUSR1, which would
+    end the process, is not for us.
     """
 
     def __init__(self, stop: asyncio.Event, on_hangup: Callable[[], None] | None) -> None:

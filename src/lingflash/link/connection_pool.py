@@ -177,7 +177,7 @@ def _place(address: Address) -> _Place:
 
 
 def is_public(ip: str) -> bool:
-    """Whether an address is on the public internet, and not of this machine or a private network."""
+    """Whether an address is on the internet, and not of this machine or a private network."""
     address = ipaddress.ip_address(ip.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped

@@ -195,6 +195,10 @@ class ClientConnection(asyncio.Protocol):
             self._fail(exc or BadAnswer(f"the connection ended {where}"))
         self._wake()
 
+    def on_message_begin(self) -> None:
+        if self._is_whole:  # bytes behind the answer that nobody asked for
+            self._may_be_kept = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
