@@ -31,7 +31,7 @@ from lingflash.link.http_client import (
 )
 
 _PATIENT = Deadlines()
-_Place = tuple[str, int, bool]
+_Place = tuple[str, int, bool, bool]
 
 
 class ForbiddenPeer(OSError):
@@ -78,11 +78,12 @@ class ConnectionPool:
             BadAnswer: what came is no HTTP.
         """
         request = address.encode(method, path, body, headers, is_kept=True)
+        place = _place(address, is_public_only)
         connection: ClientConnection | None = None
         async with total_deadline(deadlines):
             try:
                 answer: Answer | None = None
-                if (connection := self._take(address)) is not None:
+                if (connection := self._take(place)) is not None:
                     with contextlib.suppress(_Stale):
                         answer = await _exchange_on_kept(connection, request, deadlines)
                 if answer is None:
@@ -94,7 +95,7 @@ class ConnectionPool:
                 yield answer
             finally:
                 if connection is not None:
-                    self._keep_or_close(address, connection)
+                    self._keep_or_close(place, connection)
 
     def close(self) -> None:
         """Close what waits; what is in use ends with its request."""
@@ -103,8 +104,8 @@ class ConnectionPool:
                 each.transport.abort()
         self._idle.clear()
 
-    def _take(self, address: Address) -> ClientConnection | None:
-        waiting = self._idle.get(_place(address))
+    def _take(self, place: _Place) -> ClientConnection | None:
+        waiting = self._idle.get(place)
         while waiting:
             idle = waiting.pop()  # the one that waited least
             is_fresh = time.monotonic() - idle.since_s < self._idle_s
@@ -116,11 +117,11 @@ class ConnectionPool:
             idle.transport.abort()
         return None
 
-    def _keep_or_close(self, address: Address, connection: ClientConnection) -> None:
+    def _keep_or_close(self, place: _Place, connection: ClientConnection) -> None:
         transport = connection.transport
         if transport is None:
             return
-        waiting = self._idle.setdefault(_place(address), deque())
+        waiting = self._idle.setdefault(place, deque())
         if not connection.is_reusable:
             transport.abort()
             return
@@ -172,8 +173,8 @@ class _Idle(asyncio.Protocol):
             self._waiting.remove(self)
 
 
-def _place(address: Address) -> _Place:
-    return (address.host, address.port, address.is_tls)
+def _place(address: Address, is_public_only: bool) -> _Place:
+    return (address.host, address.port, address.is_tls, is_public_only)
 
 
 def is_public(ip: str) -> bool:

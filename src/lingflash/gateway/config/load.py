@@ -7,7 +7,7 @@ import re
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,10 @@ class GatewayConfig:
 class _File:
     """The top of the file; `accounts` is a table of the accounts' own."""
 
-    server: ServerTable = ServerTable()
-    deadlines: DeadlinesTable = DeadlinesTable()
-    breaker: BreakerTable = BreakerTable()
-    requests: RequestsTable = RequestsTable()
+    server: ServerTable = field(default_factory=ServerTable)
+    deadlines: DeadlinesTable = field(default_factory=DeadlinesTable)
+    breaker: BreakerTable = field(default_factory=BreakerTable)
+    requests: RequestsTable = field(default_factory=RequestsTable)
     upstream: tuple[UpstreamTable, ...] = ()
     model: tuple[ModelTable, ...] = ()
 
@@ -170,7 +170,8 @@ class _Loader:
                 if name.lower() in names:
                     raise self.refuse(f"{where}.name", f"is {name!r}, as another's.")
             key = self.secret(f"{where}.api_key", table.api_key_variable, table.api_key_file)
-            found[slug] = Upstream(table, slug, self._address(table, key, where))
+            path = urlsplit(table.base_url).path.rstrip("/") or "/v1"
+            found[slug] = Upstream(table, slug, self._address(table, key, where), path)
         return found
 
     def _address(self, table: UpstreamTable, key: str | None, where: str) -> Address:
@@ -191,7 +192,7 @@ class _Loader:
                 f"is {table.base_url!r}, a private address; write allow_private_address = true "
                 "if that is meant.",
             )
-        return address
+        return replace(address, prefix="")
 
     def catalog(self, tables: Sequence[ModelTable], upstreams: Mapping[str, Upstream]) -> Catalog:
         models: dict[str, Model] = {}
@@ -295,7 +296,7 @@ def _costs(price: PriceTable) -> bool:
 
 
 def _is_private(host: str) -> bool:
-    """Whether a host is known to be private by its name alone; others are looked at on connecting."""
+    """Whether a host is private by its name alone; others are looked at on connecting."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

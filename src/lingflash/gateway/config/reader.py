@@ -75,6 +75,8 @@ class TableReader:
                 kind = typing.cast(type, item)
                 return tuple(self.read(kind, v, f"{path}[{i}]") for i, v in enumerate(value))
             return tuple(self._value(item, each, path, shown) for each in value)
+        if dataclasses.is_dataclass(hint):
+            return self.read(typing.cast(type, hint), value, path)
         if origin is Literal:
             hint = str
         made = _converted(hint, value)

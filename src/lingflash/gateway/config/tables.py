@@ -87,9 +87,6 @@ class RequestsTable:
         "What the house takes of a vendor's price when a brought key pays it.",
         bound=between(0, 100),
     )
-    max_events_mb: float = setting(
-        16.0, "Largest event of a stream or answer that is not streamed, MiB.", bound=above(0)
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +100,10 @@ class UpstreamTable:
 
     name: str = setting(MISSING, "Name of the provider, as `provider.order` writes it.")
     slug: str | None = setting(None, "Short name; the name in lower case, `-` for blanks.")
-    base_url: str = setting(MISSING, "Its base URL, with or without `/v1` at the end.")
+    base_url: str = setting(
+        MISSING,
+        "What paths such as `/chat/completions` are put behind; without a path, `/v1` is added.",
+    )
     dialects: tuple[str, ...] = setting(
         ("chat",),
         "What it speaks: chat, completions, responses, messages. Anything else is refused by name.",
@@ -187,11 +187,13 @@ class Upstream:
 
     Args:
         address: with the house's key, in no repr.
+        path: what stands before the path of a request.
     """
 
     table: UpstreamTable
     slug: str
     address: Address = field(repr=False)
+    path: str
 
     @property
     def name(self) -> str:

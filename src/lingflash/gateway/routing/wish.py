@@ -71,8 +71,8 @@ class _Provider(_Strict):
     quantizations: list[str] | None = None
     sort: SortBy | _Sort | None = None
     max_price: _MaxPrice | None = None
-    preferred_min_throughput: float | _Percentiles | None = Field(None)
-    preferred_max_latency: float | _Percentiles | None = Field(None)
+    preferred_min_throughput: float | _Percentiles | None = None
+    preferred_max_latency: float | _Percentiles | None = None
     options: dict[str, dict[str, Any]] | None = None
     api_key: SecretStr | None = None
 
@@ -173,7 +173,7 @@ def read_wish(
     sort = provider.sort
     by = sort.by if isinstance(sort, _Sort) else sort
     price = provider.max_price.model_dump(exclude_none=True) if provider.max_price else {}
-    inherited = body.get("tools")
+    tools = body.get("tools")
     return Wish(
         models=_models(fields),
         order=tuple(provider.order or ()),
@@ -196,7 +196,7 @@ def read_wish(
         parameters=frozenset(
             name for name, value in body.items() if value is not None and name not in names
         ),
-        has_tools=isinstance(inherited, list) and bool(inherited),
+        has_tools=isinstance(tools, list) and bool(tools),
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
     )
