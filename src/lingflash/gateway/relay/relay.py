@@ -343,7 +343,7 @@ class _Run:
                     raise
                 if kind == "error":
                     failed = error_event(candidate, frames.error, self._quote)
-                    if not self._is_begun and not frames.has_content:
+                    if not frames.has_content:
                         raise failed
                     await self._flush(send, waiting)
                     await self._send_last_words(send, failed.error)
@@ -352,10 +352,6 @@ class _Run:
                     end = event
                     break
                 waiting.append(additions.to_event(event, kind, data))
-            if frames.has_content and not self._is_begun:
-                self._first_content_s = time.monotonic()
-                self._is_begun = True
-                await self._begin(send, {**_STREAM_HEADERS, **self.headers()})
             await self._flush(send, waiting)
             self._note_progress(candidate, started_s)
             if end is not None:
@@ -369,12 +365,18 @@ class _Run:
         await _linger(answer)
 
     async def _flush(self, send: Send, waiting: list[bytes]) -> None:
-        """Send what waits, once there was content."""
-        if self._is_begun and waiting:
-            data = b"".join(waiting)
-            waiting.clear()
-            if data:
-                await self._send(send, data, more=True)
+        """Send what waits, once there was content; the first of it begins the answer."""
+        assert self._frames is not None
+        if not self._frames.has_content:
+            return
+        if not self._is_begun:
+            self._first_content_s = time.monotonic()
+            self._is_begun = True
+            await self._begin(send, {**_STREAM_HEADERS, **self.headers()})
+        data = b"".join(waiting)
+        waiting.clear()
+        if data:
+            await self._send(send, data, more=True)
 
     async def _complete(self, candidate: Candidate, started_s: float) -> None:
         """Settle an answer that is whole, before its client knows that it is."""

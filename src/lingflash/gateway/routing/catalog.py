@@ -15,9 +15,9 @@ Shortcut = Literal["nitro", "floor"]
 FREE = ":free"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Endpoint:
-    """A model at a provider.
+    """A model at a provider; of one file, each is itself alone.
 
     Args:
         id: stays the same over restarts, for pins.
