@@ -323,7 +323,8 @@ class ScriptedUpstream:
     # The faults of section A4
 
     async def fault_hang(self, writer, dialect, is_streamed):
-        await asyncio.sleep(30)
+        while not writer.transport.is_closing():
+            await asyncio.sleep(0.02)
 
     async def fault_401(self, writer, dialect, is_streamed):
         sent = self.requests[-1][1].get("authorization", "")
@@ -380,7 +381,7 @@ class ScriptedUpstream:
 
     async def fault_stall(self, writer, dialect, is_streamed):
         await self.fault_cut(writer, dialect, is_streamed)
-        await asyncio.sleep(30)
+        await self.fault_hang(writer, dialect, is_streamed)
 
     async def fault_malformed(self, writer, dialect, is_streamed):
         if not is_streamed:
@@ -588,7 +589,11 @@ def gateway_tables(urls):
         }
         for name, url in urls.items()
     ]
-    price = {"prompt": Decimal("0.10"), "completion": Decimal("0.30"), "cache_read": Decimal("0.02")}
+    price = {
+        "prompt": Decimal("0.10"),
+        "completion": Decimal("0.30"),
+        "cache_read": Decimal("0.02"),
+    }
     endpoints = [
         {
             "upstream": name,
@@ -608,5 +613,3 @@ def gateway_tables(urls):
         "upstream": upstreams,
         "model": [{"name": "test/model", "aliases": ["model"], "endpoint": endpoints}],
     }
-
-

@@ -197,16 +197,18 @@ class _Loader:
     def catalog(self, tables: Sequence[ModelTable], upstreams: Mapping[str, Upstream]) -> Catalog:
         models: dict[str, Model] = {}
         aliases: dict[str, str] = {}
+        taken: set[str] = set()
         for i, table in enumerate(tables):
             where = f"model[{i}]"
             for j, name in enumerate((table.name, *table.aliases)):
                 key = f"{where}.aliases" if j else f"{where}.name"
-                if name in models or name in aliases:
+                if name in taken:
                     raise self.refuse(key, f"is {name!r}, as another's.")
                 if name.endswith(_SUFFIXES):
                     raise self.refuse(
                         key, f"is {name!r}; the ending means something: see `free` of an endpoint."
                     )
+                taken.add(name)
                 if j:
                     aliases[name] = table.name
             if not table.endpoint:
