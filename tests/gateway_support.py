@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -244,7 +245,7 @@ class ScriptedUpstream:
         self.connections = 0
         self.port = 0
         self._listener = None
-        self._writers = set()
+        self._writers = {}
 
     @property
     def url(self):
@@ -262,14 +263,14 @@ class ScriptedUpstream:
 
     async def _serve(self, reader, writer):
         self.connections += 1
-        self._writers.add(writer)
+        self._writers[writer] = reader
         try:
             while await self._one(reader, writer):
                 pass
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
-            self._writers.discard(writer)
+            self._writers.pop(writer, None)
             self.gone.set()
             writer.close()
 
@@ -318,13 +319,12 @@ class ScriptedUpstream:
             return
         writer.write(_head(200, "text/event-stream"))
         parts = stream_parts(dialect, words, **options)
-        await self._events(writer, sum(parts, []), pause_s=self.pause_s)
+        await self._events(writer, list(chain(*parts)), pause_s=self.pause_s)
 
     # The faults of section A4
 
     async def fault_hang(self, writer, dialect, is_streamed):
-        while not writer.transport.is_closing():
-            await asyncio.sleep(0.02)
+        await self._writers[writer].read()  # until the other side leaves
 
     async def fault_401(self, writer, dialect, is_streamed):
         sent = self.requests[-1][1].get("authorization", "")
@@ -397,7 +397,7 @@ class ScriptedUpstream:
             body = json.dumps(whole_body(dialect, words), ensure_ascii=False).encode()
             pieces = [_head(200, "application/json", len(body))]
         else:
-            body = b"".join(sum(stream_parts(dialect, words), []))
+            body = b"".join(list(chain(*stream_parts(dialect, words))))
             pieces = [_head(200, "text/event-stream")]
         for i in range(len(body)):
             pieces.append(body[i : i + 1] if not is_streamed else _chunk(body[i : i + 1]))
@@ -428,7 +428,7 @@ class ScriptedUpstream:
             await self._json(writer, whole_body(dialect, words))
             return
         writer.write(_head(200, "text/event-stream"))
-        await self._events(writer, sum(stream_parts(dialect, words), []))
+        await self._events(writer, list(chain(*stream_parts(dialect, words))))
 
     async def fault_done_twice(self, writer, dialect, is_streamed):
         if not is_streamed:
@@ -436,7 +436,7 @@ class ScriptedUpstream:
             return
         writer.write(_head(200, "text/event-stream"))
         parts = stream_parts(dialect, texts(self.words))
-        await self._events(writer, [*sum(parts, []), *parts[-1]])
+        await self._events(writer, [*chain(*parts), *parts[-1]])
 
     async def fault_wrong_type(self, writer, dialect, is_streamed):
         await self._json(writer, b"<html>hello</html>", kind="text/html")

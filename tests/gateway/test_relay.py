@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -44,7 +45,7 @@ def through(dialect, data, cuts, *, adds=False, shows_usage=True):
     )
     frames, reader, out = frames_of(dialect), EventReader(), b""
     edges = [0, *sorted(cuts), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         for event in reader.feed(data[start:end]):
             out += additions.to_event(event, *frames.read(event))
     return out, frames
@@ -58,7 +59,7 @@ def words_of():
 @given(st.data())
 @pytest.mark.parametrize("dialect", ["chat", "completions", "responses", "messages"])
 def test_stream_when_cut_anywhere_then_the_same_bytes(dialect, data):
-    events = sum(stream_parts(dialect, data.draw(words_of())), [])
+    events = list(itertools.chain(*stream_parts(dialect, data.draw(words_of()))))
     stream = b"".join(events)
     if data.draw(st.booleans()):
         stream = stream.replace(b"\n", b"\r\n")
@@ -72,7 +73,7 @@ def test_stream_when_cut_anywhere_then_the_same_bytes(dialect, data):
 @given(st.data())
 @pytest.mark.parametrize("dialect", ["chat", "completions"])
 def test_stream_when_fields_are_added_then_all_else_is_the_same(dialect, data):
-    events = sum(stream_parts(dialect, data.draw(words_of())), [])
+    events = list(itertools.chain(*stream_parts(dialect, data.draw(words_of()))))
     stream = b"".join(events)
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12))
     passed, _ = through(dialect, stream, cuts, adds=True)
@@ -109,7 +110,7 @@ def test_stream_when_under_v1_then_the_upstreams_bytes(make_gateway, path):
     ]
     asks = {"stream_options": {"include_usage": True}} if "completions" in path else {}
     _, _, body = gateway.stream(path, **asks)
-    assert body == b"".join(sum(stream_parts(dialect, texts(5)), []))
+    assert body == b"".join(itertools.chain(*stream_parts(dialect, texts(5))))
     whole = gateway.post(path)
     assert json.loads(whole.content) == whole.json()
     wait_until(lambda: len(gateway.accounts.rows) == 2)
