@@ -11,6 +11,7 @@ import typer
 
 from lingflash import __version__
 from lingflash.bench.command import app as bench_app
+from lingflash.cli.bill import bill
 from lingflash.cli.chat import chat
 from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
@@ -51,6 +52,7 @@ def _root(
 app.command()(serve)
 app.command()(chat)
 app.command()(connect)
+app.command()(bill)
 app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)
