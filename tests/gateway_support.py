@@ -39,6 +39,10 @@ class MemoryAccounts:
         self.faults = []
         self.closed = False
 
+    @property
+    def degraded(self):
+        return ()
+
     async def authenticate(self, secret):
         if secret not in self.callers:
             raise AuthenticationError("The API key is not valid.")

@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lingflash.core.errors import ConfigError
-from lingflash.core.settings import nearest
+from lingflash.core.settings import nearest, settings_of
 from lingflash.gateway.accounting import Price
+from lingflash.gateway.accounts.config import AccountsConfig
 from lingflash.gateway.config.reader import TableReader
 from lingflash.gateway.config.tables import (
     BreakerTable,
@@ -45,7 +46,6 @@ class GatewayConfig:
     Args:
         upstreams: by slug.
         metrics_key: None leaves /metrics open.
-        accounts: the table `[accounts]` as it is, for the accounts to read.
     """
 
     file: str
@@ -56,7 +56,7 @@ class GatewayConfig:
     upstreams: Mapping[str, Upstream]
     catalog: Catalog
     metrics_key: str | None = field(repr=False)
-    accounts: Mapping[str, Any] = field(repr=False)
+    accounts: AccountsConfig = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +86,7 @@ def read_config(
 ) -> GatewayConfig:
     """The same from tables that were parsed; files that they name are in `folder`."""
     loader = _Loader(file, folder, environ)
-    accounts = given.get("accounts", {})
-    if not isinstance(accounts, Mapping):
-        raise loader.refuse("accounts", "must be a table.")
+    accounts = loader.accounts(given.get("accounts", {}))
     tables = loader.tables({k: v for k, v in given.items() if k != "accounts"})
     upstreams = loader.upstreams(tables.upstream)
     return GatewayConfig(
@@ -136,6 +134,20 @@ class _Loader:
             if not tables:
                 raise self.refuse(name, f"is missing; write at least one [[{name}]].")
         return file
+
+    def accounts(self, given: Any) -> AccountsConfig:
+        """`[accounts]`; what is secret may be in a variable of the environment instead."""
+        settings = settings_of(AccountsConfig)
+        secrets = {
+            name: self._environ[told.variable]
+            for name, told in settings.items()
+            if told.is_secret and self._environ.get(told.variable)
+        }
+        table = {**secrets, **given} if isinstance(given, Mapping) else given
+        read = self._reader.read(AccountsConfig, table, "accounts")
+        if read.master_key_file is None:
+            return read
+        return replace(read, master_key_file=self._folder / read.master_key_file)
 
     def secret(self, where: str, variable: str | None, file: Path | None) -> str | None:
         """What a variable or a file holds; None if neither is named."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import PICO_PER_USD, Cost
@@ -13,6 +13,15 @@ from lingflash.gateway.relay.call import Call
 from lingflash.gateway.routing.plan import Candidate, Plan
 
 _MILLION = 10**6
+
+
+class Reserve(NamedTuple):
+    """The most that a request can cost the house's key and a brought one, and its most tokens."""
+
+    own_pico: int
+    byok_pico: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class Bill:
@@ -35,15 +44,20 @@ class Bill:
         )
         return fee, vendors
 
-    def reserve(self, call: Call, plan: Plan) -> tuple[int, int, int]:
-        """The most that a request can cost, and the most tokens of its prompt and answer."""
-        most_pico = most_prompt = most_answer = 0
+    def reserve(self, call: Call, plan: Plan) -> Reserve:
+        """The most that a request can cost."""
+        own = byok = most_prompt = most_answer = 0
         for candidate in [*plan.candidates, *(each for each, _ in plan.resting)]:
             prompt, answer = call.most_tokens(candidate.endpoint, self._requests)
             usage = Usage(prompt_tokens=prompt, cached_tokens=0, completion_tokens=answer)
-            most_pico = max(most_pico, self.costs(candidate, usage)[0].total)
+            houses, vendors = self.costs(candidate, usage)
+            own = max(own, houses.total)
+            if candidate.key.is_brought:
+                byok = max(byok, vendors.total)
             most_prompt, most_answer = max(most_prompt, prompt), max(most_answer, answer)
-        return (0 if call.is_free_of_charge else most_pico), most_prompt, most_answer
+        if call.is_free_of_charge:
+            own = byok = 0
+        return Reserve(own, byok, most_prompt, most_answer)
 
 
 def money(costs: tuple[Cost, Cost], *, is_byok: bool) -> Mapping[str, Any]:

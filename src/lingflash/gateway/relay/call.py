@@ -13,8 +13,8 @@ from fastapi import Request
 
 from lingflash.core.errors import refuse
 from lingflash.gateway.accounting import Caller, Dialect, Part
+from lingflash.gateway.accounts.parts import parts_of, session_id_of
 from lingflash.gateway.config.tables import RequestsTable
-from lingflash.gateway.relay.parts import parts_of, session_by_content
 from lingflash.gateway.relay.usage import estimated_tokens
 from lingflash.gateway.routing.catalog import Endpoint
 from lingflash.gateway.routing.wish import OWN_FIELDS, Wish, read_wish
@@ -48,6 +48,7 @@ class Call:
         fields: the body's, undecoded: what an upstream gets is what the client wrote.
         num_choices: answers that it asks for at once.
         is_free_of_charge: counts tokens only.
+        is_session_named: by the client, and not found by content.
         previous_response: the stored response that it goes on from.
     """
 
@@ -67,6 +68,7 @@ class Call:
     wants_metadata: bool
     num_choices: int
     is_free_of_charge: bool = False
+    is_session_named: bool = False
     previous_response: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -86,7 +88,8 @@ class Call:
     @property
     def estimated_prompt_tokens(self) -> int:
         """About how many tokens the prompt has, for the bill of an answer that tells nothing."""
-        return estimated_tokens(sum(part.num_bytes for part in self.parts))
+        # Of a stored conversation only the bytes of the request are known.
+        return estimated_tokens(sum(part.num_bytes for part in self.parts) or self.num_bytes)
 
     def most_tokens(self, endpoint: Endpoint, requests: RequestsTable) -> tuple[int, int]:
         """The most tokens that prompt and answer can have at an endpoint."""
@@ -135,7 +138,7 @@ def _made(
     is_openrouters = request.scope["path"].startswith("/api/")
     options = value.get("stream_options")
     asked = isinstance(options, dict) and options.get("include_usage") is True
-    parts = parts_of(value)
+    session_id = session_id_of(dialect, value, headers)
     stream = value.get("stream")
     if stream is not None and not isinstance(stream, bool):
         refuse("stream", "must be true or false")
@@ -148,15 +151,18 @@ def _made(
         path=PATHS[dialect] + ("/count_tokens" if is_count else ""),
         is_openrouters=is_openrouters,
         wish=wish,
-        session_id=wish.session_id or session_by_content(wish.models[0], parts),
+        session_id=session_id,
         fields=_undecoded(body, value),
-        parts=parts,
+        parts=parts_of(dialect, value, session_id),
         num_bytes=len(body),
         is_streamed=bool(stream) and not is_count,
         shows_usage=asked or is_openrouters,
         wants_metadata=headers.get("x-openrouter-metadata", "").lower() == "enabled",
         num_choices=num_choices,
         is_free_of_charge=is_count,
+        is_session_named=bool(
+            value.get("session_id") or headers.get("x-session-id") or value.get("prompt_cache_key")
+        ),
         previous_response=previous if isinstance(previous, str) and previous else None,
         headers=tuple(
             (name, headers[name])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from lingflash.core.errors import NotFoundError
 from lingflash.gateway.accounting import Caller, ProviderKey
 from lingflash.gateway.relay.call import Call
+from lingflash.gateway.routing.catalog import Wanted
 from lingflash.gateway.routing.plan import Candidate, Plan, Situation, make_plan
 from lingflash.gateway.state import GatewayState
 
@@ -28,14 +30,13 @@ async def plan_call(state: GatewayState, call: Call) -> tuple[Call, Plan, list[s
     """
     config = state.config
     home = state.home_of(call.previous_response, call.caller) if call.previous_response else None
-    if home is not None and call.wish.session_id is None:
+    if home is not None and not call.is_session_named:
         call = replace(call, session_id=home.session_id)
     wanted = [config.catalog.resolve(name) for name in call.wish.models]
     session, keys = await asyncio.gather(
         state.accounts.session(call.caller, call.session_id),
-        _stored_keys(state, call.caller, [(e.slug, w.name) for w in wanted
-                                          for e in w.model.served_as(is_free=w.is_free)]),
-    )  # fmt: skip
+        _stored_keys(state, call.caller, wanted),
+    )
     plan = make_plan(
         config.catalog,
         call.wish,
@@ -60,12 +61,19 @@ async def plan_call(state: GatewayState, call: Call) -> tuple[Call, Plan, list[s
 
 
 async def _stored_keys(
-    state: GatewayState, caller: Caller, places: list[tuple[str, str]]
+    state: GatewayState, caller: Caller, wanted: Sequence[Wanted]
 ) -> dict[str, list[ProviderKey]]:
-    """The caller's keys of these providers, each for one of the models."""
+    """The caller's keys for these models, by the provider's short name."""
+    places = {
+        (endpoint.slug, name, each.name): None
+        for each in wanted
+        for endpoint in each.model.served_as(is_free=each.is_free)
+        # Whoever stored a key may have written either.
+        for name in dict.fromkeys((endpoint.slug, endpoint.provider.lower()))
+    }
     found: dict[str, list[ProviderKey]] = {}
-    for slug, model in dict.fromkeys(places):
-        keys = await state.accounts.provider_keys(caller, slug, model)
+    for slug, name, model in places:
+        keys = await state.accounts.provider_keys(caller, name, model)
         known = found.setdefault(slug, [])
         known += [key for key in keys if key.id not in {each.id for each in known}]
     return found

@@ -179,7 +179,7 @@ class _Run:
 
     async def _admit(self) -> Admission:
         call, plan = self._call, self._plan
-        reserve, prompt, answer = self._bill.reserve(call, plan)
+        most = self._bill.reserve(call, plan)
         start = Start(
             id=call.id,
             request_id=call.request_id,
@@ -188,9 +188,10 @@ class _Run:
             model=plan.wanted[0].name,
             is_streamed=call.is_streamed,
             session_id=call.session_id,
-            reserve_pico=reserve,
-            prompt_tokens=prompt,
-            completion_tokens=answer,
+            reserve_pico=most.own_pico,
+            byok_reserve_pico=most.byok_pico,
+            prompt_tokens=most.prompt_tokens,
+            completion_tokens=most.completion_tokens,
             is_free=all(each.is_free for each in plan.wanted),
             is_byok=plan.is_byok_only,
             parts=call.parts,
@@ -480,8 +481,13 @@ class _Run:
             return
         self._noted_s = now_s
         usage, _ = self._usage_so_far()
+        own, vendors = self._bill.costs(candidate, usage)
         self._state.accounts.note_progress(
-            self._admission, usage, self._bill.costs(candidate, usage)[0]
+            self._admission,
+            usage,
+            own,
+            attempt=self._attempt_of(candidate, started_s, 200, None),
+            upstream_cost=vendors,
         )
 
     async def _settle(

@@ -41,7 +41,8 @@ async def ready(request: Request) -> Response:
             headers={"retry-after": str(RETRY_AFTER_S)},
         )
     resting = sorted({key.partition("#")[0] for key in state.breakers.states(time.monotonic())})
-    return json_response({"status": "ready", "resting": resting})
+    degraded = list(state.accounts.degraded)
+    return json_response({"status": "ready", "degraded": degraded, "resting": resting})
 
 
 @router.get("/metrics", dependencies=[Depends(require_key)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
 from lingflash.core.errors import InvalidRequestError
 from lingflash.gateway.accounting import ProviderKey, Session
@@ -13,7 +13,7 @@ from lingflash.gateway.routing.catalog import Catalog, Endpoint, Wanted
 from lingflash.gateway.routing.filters import check_names, is_named, why_excluded
 from lingflash.gateway.routing.measurements import Measurements
 from lingflash.gateway.routing.ranking import Ranker
-from lingflash.gateway.routing.wish import Wish
+from lingflash.gateway.routing.wish import Wish, read_wish
 
 KeyKind = Literal["house", "stored", "inline"]
 
@@ -132,6 +132,22 @@ def make_plan(catalog: Catalog, wish: Wish, dialect: str, situation: Situation) 
     if resting and ready and waits[0][1] > 0:
         rule += "; others rest"
     return Plan(candidates=ready, rule=rule, excluded=excluded, resting=resting, wanted=wanted)
+
+
+def plan_of_file(catalog: Catalog, body: Mapping[str, Any], dialect: str, day: date) -> Plan:
+    """The route of a new session's first request: with what the file says alone.
+
+    Raises:
+        LingflashError: as make_plan and read_wish do.
+    """
+    situation = Situation(
+        session=Session(id=""),
+        keys={},
+        rests_s=lambda candidate: 0.0,
+        measurements=Measurements(),
+        day=day,
+    )
+    return make_plan(catalog, read_wish(body, {}), dialect, situation)
 
 
 def _in_order(

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from lingflash.core.errors import refuse
 from lingflash.protocol.fields import FieldTable, Refusal, parse_request
 
-MAX_SESSION_ID = 256
 PERCENTILES = ("p50", "p75", "p90", "p99")
 SortBy = Literal["price", "throughput", "latency", "exacto"]
 # A vendor's options may not take over what the gateway decides or bills by.
@@ -81,8 +80,7 @@ class _RoutingFields(_Strict):
     model: str | None = None
     models: list[str] | None = Field(None, max_length=16)
     provider: _Provider | None = None
-    session_id: str | None = Field(None, max_length=MAX_SESSION_ID)
-    prompt_cache_key: str | None = None
+    session_id: str | None = None
     trace: dict[str, Any] | None = None
     usage: dict[str, Any] | None = None
 
@@ -144,7 +142,6 @@ class Wish:
     max_latency: Mapping[str, float] = field(default_factory=dict[str, float])
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     inline_key: str | None = field(default=None, repr=False)
-    session_id: str | None = None
     parameters: frozenset[str] = frozenset()
     has_tools: bool = False
     prompt_tokens: int = 0
@@ -192,7 +189,6 @@ def read_wish(
         max_latency=_by_percentile(provider.preferred_max_latency),
         options=_options(provider.options or {}),
         inline_key=_inline_key(provider, headers),
-        session_id=_session_id(fields, headers),
         parameters=frozenset(
             name for name, value in body.items() if value is not None and name not in names
         ),
@@ -239,10 +235,3 @@ def _inline_key(provider: _Provider, headers: Mapping[str, str]) -> str | None:
     if len({name.strip().lower() for name in named}) != 1:
         refuse(where, "needs provider.order or provider.only with exactly one name, the key's own")
     return given
-
-
-def _session_id(fields: _RoutingFields, headers: Mapping[str, str]) -> str | None:
-    given = fields.session_id or headers.get("x-session-id") or fields.prompt_cache_key
-    if given and len(given) > MAX_SESSION_ID:
-        refuse("session_id", f"is longer than {MAX_SESSION_ID} characters")
-    return given or None
