@@ -457,6 +457,21 @@ class ScriptedUpstream:
             await asyncio.sleep(0.05)
 
 
+@contextlib.contextmanager
+def upstream_in_a_thread(**options):
+    """A scripted upstream for a gateway in another process."""
+    upstream, loop = ScriptedUpstream(**options), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(upstream.start(), loop).result(10)
+    try:
+        yield upstream
+    finally:
+        asyncio.run_coroutine_threadsafe(upstream.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
 class RunningGateway:
     """A gateway and its upstreams in one thread.
 

@@ -64,7 +64,8 @@ class Additions:
         # What is not added stays as it was written, numbers included.
         raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         names = ("provider", "usage", "openrouter_metadata")
-        fields: dict[str, Any] = dict(raw)
+        # OpenRouter's own client refuses an answer without a fingerprint, if only a null one.
+        fields: dict[str, Any] = {**raw, "system_fingerprint": raw.get("system_fingerprint")}
         fields |= {name: added[name] for name in names if name in added}
         return msgspec.json.encode(fields)
 

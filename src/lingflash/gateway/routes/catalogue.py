@@ -14,6 +14,7 @@ from lingflash.httpd.body import json_response
 
 router = APIRouter()
 _PICO_PER_USD = Decimal(10**12)
+_CHOICES = ("auto", "none", "required", "function")
 
 
 @router.get("/v1/models")
@@ -58,7 +59,7 @@ async def list_openrouter_models(request: Request) -> Response:
         for is_free in (False, True)
         if model.served_as(is_free=is_free)
     ]
-    return json_response({"data": data})
+    return json_response({"data": data, "links": {"next": None}, "total_count": len(data)})
 
 
 @router.get("/api/v1/models/{author}/{slug}/endpoints")
@@ -131,7 +132,7 @@ def _endpoint_entry(state: GatewayState, endpoint: Endpoint) -> dict[str, Any]:
     latency = state.measurements.latency_s
     rate = state.measurements.tokens_per_s
     percentiles = ("p50", "p75", "p90", "p99")
-    latencies = {each: latency(endpoint.id, each) for each in percentiles}
+    latencies = {each: _ms(latency(endpoint.id, each)) for each in percentiles}
     rates = {each: rate(endpoint.id, each) for each in percentiles}
     return {
         "name": f"{endpoint.provider} | {endpoint.model}",
@@ -146,6 +147,10 @@ def _endpoint_entry(state: GatewayState, endpoint: Endpoint) -> dict[str, Any]:
         "pricing": _pricing(endpoint, _today()),
         "supported_parameters": sorted(endpoint.parameters),
         "supports_implicit_caching": True,
+        "supports_diarization": False,
+        "supports_tool_choice": dict.fromkeys(_CHOICES, endpoint.has_tools),
+        "native_tools": {},
+        "service_tier": None,
         "status": 0,
         "uptime_last_30m": None,
         "uptime_last_5m": None,
@@ -153,6 +158,10 @@ def _endpoint_entry(state: GatewayState, endpoint: Endpoint) -> dict[str, Any]:
         "latency_last_30m": None if latencies["p50"] is None else latencies,
         "throughput_last_30m": None if rates["p50"] is None else rates,
     }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
 
 
 def _pricing(endpoint: Endpoint, today: date) -> dict[str, str]:
