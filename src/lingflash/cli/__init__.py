@@ -19,6 +19,7 @@ from lingflash.cli.options import check_environment
 from lingflash.cli.serve import serve
 from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.core.extras import naming_extras
+from lingflash.evals.command import eval_command
 from lingflash.train.command import train_command
 
 app = typer.Typer(
@@ -54,6 +55,7 @@ app.command()(connect)
 app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)
+app.command("eval")(eval_command)
 app.add_typer(bench_app, name="bench")
 
 
