@@ -36,13 +36,13 @@ _PROBE_TOOL = {
 }
 
 
-class Refused(LingflashError):  # noqa: N818  (it is no error of the run)
+class Refused(LingflashError):
     """The server says that it will never answer this request."""
 
     code = "refused"
 
 
-class NotAnswered(LingflashError):  # noqa: N818  (the same)
+class NotAnswered(LingflashError):
     """The server failed at this request too often; another run may ask it again."""
 
     code = "not_answered"
@@ -178,9 +178,7 @@ class Endpoint:
     async def _once(self, method: str, path: str, payload: Any = None) -> tuple[int, bytes]:
         body = None if payload is None else json.dumps(payload).encode()
         try:
-            async with open_request(
-                self._address, method, path, body, deadlines=_QUICK
-            ) as answer:
+            async with open_request(self._address, method, path, body, deadlines=_QUICK) as answer:
                 return answer.status, await answer.read()
         except (OSError, BadAnswer) as error:
             raise LingflashError(
@@ -189,7 +187,11 @@ class Endpoint:
             ) from None
 
     async def ask(
-        self, trace: Trace, messages: Sequence[Message], tools: Sequence[Any], more: Mapping[str, Any]
+        self,
+        trace: Trace,
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        more: Mapping[str, Any],
     ) -> Reply:
         """Ask until there is an answer.
 
@@ -278,7 +280,7 @@ class Endpoint:
         return reply
 
 
-class _Busy(Exception):  # noqa: N818
+class _Busy(Exception):
     """The server wants fewer requests."""
 
     def __init__(self, what: str, pause_s: float) -> None:
@@ -286,7 +288,7 @@ class _Busy(Exception):  # noqa: N818
         self.pause_s = pause_s
 
 
-class _Failed(Exception):  # noqa: N818
+class _Failed(Exception):
     """The server failed at this attempt."""
 
 

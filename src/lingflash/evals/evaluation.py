@@ -79,7 +79,12 @@ class Evaluation:
         }
 
     def _fill(
-        self, record: Record, summary: Summary, items: list[Item], counts: Counts, endpoint: Endpoint
+        self,
+        record: Record,
+        summary: Summary,
+        items: list[Item],
+        counts: Counts,
+        endpoint: Endpoint,
     ) -> None:
         record.settings = {
             **self._settings(),
@@ -113,15 +118,27 @@ class Evaluation:
         self, summary: Summary, items: list[Item], counts: Counts, endpoint: Endpoint
     ) -> None:
         console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 150
         title = f"{self.task.name}, {self.asking.model} at {endpoint.url}"
         table = Table(title=title, title_justify="left")
-        columns = ["", "solved", "of", "score", "95 %", "prompt", "cached", "completion", "per solved"]
+        columns = [
+            "",
+            "solved",
+            "of",
+            "score",
+            "95 %",
+            "prompt",
+            "cached",
+            "completion",
+            "per solved",
+        ]
         scores = list(summary.whole.scores)
         columns[4:4] = scores
         if self.price is not None:
             columns.append("USD")
         for column in columns:
-            table.add_column(column, justify="left" if not column else "right")
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
         for name, group in [*summary.categories.items(), ("all", summary.whole)]:
             table.add_row(*self._row(name, group, scores))
         console.print(table)
@@ -134,8 +151,8 @@ class Evaluation:
         missing = len(items) - len(summary.samples)
         if missing:
             console.print(
-                f"PARTIAL: {missing} of {len(items)} items were not answered; the same command asks "
-                "them again"
+                f"PARTIAL: {missing} of {len(items)} items were not answered; the same command "
+                "asks them again"
             )
         console.print(
             f"{counts.num_asked} asked in {counts.seconds:.1f} s, "
@@ -169,5 +186,3 @@ def list_tasks() -> None:
     for name, why in IMPOSSIBLE.items():
         table.add_row(name, f"not here: {why}")
     Console(highlight=False).print(table)
-
-

@@ -8,7 +8,7 @@ from typing import Any
 from lingflash.evals.task import Reply, Tokens
 
 
-class BrokenAnswer(Exception):  # noqa: N818  (what it is, as BadAnswer)
+class BrokenAnswer(Exception):
     """The stream ended early, held an error, or is none of a chat completion."""
 
 

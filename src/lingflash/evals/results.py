@@ -69,7 +69,7 @@ class ResultsFile:
                     self._check(data, header)
                 else:
                     self._places[data["id"]] = place, len(line)
-            except (ValueError, KeyError, TypeError):
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
                 raise ConfigError(
                     f"--out is {self.path}, which is no file of `ling eval`; name another one.",
                     param="out",
@@ -121,13 +121,13 @@ class ResultsFile:
         return self._file.read(size)
 
     def sort(self, ids: Sequence[str]) -> None:
-        """Put the lines into this order, all at once or not at all."""
+        """Put the lines into this order, others behind them, all at once or not at all."""
         self._file.seek(0)
         fresh = self.path.with_name(self.path.name + ".sorted")
         with fresh.open("wb") as out:
             out.write(self._file.readline())
             places = {}
-            for item_id in ids:
+            for item_id in dict.fromkeys([*ids, *sorted(self._places)]):
                 if item_id in self._places:
                     line = self._line(item_id)
                     places[item_id] = out.tell(), len(line)

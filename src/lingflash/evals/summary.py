@@ -133,6 +133,6 @@ class Summary:
                 [line["id"], int(line["solved"]), None if tokens is None else tokens["completion"]]
             )
             if not line["solved"]:
-                found.reasons[line.get("why", "").split(":")[0][:60]] += 1
+                found.reasons[line.get("why", "").split(": ")[0][:60]] += 1
             found.failures.update(line["run"].get("failures", ()))
         return found

@@ -139,7 +139,5 @@ def take_evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
     by_category: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         by_category.setdefault(item.category, []).append(index)
-    places = sorted(
-        (turn, index) for own in by_category.values() for turn, index in enumerate(own)
-    )
+    places = sorted((turn, index) for own in by_category.values() for turn, index in enumerate(own))
     return [items[index] for index in sorted(index for _, index in places[:limit])]

@@ -124,9 +124,7 @@ class Address:
         return "\r\n".join([*lines, "", ""]).encode("ascii") + (body or b"")
 
 
-def _read_url(
-    url: str, api_key: str | None, example: str, flag: str = "--url"
-) -> Address:
+def _read_url(url: str, api_key: str | None, example: str, flag: str = "--url") -> Address:
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode("ascii")

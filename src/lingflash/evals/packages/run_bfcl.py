@@ -1,7 +1,7 @@
 """Runs inside the environment of bfcl-eval: its data, tools, simulators and scorers, line by line.
 
 Everything that decides is the package's own. Its table of models is replaced by one entry, which
-is what its pages tell whoever adds a model to do: the table imports the libraries of thirty vendors.
+is how its pages have a model added: the table imports the libraries of thirty vendors.
 """
 
 import importlib
@@ -43,7 +43,7 @@ class Bfcl:
         prompts = importlib.import_module("bfcl_eval.constants.default_prompts")
         self.more_functions = prompts.DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC
         self.max_steps = prompts.MAXIMUM_STEP_LIMIT
-        self.entries, self.golds, self.categories = {}, {}, {}
+        self.entries, self.golds, self.categories, self.plain = {}, {}, {}, {}
 
     def load(self, categories):
         """Ids of each category; entries are kept."""
@@ -124,9 +124,7 @@ class Bfcl:
         return {"valid": bool(said["valid"]), "error_type": kind}
 
     def _plain_entry(self, id):
-        """As the scorer loads it: without the hints for the model in the functions' descriptions."""
-        if not hasattr(self, "plain"):
-            self.plain = {}
+        """As the scorer loads it: without the hints for the model in the descriptions."""
         category = self.categories[id]
         if category not in self.plain:
             entries = self.utils.load_dataset_entry(
@@ -144,9 +142,11 @@ class Bfcl:
         if not isinstance(calls, list):
             return calls
         entry = self.entries[id]
-        functions = [*entry["function"], *sum(entry.get("missed_function", {}).values(), [])]
-        known = {f["name"] for f in functions}
-        return [call if self._is_safe(call, known) else {"no_such_function": "{}"} for call in calls]
+        missed = entry.get("missed_function", {}).values()
+        known = {f["name"] for functions in (entry["function"], *missed) for f in functions}
+        return [
+            call if self._is_safe(call, known) else {"no_such_function": "{}"} for call in calls
+        ]
 
     def _is_safe(self, call, known):
         [(name, arguments)] = call.items()

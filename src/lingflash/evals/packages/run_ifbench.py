@@ -2,12 +2,15 @@
 
 import copy
 import importlib
+import importlib.util
 import random
 import sys
 import types
 from pathlib import Path
 
 import serve_lines
+
+IFEVAL = "lm_eval.tasks.ifeval"
 
 
 class IfBench:
@@ -25,6 +28,13 @@ class IfBench:
         nltk.download = lambda *names, **options: None  # it is there, or cannot be had
         self.lib = importlib.import_module("ifbench.evaluation_lib")
         self.data = Path(self.lib.__file__).parent / "data"
+        # Its package imports what runs models; only one folder of it is wanted here.
+        found = importlib.util.find_spec("lm_eval").submodule_search_locations[0]
+        for name, folder in (("lm_eval", ""), ("lm_eval.tasks", "tasks"), (IFEVAL, "tasks/ifeval")):
+            package = types.ModuleType(name)
+            package.__path__ = [str(Path(found, folder))]
+            sys.modules[name] = package
+        self.ifeval = importlib.import_module(f"{IFEVAL}.instructions_registry").INSTRUCTION_DICT
         inputs = self.lib.read_prompt_list(self.data / "IFBench_test.jsonl")
         self.inputs = {str(each.key): each for each in inputs}
 
@@ -59,6 +69,19 @@ class IfBench:
             "loose": loose.follow_all_instructions,
             "followed": [list(pair) for pair in followed],
         }
+
+    def follows(self, names, values, text):
+        """Whether an answer follows each instruction of IFEval, by its loose measure."""
+        lines = text.split("\n")
+        cut = ["\n".join(part).strip() for part in (lines, lines[1:], lines[:-1], lines[1:-1])]
+        variants = [v for part in cut for v in (part, part.replace("*", "")) if v.strip()]
+        followed = []
+        for name, given in zip(names, values, strict=True):
+            random.seed(0)
+            verifier = self.ifeval[name](name)
+            verifier.build_description(**{k: v for k, v in given.items() if v is not None})
+            followed.append(any(bool(verifier.check_following(v)) for v in variants))
+        return followed
 
 
 if __name__ == "__main__":

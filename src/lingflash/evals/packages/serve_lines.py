@@ -11,7 +11,7 @@ def serve(make):
     # What a package prints is no answer, and most of it no news.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
-    served = make()
+    served = make()  # what is wrong with it is said on standard error
     for line in sys.stdin:
         function, values = json.loads(line)
         try:

@@ -123,7 +123,9 @@ def package_result(reply: Reply) -> Any:
     return [{f["name"]: f["arguments"]} for f in functions] or reply.content
 
 
-def gold_calls(answer: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]]) -> list[tuple[str, str]]:
+def gold_calls(
+    answer: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]],
+) -> list[tuple[str, str]]:
     """Calls that an answer key allows, the first value of each argument: names and JSON.
 
     An argument that may be left out, "" among its values, is left out if "" is first.

@@ -27,9 +27,7 @@ class IfBench:
     async def open(self) -> None:
         """See Task."""
         await self._package.start()
-        self._items = [
-            Item(str(key), group) for key, group in await self._package.call("load")
-        ]
+        self._items = [Item(str(key), group) for key, group in await self._package.call("load")]
 
     def versions(self) -> Mapping[str, str]:
         """See Task."""

@@ -41,6 +41,12 @@ TASKS = {
     for row in (
         Row("bfcl", "bfcl:Bfcl", "BFCL-V4: single calls, several turns", ("categories",)),
         Row("ifbench", "ifbench:IfBench", "IFBench: 300 prompts with verifiable instructions"),
+        Row(
+            "file",
+            "files:FileTask",
+            "FILE of --kind choice (GPQA, LongBench-v2), boxed (AIME, MATH-500) or multi_if",
+            ("file", "kind"),
+        ),
     )
 }
 
