@@ -114,7 +114,8 @@ def test_published_files_then_each_becomes_our_schema(tmp_path):
     [
         ("Answer: B", True), ("**Answer:** (B)", True), ("answer is B.", True), ("B", False),
         ("The answer is \\boxed{B}", True), ("Answer: A. No. Answer: B", True), ("", False),
-        ("the answer is a cat. Answer: I think", False), ("Answer: C", False), ("Answer: Because", False), ("Answer: $B$", True),
+        ("the answer is a cat. Answer: I think", False),
+        ("Answer: C", False), ("Answer: Because", False), ("Answer: $B$", True),
     ],
 )  # fmt: skip
 def test_judge_choice_then_the_last_letter_named_counts(text, solved):

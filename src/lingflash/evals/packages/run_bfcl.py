@@ -75,6 +75,13 @@ class Bfcl:
             turns.append({"messages": messages, "tools": made["tools"]})
         return {"turns": turns, "max_steps": self.max_steps}
 
+    def gold(self, id):
+        """The answer key, and the functions with the names that a model is told."""
+        functions = [
+            {**f, "name": re.sub(r"\.", "_", f["name"])} for f in self._plain_entry(id)["function"]
+        ]
+        return {"answer": self.golds[id], "functions": functions}
+
     def execute(self, id, calls):
         """What the simulators answer to a step of calls; null if the turn has ended."""
         entry, category = self.entries[id], self.categories[id]

@@ -7,7 +7,6 @@ categories are left out, and with them the benchmark's total.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,6 +91,10 @@ class Bfcl:
         said = await self._package.call("score", id=item_id, result=result)
         return Verdict(said["valid"], "" if said["valid"] else said["error_type"] or "wrong")
 
+    async def gold(self, item_id: str) -> dict[str, Any]:
+        """The answer key, and the functions by the names that a model is told."""
+        return await self._package.call("gold", id=item_id)
+
     async def _converse(self, item: Item, question: Mapping[str, Any], ask: Ask) -> list[list[Any]]:
         """Each turn's steps, in the package's form, as its own loop makes them."""
         messages: list[Mapping[str, Any]] = []
@@ -121,32 +124,3 @@ def package_result(reply: Reply) -> Any:
     """An answer as bfcl-eval writes it down: calls by name, arguments as text; else the content."""
     functions = [call["function"] for call in reply.tool_calls]
     return [{f["name"]: f["arguments"]} for f in functions] or reply.content
-
-
-def gold_calls(
-    answer: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]],
-) -> list[tuple[str, str]]:
-    """Calls that an answer key allows, the first value of each argument: names and JSON.
-
-    An argument that may be left out, "" among its values, is left out if "" is first.
-    """
-    return [
-        (
-            name,
-            json.dumps(
-                {k: _plain(v[0]) for k, v in arguments.items() if v and v[0] != ""},
-                ensure_ascii=False,
-            ),
-        )
-        for call in answer
-        for name, arguments in call.items()
-    ]
-
-
-def _plain(value: Any) -> Any:
-    """Nested alternatives resolved: in objects each value is a list of those allowed."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v[0]) for k, v in value.items() if isinstance(v, list) and v[:1] != [""]}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value

@@ -171,9 +171,9 @@ class FileTask:
             raise ConfigError("FILE is missing: ling eval file FILE --kind ...", param="file")
         self.name = f"file-{file.stem}"
         self.notes: Sequence[str] = (f"questions of {file.name}, kind {kind}",)
-        self._digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         self._kind = kind
         self._items = read_items(file, kind)
+        self._digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         self._runner: CodeRunner | None = require_code_runner(kind) if kind == "code" else None
         name = {"boxed": "math", "multi_if": "ifbench"}.get(kind)
         self._package = None if name is None else PackageProcess(name)

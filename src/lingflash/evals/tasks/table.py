@@ -40,7 +40,11 @@ TASKS = {
     row.name: row
     for row in (
         Row("bfcl", "bfcl:Bfcl", "BFCL-V4: single calls, several turns", ("categories",)),
-        Row("ifbench", "ifbench:IfBench", "IFBench: 300 prompts with verifiable instructions"),
+        Row(
+            "ifbench",
+            "ifbench:IfBench",
+            "IFBench: 294 of its 300 prompts, with verifiable instructions",
+        ),
         Row(
             "file",
             "files:FileTask",
