@@ -16,6 +16,7 @@ from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
 from lingflash.cli.options import check_environment
+from lingflash.cli.report import report
 from lingflash.cli.serve import serve
 from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.core.extras import naming_extras
@@ -56,6 +57,7 @@ app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)
 app.command("eval")(eval_command)
+app.command()(report)
 app.add_typer(bench_app, name="bench")
 
 

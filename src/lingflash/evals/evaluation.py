@@ -109,7 +109,7 @@ class Evaluation:
             "intervals are 95 %, from 2,000 draws of the items with replacement",
             "tokens per solved task: completion tokens of all items, reasoning and failures "
             "included, over the items solved",
-            "a sample is an item's id, 1 if it is solved, and its completion tokens",
+            "a sample is 1 if the item is solved, else 0, and its completion tokens",
         ]
         if len(summary.samples) < len(items):
             record.notes.append(f"{len(items) - len(summary.samples)} items were not answered")

@@ -119,7 +119,7 @@ class Summary:
     categories: dict[str, Group] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    samples: list[list[Any]] = field(default_factory=list)
+    samples: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lines: Iterable[Mapping[str, Any]]) -> Summary:
@@ -129,9 +129,9 @@ class Summary:
             found.whole.add(line)
             found.categories.setdefault(line["category"], Group()).add(line)
             tokens = line["tokens"]
-            found.samples.append(
-                [line["id"], int(line["solved"]), None if tokens is None else tokens["completion"]]
-            )
+            found.samples[line["id"]] = [
+                int(line["solved"]), *([] if tokens is None else [tokens["completion"]])
+            ]  # fmt: skip
             if not line["solved"]:
                 found.reasons[line.get("why", "").split(": ")[0][:60]] += 1
             found.failures.update(line["run"].get("failures", ()))

@@ -19,6 +19,11 @@ body { margin: 0 auto; padding: 1rem; max-width: 75rem; font: 1rem/1.5 system-ui
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 p, li { max-width: 45rem; }
 .wide { overflow-x: auto; }
+@media (max-width: 45rem) { .words thead { display: none; } .words tr { display: block;
+    padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .words td { display: block; border: 0; padding: .1rem 0; }
+  .words td::before { content: attr(data-of) ": "; color: var(--dim); }
+  .words td:empty { display: none; } }
 table { border-collapse: collapse; font-size: .875rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left;
   vertical-align: top; overflow-wrap: normal; min-width: 4rem; }
@@ -27,7 +32,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 code { font-size: .8125rem; overflow-wrap: anywhere; }
 td code { display: inline-block; min-width: 14rem; }
 .dim, .no { color: var(--dim); } .no { font-style: italic; }
-figure { margin: 1rem 0; } svg { width: 100%; height: auto; max-width: 46rem; display: block; }
+figure { margin: 1rem 0; } svg { width: 100%; height: auto; max-width: 36rem; display: block; }
 """
 # Of a chart by itself, where no page gives colours.
 _CHART_STYLE = """
@@ -36,9 +41,11 @@ svg { --text: #1c1c1e; --dim: #5c5c66; --line: #d8d8de;
 @media (prefers-color-scheme: dark) { svg { --text: #ececf0; --dim: #a5a5b0; --line: #3c3c44;
   --c0: #6db1ff; --c1: #ff9a70; --c2: #76cf8b; --c3: #cf9cf5; --c4: #e8bd52; --c5: #5fd0d4; } }
 """
-_WIDTH, _HEIGHT = 640, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 16, 46
+# Small, so that its letters can be read on a telephone.
+_WIDTH, _HEIGHT = 420, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 14, 12, 46
 _LEGEND_ROW = 18
+_JOINED = ("measured", "roofline")
 
 
 def page(title: str, body: Sequence[str]) -> str:
@@ -62,21 +69,25 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str | Html]], numbers: in
     """A table that scrolls by itself where it is too wide.
 
     Args:
-        numbers: so many columns at the end are numbers.
+        numbers: so many columns at the end are numbers; with none the rows are stacked where the
+            page is narrow.
     """
     first = len(head) - numbers
+    shape = "" if numbers else ' class="words"'
 
     def cells(kind: str, row: Sequence[str | Html]) -> str:
         parts = []
         for index, cell in enumerate(row):
             mark = ' class="n"' if index >= first else ""
+            if kind == "td" and not numbers:
+                mark = f' data-of="{escape(head[index])}"'
             text = cell.text if isinstance(cell, Html) else escape(cell)
             parts.append(f"<{kind}{mark}>{text}</{kind}>")
         return f"<tr>{''.join(parts)}</tr>"
 
     lines = "\n".join(cells("td", row) for row in rows)
     return (
-        f'<div class="wide"><table>\n<thead>{cells("th", head)}</thead>\n<tbody>\n{lines}\n'
+        f'<div class="wide"><table{shape}>\n<thead>{cells("th", head)}</thead>\n<tbody>\n{lines}\n'
         "</tbody></table></div>"
     )
 
@@ -116,7 +127,7 @@ class Chart:
         xs = [x for line in self.lines for x, _ in line.points]
         top = _nice(max(y for line in self.lines for _, y in line.points))
         ticks = sorted(set(xs)) if self.is_log_x else [_nice(max(xs)) * n / 4 for n in range(5)]
-        height = _HEIGHT + _LEGEND_ROW * len(self.lines)
+        height = _HEIGHT + 10 + _LEGEND_ROW * len(self.lines)
         bottom = _HEIGHT - _BOTTOM
 
         def place(x: float, y: float) -> tuple[float, float]:
@@ -131,15 +142,16 @@ class Chart:
         for number, line in enumerate(self.lines):
             points = [place(x, y) for x, y in line.points]
             parts.append(_drawn(line, points))
-            y = _HEIGHT + _LEGEND_ROW * number
-            parts.append(_drawn(line, [(_LEFT, y), (_LEFT + 36, y)]))
+            y = _HEIGHT + 10 + _LEGEND_ROW * number
+            ends = [_LEFT, _LEFT + 36] if line.kind in _JOINED else [_LEFT + 18]
+            parts.append(_drawn(line, [(x, y) for x in ends]))
             said = escape(f"{line.name}: {line.kind}")
             parts.append(_text(_LEFT + 46, y + 4, said, "start"))
         style = f"<style>{_CHART_STYLE}</style>" if alone else ""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
             f'aria-label="{escape(self.title)}" font-family="system-ui, sans-serif" '
-            f'font-size="12">{style}{"".join(parts)}</svg>'
+            f'font-size="13">{style}{"".join(parts)}</svg>'
         )
 
     def _axes(
@@ -206,7 +218,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 def _drawn(line: Line, points: Sequence[tuple[float, float]]) -> str:
     color = f"var(--c{line.color})"
     parts = []
-    if line.kind in ("measured", "roofline"):
+    if line.kind in _JOINED:
         path = " ".join(f"{x},{y}" for x, y in points)
         dash = ' stroke-dasharray="6 4"' if line.kind == "roofline" else ""
         width = 2.5 if line.kind == "measured" else 1.5

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +209,12 @@ def described(record: Mapping[str, Any]) -> str:
     gpu = record["settings"].get("gpu")
     where = record["settings"].get("device") or (gpu["name"] if gpu else "?")
     kind = record["settings"]["kind"]
-    notes = "; ".join(record["notes"])
+    notes = "; ".join(map(escape, record["notes"]))
+    made = f"commit {record['commit'][:12]}, {record['date']}"
     return (
         f"<p>{kind.title()}: {record['settings']['ranks']} ranks of {where}, "
         f"{record['settings']['format'].upper()}, batch {record['settings']['batch']}. {notes}.<br>"
-        f"<code>{record['command']}</code> <span class='dim'>commit {record['commit'][:12]}, "
-        f"{record['date']}</span></p>"
+        f"<code>{escape(record['command'])}</code> <span class='dim'>{made}</span></p>"
     )
 
 
