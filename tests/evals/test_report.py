@@ -30,7 +30,8 @@ def evaluation(model="ling-nano", task="bfcl", tokens=True):
     summary = Summary.of(lines)
     return {
         "schema": 1, "case": "eval", "command": "ling eval <x>", "commit": "c" * 40,
-        "dirty": False, "title": "x", "file": "x.json", "date": "2026-11-30T00:00:00Z", "machine": {"cpu": "A CPU (family 1)"},
+        "dirty": False, "title": "x", "file": "x.json",
+        "date": "2026-11-30T00:00:00Z", "machine": {"cpu": "A CPU (family 1)"},
         "settings": {"task": task, "model": model}, "notes": ["a & b"],
         "derived": {
             "all": summary.whole.as_dict(),

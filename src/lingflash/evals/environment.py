@@ -73,3 +73,8 @@ def _run(command: list[str], name: str) -> None:
             f"The packages of {name} cannot be installed ({said}). pip needs a package index that "
             f"has what {PACKAGES / name}.txt lists."
         )
+
+
+if __name__ == "__main__":
+    for each in sorted(path.stem for path in PACKAGES.glob("*.txt")):
+        print(_install(each))
