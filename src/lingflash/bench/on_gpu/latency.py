@@ -47,8 +47,10 @@ _LEAST_DISTINCT = 155
 _LONG_CONTEXT, _LONG_SHARE = 65_536, 0.85
 
 
-def make_cache(config: ModelConfig, num_seqs: int, num_tokens: int) -> CacheTensors:
-    """Random memory for sequences of so many tokens: block tables are consecutive."""
+def make_cache(
+    config: ModelConfig, num_seqs: int, num_tokens: int, device: torch.device | None = None
+) -> CacheTensors:
+    """Random memory for sequences of so many tokens, on a GPU: block tables are consecutive."""
     cache = CacheTensors.zeros(
         config,
         num_latent_layers=len(config.mla_layers),
@@ -56,7 +58,7 @@ def make_cache(config: ModelConfig, num_seqs: int, num_tokens: int) -> CacheTens
         block_size=_BLOCK,
         num_slots=num_seqs,
         dtype=torch.bfloat16,
-        device=torch.device("cuda"),
+        device=device or torch.device("cuda"),
     )
     for part in (cache.latents, cache.states, cache.tail_k, cache.tail_v):
         part.normal_()
@@ -233,8 +235,10 @@ class Prefill:
 
     def __init__(self, model: BailingHybrid, num_tokens: int) -> None:
         self.model, self.num_tokens = model, num_tokens
-        self.cache = make_cache(model.config, 1, num_tokens)
-        self.tokens = torch.randint(model.config.vocab_size, (num_tokens,)).tolist()
+        self.cache = make_cache(model.config, 1, num_tokens, model.device)
+        # Of the words that one rank embeds by itself, as a rank's slice has no other.
+        words = model.config.vocab_size // model.mesh.shard.size
+        self.tokens = torch.randint(words, (num_tokens,)).tolist()
 
     @torch.inference_mode()
     def run(self) -> Tensor:
