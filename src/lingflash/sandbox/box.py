@@ -126,12 +126,14 @@ class Process:
         for start in range(0, len(data), _CHUNK):
             if self.end is not None:
                 raise CallError("the process has ended; nothing reads its input")
-            taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._took.append(taken)
-            self._box.send(
-                {"op": "stdin", "id": self.number}, data[start : start + _CHUNK]
-            )
-            await taken
+            await self.write_soon(data[start : start + _CHUNK])
+
+    def write_soon(self, data: bytes) -> asyncio.Future[None]:
+        """Give it a small piece of input; done when that is in its pipe."""
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._took.append(taken)
+        self._box.send({"op": "stdin", "id": self.number}, data)
+        return taken
 
     def close_input(self) -> None:
         """Let it read the end of its input."""
@@ -178,14 +180,15 @@ class Process:
         self.pid = pid
         self._started.set_result(None)
 
-    def on_took(self, gone: bool) -> None:
-        """For the box: a piece of input is with the process, or its end is closed."""
-        if self._took:
-            future = self._took.pop(0)
-            if gone:
+    def on_took(self, count: int, gone: bool) -> None:
+        """For the box: pieces of input are with the process, or its end is closed."""
+        for future in self._took[:count]:
+            if gone and not future.done():
                 future.set_exception(CallError("the process takes no input"))
+                future.exception()
             elif not future.done():
                 future.set_result(None)
+        del self._took[:count]
 
     async def wait_started(self) -> None:
         """Return when it runs.
@@ -302,14 +305,18 @@ class Box:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         stdin: bool = False,
+        is_unlimited: bool = False,
     ) -> Process:
         """Start a program in the jail.
+
+        Args:
+            is_unlimited: the limit on output does not hold for it; its reader has one.
 
         Raises:
             CallError: it is not there, may not be run, or there are too many.
             JailError: the jail is gone.
         """
-        return await self._start({"argv": list(argv)}, env, cwd, stdin)
+        return await self._start({"argv": list(argv), "unlimited": is_unlimited}, env, cwd, stdin)
 
     async def _start(
         self, what: dict[str, Any], env: Mapping[str, str] | None, cwd: str | None, stdin: bool
@@ -409,7 +416,7 @@ class Box:
         if kind == "out":
             process.on_output(Output(2 if head["fd"] == 2 else 1, body))
         elif kind == "took":
-            process.on_took(bool(head.get("gone")))
+            process.on_took(int(head["count"]), bool(head.get("gone")))
         elif kind == "started":
             process.on_started(int(head["pid"]))
         elif kind == "failed":

@@ -3,7 +3,8 @@
 Frames both ways are two lengths, a JSON object and bytes. A process is named by the `id` that the
 server gave it. To the jail come:
 
-    start {id, argv | call, args, env, cwd, stdin}    call: a function of file_calls or watching
+    start {id, argv | call, args, env, cwd, stdin, unlimited}
+                              call: a function of file_calls or watching
     stdin {id} + bytes        answered by `took` once the process has all of it
     eof {id}                  closes its input
     signal {id, signal}       to its process group, and with SIGKILL to its descendants
@@ -11,7 +12,7 @@ server gave it. To the jail come:
     usage {}, killall {}      answered by `usage`, `killed`
 
 and from it: `ready`, `started {id, pid}`, `failed {id, message}`, `out {id, fd}` + bytes,
-`took {id}`, `end {id, code, signal, dropped}`. At the end of the channel everything ends: this is
+`took {id, count}`, `end {id, code, signal, dropped}`. At the end of the channel everything ends: this is
 the init of the namespace, so the kernel kills the rest.
 """
 
@@ -47,6 +48,7 @@ class _Process:
         self.stdin = stdin
         self.outputs = outputs  # our end of the pipe to 1 or 2
         self.pending = b""
+        self.untold = 0  # pieces of input that `took` has not been said of
         self.wants_eof = False
         self.window = WINDOW_BYTES
         self.room = limit  # bytes of output that will still be passed on
@@ -108,8 +110,6 @@ class Supervisor:
             self._send({"ev": "killed"})
         elif (process := self._processes.get(head.get("id", -1))) is not None:
             self._tell(op, head["id"], process, head, body)
-        elif op == "stdin":  # it has ended meanwhile
-            self._send({"ev": "took", "id": head["id"], "gone": True})
         return True
 
     def _tell(
@@ -117,9 +117,10 @@ class Supervisor:
     ) -> None:
         if op == "stdin":
             if process.stdin is None:
-                self._send({"ev": "took", "id": number, "gone": True})
+                self._send({"ev": "took", "id": number, "count": 1, "gone": True})
                 return
             process.pending += body
+            process.untold += 1
             self._feed(number, process)
         elif op == "eof":
             process.wants_eof = True
@@ -172,7 +173,7 @@ class Supervisor:
             os.close(in_w)
             in_w = None
         process = _Process(pid, in_w, {1: out_r, 2: err_r}, self._config["output_bytes"])
-        if "call" in head:  # what a file call answers is as long as the file
+        if "call" in head or head.get("unlimited"):  # a file, or what the server itself counts
             process.room = sys.maxsize
         self._processes[number] = process
         for fd, ours in process.outputs.items():
@@ -204,7 +205,8 @@ class Supervisor:
         elif not process.pending:
             if is_waiting:
                 self._selector.unregister(process.stdin)
-            self._send({"ev": "took", "id": number})
+            self._send({"ev": "took", "id": number, "count": process.untold})
+            process.untold = 0
             if process.wants_eof:
                 self._close_stdin(process)
 

@@ -14,7 +14,7 @@ _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
-HOME = "/home/user"
+HOME, DISK = "/home/user", "/run/disk"
 
 
 class _SockFprog(ctypes.Structure):
@@ -47,16 +47,16 @@ def build(config: dict[str, Any]) -> None:
 def _mount_disk(num_bytes: int, num_inodes: int) -> None:
     """One tmpfs behind all that can be written, so that its limits hold for the sum."""
     options = f"size={num_bytes},nr_inodes={num_inodes},mode=0755"
-    _mount("tmpfs", "/home", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
-    for folder, mode, target in (
-        (HOME, 0o755, None),
-        ("/home/.tmp", 0o1777, "/tmp"),
-        ("/home/.tmp", 0o1777, "/var/tmp"),
-        ("/home/.shm", 0o1777, "/dev/shm"),
+    _mount("tmpfs", DISK, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    for name, mode, targets in (
+        ("home", 0o755, (HOME,)),
+        ("tmp", 0o1777, ("/tmp", "/var/tmp")),
+        ("shm", 0o1777, ("/dev/shm",)),
     ):
-        os.makedirs(folder, exist_ok=True)
+        folder = f"{DISK}/{name}"
+        os.mkdir(folder)
         os.chmod(folder, mode)
-        if target is not None:
+        for target in targets:
             _mount(folder, target, None, _MS_BIND, None)
 
 

@@ -36,7 +36,7 @@ class Watchdog:
 
     def usage(self) -> dict[str, Any]:
         """Memory, CPU time and disk now."""
-        disk = os.statvfs("/home")
+        disk = os.statvfs("/tmp")
         return {
             "memory_bytes": sum(_exact(pid) for pid in _pids()),
             "cpu_s": sum(_cpu_s(pid) for pid in _pids()),

@@ -11,6 +11,8 @@ CODE = "/opt/sandbox"
 """Where our own code for the inside lies in a jail."""
 BIN = "/opt/bin"
 UID = 1000
+OWN_FOLDERS = ("/home/user", "/tmp", "/var/tmp", "/dev/shm")
+"""Where a jail can write; nothing of the host's shows there."""
 _MAIN = f"import sys; sys.path.insert(0, {CODE!r}); from lingflash.sandbox.inside.supervisor import main; main()"
 _INSIDE = Path(__file__).parent.parent / "inside"
 # Programs, their libraries, and what these look up. Nothing else of the host's /etc.
@@ -89,7 +91,8 @@ def jail_argv(bwrap: str, interpreter: Interpreter, channel: int, *, network: bo
     argv += [
         *("--ro-bind", str(_INSIDE), f"{CODE}/lingflash/sandbox/inside"),
         *("--symlink", interpreter.path, f"{BIN}/python"),
-        *("--dir", "/home", "--dir", "/tmp", "--dir", "/var/tmp", "--dir", "/dev/shm", "--chdir", "/"),
+        *(word for folder in (*OWN_FOLDERS, "/run/disk") for word in ("--dir", folder)),
+        *("--chdir", "/"),
         *("--", interpreter.path, "-E", "-s", "-S", "-B", "-c", _MAIN, str(channel)),
     ]
     return argv
