@@ -16,6 +16,7 @@ from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
 from lingflash.cli.options import check_environment
+from lingflash.cli.sandbox import sandbox
 from lingflash.cli.serve import serve
 from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.core.extras import naming_extras
@@ -49,6 +50,7 @@ def _root(
 
 
 app.command()(serve)
+app.command()(sandbox)
 app.command()(chat)
 app.command()(connect)
 app.command()(doctor)

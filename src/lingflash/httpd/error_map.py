@@ -41,6 +41,8 @@ ERROR_MAP: dict[type[LingflashError], HttpError] = {
     errors.CapacityError: HttpError(503, "overloaded_error", retry=True),
     errors.QueueFullError: HttpError(429, "rate_limit_error", retry=True),
     errors.NotEnoughMemoryError: HttpError(503, "overloaded_error", retry=True),
+    errors.SandboxError: HttpError(400, _INVALID),
+    errors.SandboxGoneError: HttpError(502, _SERVER),
     errors.EngineError: HttpError(500, _SERVER),
     errors.EngineDeadError: HttpError(503, _SERVER, retry=True),
     errors.NonFiniteLogitsError: HttpError(500, _SERVER),

@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import uvicorn
@@ -100,6 +100,7 @@ async def run_server(
     service: Service,
     sock: socket.socket,
     *,
+    more_socks: Sequence[socket.socket] = (),
     on_ready: Callable[[], None] | None = None,
 ) -> None:
     """Start the service, serve until a signal, drain, stop. It listens while the service starts.
@@ -129,7 +130,7 @@ async def run_server(
     is_alive = False
     stop = asyncio.Event()
     signals = _Signals(stop)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    serving = asyncio.create_task(server.serve(sockets=[sock, *more_socks]))
     stopping = asyncio.create_task(stop.wait())
     sweeping = asyncio.create_task(_sweep(connections))
     tasks: list[asyncio.Task[Any]] = [serving, stopping, sweeping]

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lingflash.core.errors import CapacityError, LingflashError, NotFoundError
+from lingflash.core.errors import LingflashError, SandboxError, SandboxGoneError
 from lingflash.core.log import log_event
 from lingflash.sandbox.jail.argv import Interpreter, environment, jail_argv
 from lingflash.sandbox.jail.limits import Limits
@@ -28,27 +28,8 @@ _LENGTHS = struct.Struct("<II")
 _MAX_FRAME = 1 << 20
 _CHUNK = 1 << 16
 _START_TIMEOUT_S = 20.0
+_ENTER = 'n=$1; shift; while [ $n -gt 0 ]; do echo 0 > "$1"; shift; n=$((n-1)); done; exec "$@"'
 _END_TIMEOUT_S = 5.0
-
-
-class JailError(LingflashError):
-    """A sandbox could not be started or is gone."""
-
-    code = "sandbox_gone"
-
-
-class CallError(LingflashError):
-    """What was asked of a sandbox's files or processes failed there.
-
-    Args:
-        errno: why, if the kernel said so.
-    """
-
-    code = "sandbox_call_failed"
-
-    def __init__(self, message: str, *, param: str | None = None, errno: int | None = None) -> None:
-        super().__init__(message, param=param)
-        self.errno = errno
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +54,7 @@ class JailKind:
     """What all jails of a server share.
 
     Args:
-        cgroup_procs: files that a process's number is written to before it becomes a jail.
+        counts_memory: they are in memory cgroups, so nobody else has to look.
     """
 
     bwrap: str
@@ -91,18 +72,25 @@ class Process:
         self.number = number
         self.pid = 0
         self.end: End | None = None
-        self._listeners: set[asyncio.Queue[Output | End]] = set()
+        # The first listener hears everything, also what was written before it came to listen.
+        self._first: asyncio.Queue[Output | End] | None = asyncio.Queue()
+        self._listeners: set[asyncio.Queue[Output | End]] = {self._first}
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._took: list[asyncio.Future[None]] = []
         self._untaken: dict[int, int] = {}
 
     async def events(self) -> AsyncIterator[Output | End]:
-        """What it writes from now on, then its end. The process waits for a slow reader."""
-        queue: asyncio.Queue[Output | End] = asyncio.Queue()
-        if self.end is not None:
-            yield self.end
-            return
-        self._listeners.add(queue)
+        """What it writes, for all but the first listener from now on, then its end.
+
+        The process waits for a slow listener.
+        """
+        queue, self._first = self._first, None
+        if queue is None:
+            if self.end is not None:
+                yield self.end
+                return
+            queue = asyncio.Queue()
+            self._listeners.add(queue)
         try:
             while True:
                 event = await queue.get()
@@ -121,11 +109,11 @@ class Process:
         """Give it input; returns when it is in its pipe.
 
         Raises:
-            CallError: its input is closed, or it has ended.
+            SandboxError: its input is closed, or it has ended.
         """
         for start in range(0, len(data), _CHUNK):
             if self.end is not None:
-                raise CallError("the process has ended; nothing reads its input")
+                raise SandboxError("the process has ended; nothing reads its input")
             await self.write_soon(data[start : start + _CHUNK])
 
     def write_soon(self, data: bytes) -> asyncio.Future[None]:
@@ -171,7 +159,7 @@ class Process:
             queue.put_nowait(end)
         for future in (self._started, *self._took):
             if not future.done():
-                future.set_exception(error or CallError("the process has ended"))
+                future.set_exception(error or SandboxError("the process has ended"))
                 future.exception()  # nobody may wait for it
         self._took.clear()
 
@@ -184,7 +172,7 @@ class Process:
         """For the box: pieces of input are with the process, or its end is closed."""
         for future in self._took[:count]:
             if gone and not future.done():
-                future.set_exception(CallError("the process takes no input"))
+                future.set_exception(SandboxError("the process takes no input"))
                 future.exception()
             elif not future.done():
                 future.set_result(None)
@@ -194,7 +182,7 @@ class Process:
         """Return when it runs.
 
         Raises:
-            CallError: it could not be started.
+            SandboxError: it could not be started.
         """
         await self._started
 
@@ -217,16 +205,18 @@ class Box:
         """Start a jail.
 
         Args:
-            cgroup: files that the jail's process id is written to before it runs.
+            cgroup: `cgroup.procs` of the groups that it is to be in.
 
         Raises:
-            JailError: it did not come up; the message has what bubblewrap or the kernel said.
+            SandboxGoneError: it did not come up; the message has what bubblewrap or the kernel said.
         """
         box = cls(kind)
         ours, theirs = socket.socketpair()
         try:
             os.set_inheritable(theirs.fileno(), True)
             argv = jail_argv(kind.bwrap, kind.interpreter, theirs.fileno(), network=kind.network)
+            if cgroup:  # before bubblewrap forks, or its children would be left outside
+                argv = ["/bin/sh", "-c", _ENTER, "sh", str(len(cgroup)), *cgroup, *argv]
             try:
                 box._jail = await asyncio.create_subprocess_exec(
                     *argv,
@@ -239,7 +229,7 @@ class Box:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise JailError(f"{kind.bwrap} cannot be run: {error}") from None
+                raise SandboxGoneError(f"{kind.bwrap} cannot be run: {error}") from None
         except BaseException:
             ours.close()
             raise
@@ -248,13 +238,11 @@ class Box:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 reader, box._writer = await asyncio.open_connection(sock=ours, limit=2 * _MAX_FRAME)
-                for path in cgroup:
-                    _enter(path, box._jail.pid)
                 box._configure()
                 await box._wait_ready(reader)
         except (TimeoutError, OSError) as error:
             await box.end()
-            raise JailError(f"a sandbox did not start: {str(error) or 'no answer in time'}") from None
+            raise SandboxGoneError(f"a sandbox did not start: {str(error) or 'no answer in time'}") from None
         except BaseException:
             await box.end()
             raise
@@ -290,7 +278,7 @@ class Box:
         if head.get("ev") != "ready":
             assert self._jail is not None and self._jail.stderr is not None
             said = (await self._jail.stderr.read(4096)).decode(errors="replace").strip()
-            raise JailError(f"a sandbox did not start: {said or 'it said nothing'}")
+            raise SandboxGoneError(f"a sandbox did not start: {said or 'it said nothing'}")
 
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Send a frame to the supervisor; nothing happens if it is gone."""
@@ -313,8 +301,8 @@ class Box:
             is_unlimited: the limit on output does not hold for it; its reader has one.
 
         Raises:
-            CallError: it is not there, may not be run, or there are too many.
-            JailError: the jail is gone.
+            SandboxError: it is not there, may not be run, or there are too many.
+            SandboxGoneError: the jail is gone.
         """
         return await self._start({"argv": list(argv), "unlimited": is_unlimited}, env, cwd, stdin)
 
@@ -322,7 +310,7 @@ class Box:
         self, what: dict[str, Any], env: Mapping[str, str] | None, cwd: str | None, stdin: bool
     ) -> Process:
         if self.gone.is_set():
-            raise JailError("the sandbox is gone")
+            raise SandboxGoneError("the sandbox is gone")
         process = Process(self, next(self._numbers))
         self.processes[process.number] = process
         variables = {**environment(self._kind.interpreter), **(env or {})}
@@ -338,11 +326,11 @@ class Box:
             data: its input.
 
         Raises:
-            CallError: it failed; `errno` says why.
+            SandboxError: it failed; `errno` says why.
         """
         process = await self.start_call(name, stdin=data is not None, **arguments)
         if data is not None:
-            with contextlib.suppress(CallError):  # its own error says more
+            with contextlib.suppress(SandboxError):  # its own error says more
                 await process.write(data)
             process.close_input()
         return await self.answer_of(process)
@@ -355,8 +343,8 @@ class Box:
         """The JSON that a call ends with.
 
         Raises:
-            CallError: it failed.
-            JailError: the jail is gone.
+            SandboxError: it failed.
+            SandboxGoneError: the jail is gone.
         """
         parts: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
         async for event in process.events():
@@ -364,12 +352,12 @@ class Box:
                 parts[event.fd] += event.data
                 if len(parts[event.fd]) > 32 * _MAX_FRAME:
                     process.kill()
-                    raise CallError("the answer is too long")
+                    raise SandboxError("the answer is too long")
         check_call(process, bytes(parts[2]))
         try:
             return json.loads(parts[1])
         except ValueError:
-            raise CallError("the sandbox answered nothing that can be read") from None
+            raise SandboxError("the sandbox answered nothing that can be read") from None
 
     async def usage(self) -> dict[str, Any]:
         """Memory, CPU time, processes and disk now."""
@@ -381,7 +369,7 @@ class Box:
 
     async def _ask(self, op: str) -> dict[str, Any]:
         if self.gone.is_set():
-            raise JailError("the sandbox is gone")
+            raise SandboxGoneError("the sandbox is gone")
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._replies.append(reply)
         self.send({"op": op})
@@ -401,8 +389,7 @@ class Box:
         finally:
             self._is_gone()
             if self._jail is not None and self._jail.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._jail.kill()
+                _kill(self._jail)
 
     def _on_frame(self, head: dict[str, Any], body: bytes) -> None:
         kind = head["ev"]
@@ -421,7 +408,7 @@ class Box:
             process.on_started(int(head["pid"]))
         elif kind == "failed":
             del self.processes[number]
-            error = CallError(str(head["message"])[:1000], errno=_as_int(head.get("errno")))
+            error = SandboxError(str(head["message"])[:1000], errno=_as_int(head.get("errno")))
             process.on_end(End(127, 0), error)
         elif kind == "end":
             del self.processes[number]
@@ -429,7 +416,7 @@ class Box:
 
     def _is_gone(self) -> None:
         self.gone.set()
-        error = JailError("the sandbox is gone")
+        error = SandboxGoneError("the sandbox is gone")
         for process in list(self.processes.values()):
             process.on_end(End(0, signal.SIGKILL), error)
         self.processes.clear()
@@ -443,8 +430,7 @@ class Box:
         """Kill everything in the jail and wait until it is gone."""
         jail = self._jail
         if jail is not None and jail.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                jail.kill()
+            _kill(jail)
         if self._writer is not None:
             self._writer.close()
         if jail is not None:
@@ -457,34 +443,35 @@ class Box:
         self._is_gone()
 
 
+def _kill(jail: asyncio.subprocess.Process) -> None:
+    # Not its own kill(): that also looks whether it has ended, behind the event loop's back.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(jail.pid, signal.SIGKILL)
+
+
 def check_call(process: Process, errors: bytes) -> None:
     """See how a call has ended.
 
     Raises:
-        CallError: it failed.
-        JailError: its jail is gone.
+        SandboxError: it failed.
+        SandboxGoneError: its jail is gone.
     """
     end = process.end
     assert end is not None
     if end.code == 0 and end.signal == 0:
         return
     if end.signal:
-        raise JailError(f"the sandbox ended the call by signal {end.signal}")
+        raise SandboxGoneError(f"the sandbox ended the call by signal {end.signal}")
     try:
         said = json.loads(errors)
         message, number = str(said["message"])[:1000], _as_int(said["errno"])
     except (ValueError, KeyError, TypeError):
         message, number = "it failed and said nothing that can be read", None
-    raise CallError(message, errno=number)
+    raise SandboxError(message, errno=number)
 
 
 def _as_int(value: object) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def _enter(path: str, pid: int) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(pid))
 
 
 async def _receive(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import (
-    Bound,
     at_least,
     between,
     check_settings,
@@ -17,12 +16,10 @@ from lingflash.core.settings import (
     require,
     setting,
 )
+from lingflash.httpd.keys import KEY
 from lingflash.sandbox.jail.limits import Limits
 
 _MIB = 2**20
-_KEY = Bound(
-    lambda key: key != "" and key.isascii() and key.isprintable(), "non-empty printable ASCII"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +41,7 @@ class SandboxConfig:
         bound=between(1, 65535),
     )
     api_keys: tuple[str, ...] = setting(
-        (), "Accepted key; repeat it for several.", flag="--api-key", bound=_KEY, is_secret=True
+        (), "Accepted key; repeat it for several.", flag="--api-key", bound=KEY, is_secret=True
     )
     api_key_file: Path | None = setting(None, "File with accepted keys, one a line.")
     user: str | None = setting(None, "Become this user; needed where root starts the server.")

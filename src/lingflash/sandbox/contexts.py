@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lingflash.core.errors import InvalidRequestError, NotFoundError
-from lingflash.sandbox.box import Box, CallError, End, JailError, Output, Process
+from lingflash.core.errors import InvalidRequestError, NotFoundError, SandboxError, SandboxGoneError
+from lingflash.sandbox.box import Box, End, Process
 from lingflash.sandbox.jail.argv import CODE
 
 _MAIN = (
@@ -107,7 +107,9 @@ class Contexts:
                 cwd=context.cwd,
                 argv=None if argv is None else list(argv),
             )
-        except CallError as error:
+        except SandboxGoneError:
+            raise
+        except SandboxError as error:
             raise InvalidRequestError(f"The context could not be made: {error}.") from None
         self._contexts[context.id] = context
         return context
@@ -146,8 +148,8 @@ class Contexts:
         """Run code; gives its events as `/execute` streams them. Left early, it is interrupted.
 
         Raises:
-            CallError: it could not be run.
-            JailError: the sandbox is gone.
+            SandboxError: it could not be run.
+            SandboxGoneError: the sandbox is gone.
         """
         number, queue = await self._begin(
             "execute", context=context.id, code=code, env={**self.env, **(env or {})}
@@ -189,9 +191,9 @@ class Contexts:
         finally:
             self._answers.pop(number, None)
         if answer is None:
-            raise CallError("the process that runs code in this sandbox has ended")
+            raise SandboxError("the process that runs code in this sandbox has ended")
         if "failed" in answer:
-            raise CallError(str(answer["failed"])[:1000])
+            raise SandboxError(str(answer["failed"])[:1000])
 
     async def _begin(
         self, op: str, **fields: Any
@@ -249,9 +251,17 @@ class Contexts:
                 if room <= 0:
                     return
                 if room < len(line):
-                    text = f"[output over {self._output_bytes} bytes is left out]\n"
-                    answer = {"event": {"type": "stderr", "text": text, "timestamp": time.time_ns()}}
+                    answer = {"event": self._cut(answer["event"], room)}
             queue.put_nowait(answer)
+
+
+    def _cut(self, event: dict[str, Any], room: int) -> dict[str, Any]:
+        """The last event that an execution may write, with as much of its text as there is room."""
+        note = f"[output over {self._output_bytes} bytes is left out]\n"
+        kind, text = event.get("type"), str(event.get("text", ""))
+        if kind in ("stdout", "stderr"):
+            return {**event, "text": f"{text[:room]}\n{note}"}
+        return {"type": "stderr", "text": note, "timestamp": time.time_ns()}
 
 
 def _failure(message: str) -> dict[str, Any]:

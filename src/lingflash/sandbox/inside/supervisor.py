@@ -18,7 +18,6 @@ the init of the namespace, so the kernel kills the rest.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
@@ -105,8 +104,7 @@ class Supervisor:
         elif op == "usage":
             self._send({"ev": "usage", **self._watchdog.usage()})
         elif op == "killall":
-            for pid in descendants(os.getpid()):
-                _kill(pid, signal.SIGKILL)
+            _kill(-1, signal.SIGKILL)  # all that there are but process 1
             self._send({"ev": "killed"})
         elif (process := self._processes.get(head.get("id", -1))) is not None:
             self._tell(op, head["id"], process, head, body)
@@ -305,6 +303,9 @@ def _become(head: dict[str, Any], opened: list[int], config: dict[str, Any]) -> 
         os.dup2(out_w, 1)
         os.dup2(err_w, 2)
         os.chdir(head.get("cwd") or walls.HOME)
+        walls.show_in_proc()
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("500")  # of a full memory cgroup rather this than process 1
         for name, value in config["rlimits"].items():
             resource.setrlimit(getattr(resource, name), (value, value))
         if "call" in head:
@@ -326,8 +327,8 @@ def _call(head: dict[str, Any]) -> None:
     try:
         CALLS[head["call"]](**head["args"])
     except OSError as error:
-        message = error.strerror or str(error)
-        answer = {"errno": error.errno, "message": message}
+        path = head["args"].get("path") or head["args"].get("source")
+        answer = {"errno": error.errno, "message": f"{path}: {error.strerror or error}"}
         os.write(2, json.dumps(answer).encode())
         code = 1
     except BaseException as error:
@@ -375,7 +376,10 @@ def _read_exactly(channel: socket.socket, count: int) -> bytes | None:
 def main() -> None:
     """Build the walls and serve the channel whose descriptor is the last argument."""
     channel = socket.socket(fileno=int(sys.argv[-1]))
-    fcntl.fcntl(channel, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    os.set_inheritable(channel.fileno(), False)
+    # Whatever else the server had open when it started us; nothing of it may be seen in here.
+    os.closerange(3, channel.fileno())
+    os.closerange(channel.fileno() + 1, 1 << 20)
     first = _read_frame(channel)
     if first is None:
         return

@@ -48,13 +48,11 @@ class Watchdog:
 
 
 def descendants(root: int) -> list[int]:
-    """The processes below one, parents first; below the init of the namespace, all others."""
-    if root == os.getpid():
-        return [pid for pid in _pids() if pid != root]
-    parents = {pid: _stat_fields(pid)[1] for pid in _pids() if _stat_fields(pid)}
+    """The processes below one, parents first."""
+    stats = {pid: _stat_fields(pid) for pid in _pids()}
     found = [root]
     for above in found:
-        found += [pid for pid, parent in parents.items() if int(parent) == above]
+        found += [pid for pid, fields in stats.items() if fields and int(fields[1]) == above]
     return found[1:]
 
 
