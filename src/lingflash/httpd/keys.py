@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import Bound
@@ -17,7 +17,7 @@ KEY = Bound(
 class _HasKeys(Protocol):
     """A dataclass with these settings."""
 
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def api_keys(self) -> tuple[str, ...]: ...

@@ -85,9 +85,7 @@ def create_app(
     return app
 
 
-async def serve(
-    app: FastAPI, socks: Sequence[socket.socket], on_ready: Callable[[], None]
-) -> None:
+async def serve(app: FastAPI, socks: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:
     """Serve until a signal.
 
     Raises:

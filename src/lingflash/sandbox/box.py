@@ -11,13 +11,13 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lingflash.core.errors import LingflashError, SandboxError, SandboxGoneError
 from lingflash.core.log import log_event
-from lingflash.sandbox.jail.argv import Interpreter, environment, jail_argv
+from lingflash.sandbox.jail.argv import Interpreter, environment, jail_argv, late_binds
 from lingflash.sandbox.jail.limits import Limits
 from lingflash.sandbox.jail.seccomp import filter_bytes
 
@@ -79,7 +79,7 @@ class Process:
         self._took: list[asyncio.Future[None]] = []
         self._untaken: dict[int, int] = {}
 
-    async def events(self) -> AsyncIterator[Output | End]:
+    async def events(self) -> AsyncGenerator[Output | End, None]:
         """What it writes, for all but the first listener from now on, then its end.
 
         The process waits for a slow listener.
@@ -208,7 +208,7 @@ class Box:
             cgroup: `cgroup.procs` of the groups that it is to be in.
 
         Raises:
-            SandboxGoneError: it did not come up; the message has what bubblewrap or the kernel said.
+            SandboxGoneError: it did not come up; the message has what was said about it.
         """
         box = cls(kind)
         ours, theirs = socket.socketpair()
@@ -242,7 +242,9 @@ class Box:
                 await box._wait_ready(reader)
         except (TimeoutError, OSError) as error:
             await box.end()
-            raise SandboxGoneError(f"a sandbox did not start: {str(error) or 'no answer in time'}") from None
+            raise SandboxGoneError(
+                f"a sandbox did not start: {str(error) or 'no answer in time'}"
+            ) from None
         except BaseException:
             await box.end()
             raise
@@ -254,6 +256,7 @@ class Box:
         config = {
             "disk_bytes": limits.disk_bytes,
             "disk_inodes": limits.disk_inodes,
+            "late_binds": late_binds(self._kind.interpreter),
             "memory_bytes": limits.memory_bytes,
             "watch_memory": not self._kind.counts_memory,
             "processes": limits.processes,
@@ -276,7 +279,8 @@ class Box:
         except (asyncio.IncompleteReadError, ConnectionError, ValueError):
             head = {}
         if head.get("ev") != "ready":
-            assert self._jail is not None and self._jail.stderr is not None
+            assert self._jail is not None
+            assert self._jail.stderr is not None
             said = (await self._jail.stderr.read(4096)).decode(errors="replace").strip()
             raise SandboxGoneError(f"a sandbox did not start: {said or 'it said nothing'}")
 
@@ -383,7 +387,13 @@ class Box:
                 self._on_frame(head, body)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        except (ValueError, KeyError, TypeError, AttributeError, asyncio.InvalidStateError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            asyncio.InvalidStateError,
+        ) as error:
             fields = {"error": type(error).__name__}
             log_event(logger, "sandbox_broke_protocol", fields, level=logging.WARNING)
         finally:

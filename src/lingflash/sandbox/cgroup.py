@@ -1,9 +1,9 @@
 """Control groups, where the server may make some: memory and processes of a sandbox as a whole.
 
-With version 1, root makes a folder `lingflash-sandbox` in each hierarchy, which stays, and gives it
-to the user that it becomes. With version 2 the server's own group must have been delegated to it, as
-`systemd-run --user --scope -p Delegate=yes` does. The folders below are named for the server's
-process, so that a later one can tell which were left behind.
+With version 1, root makes a folder `lingflash-sandbox` in each hierarchy, which stays, and gives
+it to the user that it becomes. With version 2 the server's own group must have been delegated to
+it, as `systemd-run --user --scope -p Delegate=yes` does. The folders below are named for the
+server's process, so that a later one can tell which were left behind.
 """
 
 from __future__ import annotations

@@ -8,18 +8,14 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lingflash.core.errors import InvalidRequestError, NotFoundError, SandboxError, SandboxGoneError
 from lingflash.sandbox.box import Box, End, Process
-from lingflash.sandbox.jail.argv import CODE
+from lingflash.sandbox.jail.argv import entry_code
 
-_MAIN = (
-    f"import sys; sys.path.insert(0, {CODE!r}); "
-    "from lingflash.sandbox.inside.agent import main; main()"
-)
 _MAX_LINE = 32 << 20
 _MAX_CONTEXTS = 16
 HOME = "/home/user"
@@ -51,9 +47,7 @@ class Contexts:
         output_bytes: what one execution may write; what comes beyond is thrown away.
     """
 
-    def __init__(
-        self, box: Box, python: str, languages: frozenset[str], output_bytes: int
-    ) -> None:
+    def __init__(self, box: Box, python: str, languages: frozenset[str], output_bytes: int) -> None:
         self._box = box
         self._python = python
         self._languages = languages
@@ -97,7 +91,9 @@ class Contexts:
                 f"language is {name[:40]!r}; this server runs: {allowed}.", param="language"
             )
         if len(self._contexts) >= _MAX_CONTEXTS:
-            raise InvalidRequestError(f"A sandbox has at most {_MAX_CONTEXTS} contexts; delete one.")
+            raise InvalidRequestError(
+                f"A sandbox has at most {_MAX_CONTEXTS} contexts; delete one."
+            )
         context = Context(secrets.token_hex(16), name, cwd or HOME)
         argv = LANGUAGES[name]
         try:
@@ -144,7 +140,7 @@ class Contexts:
 
     async def execute(
         self, context: Context, code: str, env: Mapping[str, str] | None = None
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Run code; gives its events as `/execute` streams them. Left early, it is interrupted.
 
         Raises:
@@ -211,7 +207,7 @@ class Contexts:
             if self._agent is None or self._agent.end is not None:
                 if self._reading is not None:
                     await self.close()
-                argv = [self._python, "-E", "-s", "-B", "-c", _MAIN]
+                argv = [self._python, "-E", "-s", "-B", "-c", entry_code("agent")]
                 self._agent = await self._box.spawn(argv, stdin=True, is_unlimited=True)
                 self._reading = asyncio.create_task(self._read(self._agent))
             return self._agent
@@ -226,7 +222,9 @@ class Contexts:
                 if event.fd != 1:
                     continue
                 buffer += event.data
-                *lines, rest = bytes(buffer).split(b"\n") if b"\n" in event.data else [buffer]
+                *lines, rest = (
+                    bytes(buffer).split(b"\n") if b"\n" in event.data else [bytes(buffer)]
+                )
                 buffer = bytearray(rest)
                 if len(buffer) > _MAX_LINE:
                     agent.kill()
@@ -253,7 +251,6 @@ class Contexts:
                 if room < len(line):
                     answer = {"event": self._cut(answer["event"], room)}
             queue.put_nowait(answer)
-
 
     def _cut(self, event: dict[str, Any], room: int) -> dict[str, Any]:
         """The last event that an execution may write, with as much of its text as there is room."""

@@ -102,7 +102,9 @@ class Sandbox:
                 process.pid == pid or (tag is not None and told["tag"] == tag)
             ):
                 return process
-        raise NotFoundError(f"process with {f'pid {pid}' if tag is None else f'tag {tag}'} not found")
+        raise NotFoundError(
+            f"process with {f'pid {pid}' if tag is None else f'tag {tag}'} not found"
+        )
 
 
 class Manager:
@@ -282,12 +284,8 @@ class Manager:
             if self._groups is not None:
                 self._groups.remove(sandbox_id)
             raise
-        contexts = Contexts(
-            box, self._interpreter.path, self.languages, self.config.output_bytes
-        )
-        return Sandbox(
-            id=sandbox_id, token=secrets.token_urlsafe(32), box=box, contexts=contexts
-        )
+        contexts = Contexts(box, self._interpreter.path, self.languages, self.config.output_bytes)
+        return Sandbox(id=sandbox_id, token=secrets.token_urlsafe(32), box=box, contexts=contexts)
 
     async def _keep_warm(self) -> None:
         """Have as many waiting as the settings say, each with its Python running."""

@@ -16,9 +16,8 @@ from pathlib import Path
 from lingflash.core.errors import ConfigError, SandboxError, SandboxGoneError
 from lingflash.sandbox.box import Box, End, JailKind
 from lingflash.sandbox.jail.argv import (
-    CODE,
-    OWN_FOLDERS,
     Interpreter,
+    entry_code,
     environment,
     outside_usr,
 )
@@ -34,10 +33,6 @@ PROBE_LIMITS = Limits(
     processes=16,
     cpu_s=30,
     output_bytes=_MIB,
-)
-_MAIN = (
-    f"import sys; sys.path.insert(0, {CODE!r}); "
-    "from lingflash.sandbox.inside.walls_probe import main; main()"
 )
 _ASK = (
     "import json, sys; from importlib.util import find_spec; "
@@ -76,7 +71,7 @@ def find_bwrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
         raise ConfigError(
-            "bubblewrap is not installed: `apt-get install bubblewrap`, or `dnf install bubblewrap`."
+            "bubblewrap is not installed: `apt-get install bubblewrap` or `dnf install bubblewrap`."
         )
     return found
 
@@ -89,8 +84,7 @@ def find_interpreter(python: Path | None, *, needs_kernel: bool = True) -> Inter
         needs_kernel: it must be able to run Jupyter kernels.
 
     Raises:
-        ConfigError: it cannot be run, is too old, lies where a sandbox has its own folders, or
-            lacks ipykernel.
+        ConfigError: it cannot be run, is too old, or lacks ipykernel.
     """
     path = str(python or sys.executable)
     try:
@@ -109,16 +103,7 @@ def find_interpreter(python: Path | None, *, needs_kernel: bool = True) -> Inter
             f"{path} -m pip install ipykernel, or give the --python of an environment with it.",
             param="python",
         )
-    folders = outside_usr([prefix, base])
-    for folder in folders:
-        for own in OWN_FOLDERS:
-            if folder == own or folder.startswith(own + "/"):
-                raise ConfigError(
-                    f"--python {path} needs {folder}, but {own} is a sandbox's own; "
-                    "put the environment elsewhere.",
-                    param="python",
-                )
-    return Interpreter(executable, folders)
+    return Interpreter(executable, outside_usr([prefix, base]))
 
 
 async def probe(kind: JailKind, cgroup: tuple[str, ...] = ()) -> None:
@@ -142,7 +127,8 @@ async def probe(kind: JailKind, cgroup: tuple[str, ...] = ()) -> None:
     parts = {1: b"", 2: b""}
     end: End | None = None
     try:
-        argv = [kind.interpreter.path, "-E", "-s", "-S", "-B", "-c", _MAIN, json.dumps(told)]
+        argv = [kind.interpreter.path, "-E", "-s", "-S", "-B", "-c", entry_code("walls_probe")]
+        argv.append(json.dumps(told))
         process = await box.spawn(argv)
         async for event in process.events():
             if isinstance(event, End):

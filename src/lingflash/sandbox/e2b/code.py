@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -32,7 +32,7 @@ async def execute(request: Request) -> Response:
         context = await contexts.default(body.language)
     events = contexts.execute(context, body.code, body.env_vars)
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(events):
             try:
                 async for event in events:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -20,10 +19,9 @@ from lingflash.core.errors import (
     RequestTooLargeError,
     SandboxError,
     UnsupportedMediaError,
-    refuse,
 )
 from lingflash.httpd.body import json_response
-from lingflash.sandbox.box import Box, End, Output, Process, check_call
+from lingflash.sandbox.box import Box, End, Process, check_call
 from lingflash.sandbox.e2b.access import check_user, outcome_of, sandbox_of, state_of
 from lingflash.sandbox.e2b.fields import path_of
 
@@ -47,14 +45,14 @@ async def read(request: Request) -> Response:
     return StreamingResponse(content, media_type="application/octet-stream", headers=headers)
 
 
-async def _content(process: Process) -> AsyncIterator[bytes]:
+async def _content(process: Process) -> AsyncGenerator[bytes, None]:
     """First the size in digits, then the bytes.
 
     Raises:
         SandboxError: it cannot be read.
     """
     errors = bytearray()
-    head: bytes | None = b""
+    head, has_size = b"", False
     try:
         async with contextlib.aclosing(process.events()) as events:
             async for event in events:
@@ -65,14 +63,14 @@ async def _content(process: Process) -> AsyncIterator[bytes]:
                     errors += event.data
                     continue
                 data = event.data
-                if head is not None:
+                if not has_size:
                     head += data
                     size, newline, data = head.partition(b"\n")
                     if not newline:
                         continue
                     if not size.isdigit():
                         raise SandboxError("the sandbox sent no size")
-                    head = None
+                    has_size = True
                     yield size
                 if data:
                     yield data
@@ -194,7 +192,7 @@ async def _take_form(request: Request, upload: _Upload, boundary: bytes, path: s
         raise InvalidRequestError("The form holds no file.")
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
+async def _body(request: Request) -> AsyncGenerator[bytes, None]:
     """The body, unpacked, within the limit on uploads, which holds for what was unpacked."""
     most = state_of(request).manager.config.max_upload_bytes
     encoding = request.headers.get("content-encoding", "identity")

@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -69,7 +69,7 @@ async def _create_watcher(sandbox: Sandbox, message: dict[str, Any]) -> dict[str
     return {"watcherId": watcher_id}
 
 
-async def _collect(changes: AsyncIterator[dict[str, Any]], watcher: Watcher) -> None:
+async def _collect(changes: AsyncGenerator[dict[str, Any], None], watcher: Watcher) -> None:
     async for change in changes:
         if len(watcher.events) < _MAX_EVENTS:
             watcher.events.append(change)
@@ -112,7 +112,7 @@ _UNARY: dict[str, _Work] = {
 async def watch(request: Request) -> Response:
     """Stream the changes of a folder."""
 
-    async def answers(message: rpc.Message) -> AsyncIterator[rpc.Message]:
+    async def answers(message: rpc.Message) -> AsyncGenerator[rpc.Message, None]:
         check_user(request)
         sandbox = sandbox_of(request)
         async with contextlib.aclosing(_changes(sandbox, message)) as changes:
@@ -135,7 +135,9 @@ async def unary(request: Request, method: str) -> Response:
         return rpc.failure(error)
 
 
-async def _changes(sandbox: Sandbox, message: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _changes(
+    sandbox: Sandbox, message: dict[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
     """An empty object once the folder is watched, then its changes."""
     process = await sandbox.box.start_call(
         "watch",
@@ -149,7 +151,7 @@ async def _changes(sandbox: Sandbox, message: dict[str, Any]) -> AsyncIterator[d
             if not told:
                 yield {}
                 continue
-            change = {
+            change: dict[str, Any] = {
                 "name": str(told["name"]),
                 "type": f"EVENT_TYPE_{str(told['kind']).upper()}",
             }
@@ -162,7 +164,7 @@ async def _changes(sandbox: Sandbox, message: dict[str, Any]) -> AsyncIterator[d
         process.kill()
 
 
-async def _lines(process: Process) -> AsyncIterator[bytes]:
+async def _lines(process: Process) -> AsyncGenerator[bytes, None]:
     buffers = {1: b"", 2: b""}
     async with contextlib.aclosing(process.events()) as events:
         async for event in events:

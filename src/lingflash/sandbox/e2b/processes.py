@@ -7,7 +7,7 @@ import base64
 import binascii
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -42,7 +42,7 @@ _Work = Callable[[Sandbox, dict[str, Any]], Awaitable[dict[str, Any]]]
 async def start(request: Request) -> Response:
     """Start a program and stream what it writes. It outlives the stream, but not its deadline."""
 
-    async def answers(message: rpc.Message) -> AsyncIterator[rpc.Message]:
+    async def answers(message: rpc.Message) -> AsyncGenerator[rpc.Message, None]:
         check_user(request)
         deadline_s = rpc.deadline_s(request)
         sandbox = sandbox_of(request)
@@ -58,7 +58,7 @@ async def start(request: Request) -> Response:
 async def connect(request: Request) -> Response:
     """Stream what a program writes from now on."""
 
-    async def answers(message: rpc.Message) -> AsyncIterator[rpc.Message]:
+    async def answers(message: rpc.Message) -> AsyncGenerator[rpc.Message, None]:
         deadline_s = rpc.deadline_s(request)
         process = _selected(sandbox_of(request), message)
         async with contextlib.aclosing(_told(process, deadline_s, kills=False)) as told:
@@ -166,7 +166,7 @@ def _forget_ended(sandbox: Sandbox) -> None:
 
 async def _told(
     process: Process, deadline_s: float | None, *, kills: bool
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """What a process does, in the words of the API.
 
     Raises:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import Request, Response
@@ -49,7 +49,7 @@ async def unary(request: Request) -> Message:
     return _object(bytes(body))
 
 
-async def messages(request: Request) -> AsyncIterator[Message]:
+async def messages(request: Request) -> AsyncGenerator[Message, None]:
     """The messages of a call that streams them, as they come.
 
     Raises:
@@ -79,7 +79,7 @@ async def messages(request: Request) -> AsyncIterator[Message]:
 
 async def streamed(
     request: Request,
-    answers: Callable[[Message], AsyncIterator[Message]],
+    answers: Callable[[Message], AsyncGenerator[Message, None]],
     keepalive: Message | None = None,
 ) -> Response:
     """Answer a call that has one message by a stream of them; an error becomes the stream's end.
@@ -97,13 +97,13 @@ async def streamed(
         return stream(failing(error))
 
 
-async def failing(error: LingflashError) -> AsyncIterator[Message]:
+async def failing(error: LingflashError) -> AsyncGenerator[Message, None]:
     """Answers of a call that failed before it had any."""
     raise error
     yield {}
 
 
-async def one(message: Message) -> AsyncIterator[Message]:
+async def one(message: Message) -> AsyncGenerator[Message, None]:
     """The answers of a call that has a single one."""
     yield message
 
@@ -133,20 +133,20 @@ def deadline_s(request: Request) -> float | None:
     return int(given) / 1000
 
 
-def stream(answers: AsyncIterator[Message], keepalive: Message | None = None) -> Response:
+def stream(answers: AsyncGenerator[Message, None], keepalive: Message | None = None) -> Response:
     """A stream of messages and its end."""
-    return StreamingResponse(
-        _framed(answers, keepalive), media_type="application/connect+json"
-    )
+    return StreamingResponse(_framed(answers, keepalive), media_type="application/connect+json")
 
 
-async def _framed(answers: AsyncIterator[Message], keepalive: Message | None) -> AsyncIterator[bytes]:
+async def _framed(
+    answers: AsyncGenerator[Message, None], keepalive: Message | None
+) -> AsyncGenerator[bytes, None]:
     end: Message = {}
     pending: asyncio.Future[Message] | None = None
     try:
         while True:
             if pending is None:
-                pending = asyncio.ensure_future(anext(answers))  # pyright: ignore[reportArgumentType]  # a coroutine
+                pending = asyncio.ensure_future(anext(answers))
             done, _ = await asyncio.wait((pending,), timeout=_KEEPALIVE_S if keepalive else None)
             if not done:
                 assert keepalive is not None
@@ -163,7 +163,7 @@ async def _framed(answers: AsyncIterator[Message], keepalive: Message | None) ->
         if pending is not None:
             pending.cancel()
             await asyncio.gather(pending, return_exceptions=True)
-        await answers.aclose()  # pyright: ignore[reportAttributeAccessIssue]  # all of them are generators
+        await answers.aclose()
     yield _frame(end, _END)
 
 
@@ -172,7 +172,7 @@ def _frame(message: Message, flags: int = 0) -> bytes:
     return _HEAD.pack(flags, len(body)) + body
 
 
-async def _parts(request: Request) -> AsyncIterator[bytes]:
+async def _parts(request: Request) -> AsyncGenerator[bytes, None]:
     try:
         async for part in request.stream():
             yield part

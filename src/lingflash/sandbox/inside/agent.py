@@ -57,6 +57,7 @@ class KernelContext:
         self._cwd = cwd
         self._client: Any = None
         self._busy = asyncio.Lock()
+        self._interrupting: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Return when the kernel answers."""
@@ -100,7 +101,7 @@ class KernelContext:
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in what runs."""
         if self._busy.locked():
-            asyncio.ensure_future(self._manager.interrupt_kernel())
+            self._interrupting = asyncio.ensure_future(self._manager.interrupt_kernel())
 
     async def close(self) -> None:
         """End the kernel."""

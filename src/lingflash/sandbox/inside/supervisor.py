@@ -12,12 +12,13 @@ server gave it. To the jail come:
     usage {}, killall {}      answered by `usage`, `killed`
 
 and from it: `ready`, `started {id, pid}`, `failed {id, message}`, `out {id, fd}` + bytes,
-`took {id, count}`, `end {id, code, signal, dropped}`. At the end of the channel everything ends: this is
-the init of the namespace, so the kernel kills the rest.
+`took {id, count}`, `end {id, code, signal, dropped}`. At the end of the channel everything ends:
+this is the init of the namespace, so the kernel kills the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -385,8 +386,6 @@ def main() -> None:
         return
     config, program = first
     walls.build({**config, "filter": program})
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone
         Supervisor(channel, config).run()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the server is gone
     os._exit(0)

@@ -25,12 +25,15 @@ def build(config: dict[str, Any]) -> None:
     """Mount, write /etc, limit, drop, filter: in this order, and none of it can be undone.
 
     Args:
-        config: `disk_bytes`, `disk_inodes`, `filter` (bytes).
+        config: `disk_bytes`, `disk_inodes`, `late_binds` (where to, what), `filter` (bytes).
 
     Raises:
         OSError: the kernel refused one; nothing may run then.
     """
     _mount_disk(config["disk_bytes"], config["disk_inodes"])
+    for target, source in config["late_binds"].items():
+        os.makedirs(target, exist_ok=True)
+        _mount(source, target, None, _MS_BIND, None)
     _write_etc()
     read_only = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV
     _mount(None, "/", None, read_only, None)  # a tmpfs, on which the others are mounted

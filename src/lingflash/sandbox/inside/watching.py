@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -52,10 +53,8 @@ def watch(path: str, recursive: bool, include_entry: bool) -> None:
                 _add(inotify, folders, found, recursive)
             told: dict[str, object] = {"name": os.path.relpath(found, top), "kind": kind}
             if include_entry:
-                try:
+                with contextlib.suppress(OSError):  # gone again
                     told["entry"] = entry(found)
-                except OSError:
-                    pass
             os.write(1, json.dumps(told).encode() + b"\n")
 
 

@@ -13,7 +13,7 @@ BIN = "/opt/bin"
 UID = 1000
 OWN_FOLDERS = ("/home/user", "/tmp", "/var/tmp", "/dev/shm")
 """Where a jail can write; nothing of the host's shows there."""
-_MAIN = f"import sys; sys.path.insert(0, {CODE!r}); from lingflash.sandbox.inside.supervisor import main; main()"
+_HOST = "/opt/host"
 _INSIDE = Path(__file__).parent.parent / "inside"
 # Programs, their libraries, and what these look up. Nothing else of the host's /etc.
 _SYSTEM = ("/usr",)
@@ -86,16 +86,42 @@ def jail_argv(bwrap: str, interpreter: Interpreter, channel: int, *, network: bo
         argv += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     for name, target in _DEV_LINKS.items():
         argv += ["--symlink", target, f"/dev/{name}"]
+    late = late_binds(interpreter)
     for folder in interpreter.folders:
-        argv += ["--ro-bind", folder, folder]
+        argv += ["--ro-bind", folder, late.get(folder, folder)]
     argv += [
         *("--ro-bind", str(_INSIDE), f"{CODE}/lingflash/sandbox/inside"),
         *("--symlink", interpreter.path, f"{BIN}/python"),
         *(word for folder in (*OWN_FOLDERS, "/run/disk") for word in ("--dir", folder)),
         *("--chdir", "/"),
-        *("--", interpreter.path, "-E", "-s", "-S", "-B", "-c", _MAIN, str(channel)),
+        *("--", _early_path(interpreter, late), "-E", "-s", "-S", "-B", "-c", entry_code("supervisor")),
+        str(channel),
     ]
     return argv
+
+
+def entry_code(module: str) -> str:
+    """Python for `-c` in a jail: the `main` of a module of `inside/`."""
+    imports = f"from lingflash.sandbox.inside.{module} import main"
+    return f"import sys; sys.path.insert(0, {CODE!r}); {imports}; main()"
+
+
+def late_binds(interpreter: Interpreter) -> dict[str, str]:
+    """Folders that lie where a jail mounts its own disk, with where they are shown until then."""
+    return {
+        folder: f"{_HOST}/{number}"
+        for number, folder in enumerate(interpreter.folders)
+        if any(f"{folder}/".startswith(f"{own}/") for own in OWN_FOLDERS)
+    }
+
+
+def _early_path(interpreter: Interpreter, late: dict[str, str]) -> str:
+    """The interpreter itself, without a virtual environment, where it can be seen at first."""
+    path = os.path.realpath(interpreter.path)
+    for folder, shown in late.items():
+        if path.startswith(f"{folder}/"):
+            return shown + path.removeprefix(folder)
+    return path
 
 
 def environment(interpreter: Interpreter) -> dict[str, str]:

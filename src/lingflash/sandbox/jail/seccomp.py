@@ -166,9 +166,7 @@ def filter_bytes(*, counts_memory: bool, machine: str | None = None) -> bytes:
     program.in_call(_IOCTL[column], _argument(_ARG1, [(_EQUAL, n, eperm) for n in _TERMINAL_INPUT]))
     for numbers in (_SOCKET, _SOCKETPAIR):
         families = [(_EQUAL, family, _ALLOW) for family in _FAMILIES]
-        program.in_call(
-            numbers[column], _argument(_ARG0, families, _refusal(errno.EAFNOSUPPORT))
-        )
+        program.in_call(numbers[column], _argument(_ARG0, families, _refusal(errno.EAFNOSUPPORT)))
     program.answer(_ALLOW)
     return b"".join(struct.pack("<HBBI", *each) for each in program.code)
 
