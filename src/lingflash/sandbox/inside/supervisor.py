@@ -39,6 +39,8 @@ _CHUNK = 1 << 16
 # Output that the server has not taken yet; beyond it the process waits, as on any full pipe.
 WINDOW_BYTES = 4 * _CHUNK
 _WATCH_S = 0.2
+# What Python or we treat otherwise than a program expects to find it.
+_OWN_SIGNALS = (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ)
 CALLS = {**file_calls.CALLS, "watch": watching.watch}
 
 
@@ -73,6 +75,8 @@ class Supervisor:
         wake, wakened = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # For what has no handler the kernel protects process 1; Python has one for this.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._selector.register(wake, selectors.EVENT_READ, wake)
         self._send({"ev": "ready"})
         watched = time.monotonic()
@@ -297,7 +301,7 @@ def _become(head: dict[str, Any], opened: list[int], config: dict[str, Any]) -> 
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGPIPE):
+        for number in _OWN_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(in_r if head.get("stdin") else null, 0)
@@ -311,6 +315,7 @@ def _become(head: dict[str, Any], opened: list[int], config: dict[str, Any]) -> 
             resource.setrlimit(getattr(resource, name), (value, value))
         if "call" in head:
             os.closerange(3, 1 << 20)
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error to be told instead
             _call(head)
         os.execvpe(head["argv"][0], head["argv"], head["env"])
     except OSError as error:

@@ -94,7 +94,16 @@ def jail_argv(bwrap: str, interpreter: Interpreter, channel: int, *, network: bo
         *("--symlink", interpreter.path, f"{BIN}/python"),
         *(word for folder in (*OWN_FOLDERS, "/run/disk") for word in ("--dir", folder)),
         *("--chdir", "/"),
-        *("--", _early_path(interpreter, late), "-E", "-s", "-S", "-B", "-c", entry_code("supervisor")),
+        *(
+            "--",
+            _early_path(interpreter, late),
+            "-E",
+            "-s",
+            "-S",
+            "-B",
+            "-c",
+            entry_code("supervisor"),
+        ),
         str(channel),
     ]
     return argv

@@ -68,8 +68,6 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "ustat": (136, None),
     "sysfs": (139, None),
     "_sysctl": (156, None),
-    "mknod": (133, None),
-    "mknodat": (259, 33),
     "mbind": (237, 235),
     "set_mempolicy": (238, 237),
     "set_mempolicy_home_node": (450, 450),
