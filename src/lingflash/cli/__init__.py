@@ -19,6 +19,7 @@ from lingflash.cli.doctor import doctor
 from lingflash.cli.gateway import app as gateway_app
 from lingflash.cli.options import check_environment
 from lingflash.cli.report import report
+from lingflash.cli.sandbox import sandbox
 from lingflash.cli.serve import serve
 from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.core.extras import naming_extras
@@ -53,6 +54,7 @@ def _root(
 
 
 app.command()(serve)
+app.command()(sandbox)
 app.command()(chat)
 app.command()(connect)
 app.command()(bill)

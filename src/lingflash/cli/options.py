@@ -20,8 +20,9 @@ from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import PREFIX, Setting, nearest, settings_of
 from lingflash.gateway.accounts.config import AccountsConfig
+from lingflash.sandbox.config import SandboxConfig
 
-SETTINGS = (EngineConfig, ServerConfig)
+SETTINGS = (EngineConfig, ServerConfig, SandboxConfig)
 """The classes whose settings are options of some command and variables of the environment."""
 
 

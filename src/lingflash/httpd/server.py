@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import uvicorn
@@ -106,6 +106,7 @@ async def run_server(
     service: Service,
     sock: socket.socket,
     *,
+    more_socks: Sequence[socket.socket] = (),
     on_ready: Callable[[], None] | None = None,
     on_hangup: Callable[[], None] | None = None,
 ) -> None:
@@ -138,7 +139,7 @@ async def run_server(
     is_alive = False
     stop = asyncio.Event()
     signals = _Signals(stop, on_hangup)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    serving = asyncio.create_task(server.serve(sockets=[sock, *more_socks]))
     stopping = asyncio.create_task(stop.wait())
     sweeping = asyncio.create_task(_sweep(connections))
     tasks: list[asyncio.Task[Any]] = [serving, stopping, sweeping]
