@@ -22,6 +22,7 @@ from lingflash.bench.on_gpu.gpu import (
 from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.bench.on_gpu.split import on_ranks, time_exchanges, time_prompt_sums
 from lingflash.core.errors import ConfigError
+from lingflash.kernels.graph_capture import capture_graph
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
@@ -75,7 +76,7 @@ class DecodeLoop:
 
     def __init__(self, model: BailingHybrid, num_seqs: int, context: int, num_steps: int) -> None:
         c, self.context = model.config, context
-        width = -(-(context + num_steps) // _BLOCK)
+        width = -(-(context + num_steps + 1) // _BLOCK)  # a place after the last step's, too
         self.cache = make_cache(c, num_seqs, width * _BLOCK)
         decoder = CudaDecoder.create(model, self.cache)
         assert decoder is not None, "the dummy formats all have kernels"
@@ -123,13 +124,7 @@ class DecodeLoop:
 
     def capture(self) -> None:
         """Make the graph of a step."""
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            self._forward()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._forward()
+        self.graph, _ = capture_graph(self._forward)
 
     def rewind(self) -> None:
         """Go back to the context's end."""

@@ -158,7 +158,7 @@ def plan_checkpoint(
     block_bytes = config.block_size * each.latent
     if device.type == "cuda":
         workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
-        workspace += each.state + block_bytes  # the graphs' padding
+        workspace += 2 * each.state + block_bytes  # the graphs' padding, states left within a step
         if shard.size > 1:
             workspace += _exchange_bytes(model, config.max_num_seqs)
         workspace += _prefill_bytes(model, wanted, config.max_num_seqs)

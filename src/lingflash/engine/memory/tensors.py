@@ -9,6 +9,8 @@ from lingflash.models.forward_batch import CacheTensors
 
 # Rows of the graphs: a step is padded to the next of these.
 GRAPH_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
+# The same of steps with short prompts.
+PROMPT_ROWS = (32, 64, 128, 192, 256, 320, 384, 448, 512)
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -19,14 +21,15 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 
 def allocate_cache(model: BailingHybrid, plan: MemoryPlan) -> CacheTensors:
     """Zeroed memory for all sequences of a plan, on the model's device."""
-    # On a GPU the last slot and block belong to the padding of decode graphs.
+    # On a GPU the last slot and block belong to the padding of graphs, and the slot before to states
+    # that are left within a step (ModelRunner.save_slot).
     spare = int(model.device.type == "cuda")
     return CacheTensors.zeros(
         model.config,
         num_latent_layers=model.num_latent_layers,
         num_blocks=plan.num_blocks + spare,
         block_size=plan.block_size,
-        num_slots=plan.num_state_slots + spare,
+        num_slots=plan.num_state_slots + 2 * spare,
         dtype=plan.dtype,
         device=model.device,
         num_drafts=plan.num_speculative_tokens,

@@ -80,12 +80,15 @@ class PrefixKeeper:
         before_last = (len(sequence.prompt_token_ids) - 1) // size * size
         return sequence.lease.branch_tokens, before_last
 
-    def keep(self, sequence: Sequence, *, checkpoint: bool) -> None:
+    def keep(
+        self, sequence: Sequence, *, checkpoint: bool, saved: tuple[int, int] | None = None
+    ) -> None:
         """Publish a sequence's full blocks, and keep its states if they are at a block's end.
 
         Args:
             sequence: whose tokens up to num_computed are computed.
             checkpoint: keep the states wherever that is; else only every so often.
+            saved: a place before, and the slot that has the states there; they are kept, too.
         """
         cache, lease, size = self._cache, sequence.lease, self._cache.block_size
         if lease is None or not cache.keeps_prefixes or lease.is_detached:
@@ -94,6 +97,9 @@ class PrefixKeeper:
         if num_full > len(lease.nodes):
             keys = sequence.keys_to(num_full * size, size)
             cache.publish(lease, keys, sequence.root, sequence.tokens)
+        if saved is not None:
+            cache.checkpoint(lease, saved[0], slot=saved[1])
+            sequence.last_checkpoint = saved[0]
         # The state has been folded up to here; it can be kept if this is a block's end too.
         place = sequence.anchor
         in_flight = sequence.num_in_flight
