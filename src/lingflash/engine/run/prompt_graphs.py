@@ -24,9 +24,9 @@ from lingflash.models.forward_batch import CacheTensors, ForwardBatch
 
 log = logging.getLogger(__name__)
 
-# Segments of lightning attention that graphs are made for: a prompt or two alone, and beside a
-# decoding batch. Each that a step has not costs a layer the reading and writing of a state.
-_SEGMENTS = (8, 72)
+# Segments of lightning attention that graphs are made for: a prompt alone, and several or beside a
+# decoding batch. Programs of those that a step has not end at once.
+_SEGMENTS = (4, 72)
 # Beyond one for each sequence, and one for what lies behind the fold of each prompt, a step may have
 # some where a prompt is longer than a segment, or leaves its states on the way.
 _MORE_SEGMENTS = 3

@@ -102,6 +102,8 @@ def _update_kernel(
     line = segment_ptr + segment * _SEGMENT_WIDTH
     begin = tl.load(line)
     num_rows = tl.load(line + 1) - begin
+    if num_rows == 0:  # padding
+        return
     line = sequence_ptr + tl.load(line + 2) * _SEQUENCE_WIDTH
     first, end = tl.load(line + 3), tl.load(line + 5)
     rate = tl.load(rate_ptr + head)
@@ -213,6 +215,8 @@ def _attend_kernel(
     line = segment_ptr + segment * _SEGMENT_WIDTH
     begin = tl.load(line)
     num_rows = tl.load(line + 1) - begin
+    if num_rows == 0:  # padding
+        return
     sequence = sequence_ptr + tl.load(line + 2) * _SEQUENCE_WIDTH
     start = tl.load(sequence + 3)
     at = memory_ptr + (start.to(tl.int64) * HEADS + head) * KEY * VALUE
