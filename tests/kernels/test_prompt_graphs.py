@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from engine_support import finish, new_engine, request, tokens_of
-from lingflash.core.anchors import ANCHOR
-from lingflash.engine.memory.tensors import PROMPT_ROWS
+from lingflash.engine.memory.tensors import MOST_PROMPT_ROWS, PROMPT_ROWS
 from lingflash.engine.run import model_runner, prompt_graphs
 from lingflash.engine.run.prompt_graphs import PromptGraphs
 from lingflash.engine.run.ways.general_forward import GeneralForward
@@ -58,8 +57,7 @@ def test_steps_when_padded_then_are_those_of_the_model_and_touch_nothing_else(mo
         pool.normal_()  # what the padding must not write
     cache.forget_slots([0, 1, 3])
     if not HAS_GPU:  # the interpreter is slow
-        monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", [40, 56])
-        monkeypatch.setattr(prompt_graphs, "_SEGMENTS", (3, 7))
+        monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", {3: [40], 7: [56]})
     graphs = new_graphs(model, cache)
     tables = [list(range(20)), list(range(20, 30)), list(range(30, 40))]
     slots = [3, 0, 1]
@@ -115,9 +113,10 @@ class SavingRunner(model_runner.ModelRunner):
 
 
 @pytest.mark.skipif(HAS_GPU, reason="there the runner makes its own graphs (tests/models)")
-def test_turns_when_states_are_left_on_the_way_then_take_one_step_and_are_found_as_before(model, monkeypatch):
-    monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", [64])
-    monkeypatch.setattr(prompt_graphs, "_SEGMENTS", [5])
+def test_turns_when_states_are_left_on_the_way_then_take_one_step_and_are_found_as_before(
+    model, monkeypatch
+):
+    monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", {5: [64]})
 
     def talk(runner_type):
         loop = new_engine(
@@ -162,7 +161,11 @@ def test_turns_when_states_are_left_on_the_way_then_take_one_step_and_are_found_
 
 def test_steps_when_too_large_or_of_another_kind_then_are_left_to_the_general_path(model):
     graphs = PromptGraphs.__new__(PromptGraphs)
-    loop = new_engine(model=model, max_num_batched_tokens=600, max_model_len=600, num_blocks=400)
+    assert all(rows[-1] == MOST_PROMPT_ROWS for rows in PROMPT_ROWS.values())
+    loop = new_engine(
+        model=model, max_num_batched_tokens=4096, max_model_len=4096, num_blocks=400,
+        max_num_seqs=64,
+    )  # fmt: skip
     way = PromptGraph(graphs, loop.runner.general)
 
     def can_run(*lengths, **sampling):
@@ -175,9 +178,9 @@ def test_steps_when_too_large_or_of_another_kind_then_are_left_to_the_general_pa
         return way.can_run(output)
 
     assert can_run(2)
-    assert can_run(PROMPT_ROWS[-1])
-    assert not can_run(PROMPT_ROWS[-1] + 1)
+    assert can_run(MOST_PROMPT_ROWS)
+    assert not can_run(MOST_PROMPT_ROWS + 1)
     assert not can_run(1, 1)  # decode graphs are for these
-    assert can_run(*[2] * 8)
+    assert can_run(*[2] * 33)
+    assert not can_run(*[2] * 34)
     assert not can_run(20, prompt_logprobs=1)
-    assert ANCHOR <= PROMPT_ROWS[0]

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 
-
 T = TypeVar("T")
 
 

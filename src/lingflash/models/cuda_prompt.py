@@ -1,8 +1,8 @@
-"""A short prompt's forward pass on the GPU in pieces of fixed shape, which can be captured as graphs.
+"""A prompt's forward pass on the GPU in pieces of fixed shape, which can be captured as graphs.
 
 The same modules, weights and memory as BailingHybrid.forward, which remains the definition, on rows
-that are padded to a fixed number. What depends on how long a prefix is, attention over the cache, is
-launched between the pieces, for the rows that are there; so is the last layer, of which a prompt
+that are padded to a fixed number. What depends on how long a prefix is, attention over the cache,
+is launched between the pieces, for the rows that are there; so is the last layer, of which a prompt
 needs a row or two:
 
     piece 0    embedding, lightning layers, an MLA layer's queries and latents
@@ -65,9 +65,7 @@ class PromptPieces:
             return torch.zeros(most_rows, *shape, dtype=dtype, device=device)
 
         heads, rope = c.num_attention_heads, c.qk_rope_head_dim
-        self._token_ids, self._positions, self._places = (
-            rows(dtype=torch.int64) for _ in range(3)
-        )
+        self._token_ids, self._positions, self._places = (rows(dtype=torch.int64) for _ in range(3))
         self._stream = rows(c.hidden_size)
         self._query, self._query_rope = rows(heads, c.qk_nope_head_dim + rope), rows(heads, rope)
         self._attended = rows(heads, c.v_head_dim)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from lingflash.cache.eviction import checkpoint_interval
 from lingflash.cache.lease import Lease
 from lingflash.cache.manager import CacheManager
+from lingflash.cache.prefix_tree import KeyMemo
 from lingflash.core.anchors import last_anchor
 from lingflash.core.types import CacheReport
 from lingflash.engine.schedule.sequence import Sequence
@@ -18,6 +19,7 @@ class PrefixKeeper:
 
     def __init__(self, cache: CacheManager) -> None:
         self._cache = cache
+        self._memo = KeyMemo(cache.block_size)
         self.queried_tokens = self.hit_tokens = self.num_resets = 0
         self.results: Counter[str] = Counter()
 
@@ -46,6 +48,8 @@ class PrefixKeeper:
         # Prompt log probabilities need the logits of every prompt token, found ones have none.
         if not self._cache.keeps_prefixes or sequence.sampling.prompt_logprobs is not None:
             return []
+        if not sequence.keys:
+            sequence.keys = self._memo.keys(sequence.root, sequence.tokens(0, sequence.num_tokens))
         return sequence.keys_to(sequence.num_tokens, self._cache.block_size)
 
     def _report(self, sequence: Sequence, lease: Lease, keys: list[bytes]) -> CacheReport:

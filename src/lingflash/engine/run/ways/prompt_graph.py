@@ -1,4 +1,4 @@
-"""A step of up to 512 tokens, prompts among them, whose layers are graphs."""
+"""A step of up to 2,048 tokens, prompts among them, whose layers are graphs."""
 
 from __future__ import annotations
 
