@@ -144,6 +144,14 @@ def latency(
             "--engine", help="Sequences to time the whole engine's steps for; repeat the flag."
         ),
     ] = [],
+    pauses: Annotated[
+        list[int],
+        typer.Option(
+            "--pause",
+            help="Tokens of a prompt that is read while 32 sequences decode, for the longest time "
+            "between two of their tokens; repeat the flag.",
+        ),
+    ] = [],
     turns: Annotated[
         list[int],
         typer.Option(
