@@ -294,15 +294,20 @@ class Answer:
 
     async def events(self) -> AsyncIterator[str]:
         """The data of each server-sent event, "[DONE]" included. See parts for what it raises."""
+        async for event in self.raw_events():
+            try:
+                data = event_data(event)
+            except ValueError as error:
+                raise BadAnswer(f"an event is no UTF-8: {error}") from None
+            if data is not None:
+                yield data
+
+    async def raw_events(self) -> AsyncIterator[bytes]:
+        """Each server-sent event as it came, comments too. See parts for what it raises."""
         reader = EventReader()
         while events := await _within("idle_s", self._idle_s, self._next_events(reader)):
             for event in events:
-                try:
-                    data = event_data(event)
-                except ValueError as error:
-                    raise BadAnswer(f"an event is no UTF-8: {error}") from None
-                if data is not None:
-                    yield data
+                yield event
         if reader.rest.strip():
             raise BadAnswer("the stream ended inside an event")
 
