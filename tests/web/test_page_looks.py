@@ -73,6 +73,9 @@ def test_screens_then_nothing_overflows_and_nothing_keeps_people_out(
         page.get_by_role("button", name="Settings", exact=True).click()
     page.get_by_label("Tools, as JSON").fill("[{]")
     look(page, "compare-and-a-wrong-setting")
+    if size == "phone":
+        page.get_by_role("button", name="Settings", exact=True).click()
+    look(page, "compare")
     page.get_by_role("link", name="Dashboard").click()
     # Two readings make a point.
     expect(page.get_by_role("img", name="Tokens: prompt")).not_to_have_accessible_name(

@@ -129,14 +129,18 @@ class Conversation:
     def _answer(self, console: Console, line: str) -> None:
         self._messages.append({"role": "user", "content": line})
         shown: list[str] = []
+        reading = console.status("")
         try:
             for piece in self._backend.stream(self._prompt()):
                 if isinstance(piece, str):
+                    reading.stop()
                     shown.append(piece)
                     console.print(piece, end="", markup=False, soft_wrap=True)
                 elif piece.processed < piece.total:
-                    console.print(f"[dim]{_progress_line(piece)}[/dim]")
+                    reading.update(_progress_line(piece))
+                    reading.start()
         except KeyboardInterrupt:
+            reading.stop()
             self._backend.cancel()
             console.print(" [dim](stopped)[/dim]", end="")
         except InvalidRequestError as error:
@@ -147,6 +151,8 @@ class Conversation:
             self._messages.pop()
             console.print(f"\n[red]{error.message}[/red]")
             return
+        finally:
+            reading.stop()
         console.print()
         self._messages.append({"role": "assistant", "content": "".join(shown)})
 

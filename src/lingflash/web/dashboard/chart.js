@@ -2,7 +2,7 @@
 import { Component, createRef, html } from "../lib/html.js";
 
 const HEIGHT = 150;
-const SECONDS_OF_ONE_MINUTE = 60;
+const SHORTEST_S = 60;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /**
@@ -41,6 +41,13 @@ export class Chart extends Component {
     return [points.map(({ time }) => time), ...lines.map(({ key }) => points.map((each) => each[key]))];
   }
 
+  /** From the first point to the last, a minute at least: uPlot makes a day of one point. */
+  span() {
+    const { points } = this.props;
+    const end = points.at(-1)?.time ?? SHORTEST_S;
+    return [Math.min(points[0]?.time ?? 0, end - SHORTEST_S), end];
+  }
+
   build() {
     this.plot?.destroy();
     // A canvas knows no light-dark(): the browser works the colour out on an element.
@@ -58,7 +65,7 @@ export class Chart extends Component {
       legend: { show: false },
       cursor: { sync: { key: "dashboard" }, drag: { x: false, y: false } },
       scales: {
-        x: { range: (_plot, low, high) => [Math.min(low, high - SECONDS_OF_ONE_MINUTE), high] },
+        x: { range: () => this.span() },
         y: { range: (_plot, _low, high) => [0, high > 0 ? high * 1.15 : 1] },
       },
       axes: [
