@@ -79,6 +79,7 @@ class ServerConfig:
         flag="--cors-origin",
         bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
     )
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     max_connections: int = setting(
         10_000,
         "Open connections; beyond, or at the limit on open files, idle ones are closed.",
@@ -136,6 +137,11 @@ class ServerConfig:
     def is_open(self) -> bool:
         """Whether others than this machine's users may reach the server without a key."""
         return not self.api_keys and not _is_loopback(self.host)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return _is_loopback(self.host) if self.ui is None else self.ui
 
 
 def _is_loopback(host: str) -> bool:

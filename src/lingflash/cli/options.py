@@ -113,7 +113,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         kind = kind | None
     shown: dict[str, Any] = {"envvar": setting.variable, "help": setting.help}
     if setting.flag.startswith("--"):
-        off = f"/--no{setting.flag[1:]}" if kind is bool and default else ""
+        is_switch = setting.type in (bool, bool | None) and setting.default is not False
+        off = f"/--no{setting.flag[1:]}" if is_switch else ""
         info = typer.Option(setting.flag + off, metavar=setting.metavar, **shown)
     else:
         metavar = setting.flag if default is dataclasses.MISSING else f"[{setting.flag}]"

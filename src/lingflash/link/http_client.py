@@ -331,14 +331,19 @@ class Answer:
 
     async def events(self) -> AsyncIterator[str]:
         """The data of each server-sent event, "[DONE]" included. See parts for what it raises."""
+        async for event in self.raw_events():
+            try:
+                data = event_data(event)
+            except ValueError as error:
+                raise BadAnswer(f"an event is no UTF-8: {error}") from None
+            if data is not None:
+                yield data
+
+    async def raw_events(self) -> AsyncIterator[bytes]:
+        """Each server-sent event as it came, comments too. See parts for what it raises."""
         async for events in self.event_batches():
             for event in events:
-                try:
-                    data = event_data(event)
-                except ValueError as error:
-                    raise BadAnswer(f"an event is no UTF-8: {error}") from None
-                if data is not None:
-                    yield data
+                yield event
 
     async def event_batches(self) -> AsyncIterator[list[bytes]]:
         """The events as bytes, those that came together at once. See parts for what it raises."""

@@ -37,7 +37,7 @@ from lingflash.core.types import (
     TokenEvent,
 )
 from lingflash.engine.schedule.counters import Counters
-from lingflash.engine.schedule.finish import last_event, take_result
+from lingflash.engine.schedule.finish import last_event, progress_event, take_result
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
 from lingflash.engine.schedule.prompts import Prompts
 from lingflash.engine.schedule.sequence import Sequence, check_limits, sequences_of
@@ -430,7 +430,7 @@ class Scheduler:
         is_cut = sequence.anchor in self.prefixes.cuts(sequence)
         self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut, saved=item.save)
         if end < sequence.num_tokens:
-            return None
+            return progress_event(sequence, end)
         if not item.wants_token:
             return self._finish(sequence, "length")
         num_generated = len(sequence.output_token_ids)
