@@ -107,7 +107,6 @@ class EngineBackend(ChatBackend):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stream(self, messages: Messages) -> Iterator[str]:
-        """See ChatBackend."""
         assert self._engine is not None
         engine = self._engine
         token_ids = self._text.encode_chat(messages)
@@ -150,7 +149,6 @@ class EngineBackend(ChatBackend):
                 yield piece
 
     def cancel(self) -> None:
-        """See ChatBackend."""
         if self._current is not None and self._engine is not None:
             self._loop.call_soon_threadsafe(self._engine.abort, self._current)
 
@@ -179,7 +177,6 @@ class ServerBackend(ChatBackend):
         self._pieces: AsyncGenerator[str] | None = None
 
     def stream(self, messages: Messages) -> Iterator[str]:
-        """See ChatBackend."""
         self._pieces = pieces = self._ask(messages)
         while (piece := self._runner.run(anext(pieces, None))) is not None:
             yield piece
@@ -206,7 +203,6 @@ class ServerBackend(ChatBackend):
             raise EngineError(f"{self.name} cannot be reached or broke off: {error}.") from None
 
     def cancel(self) -> None:
-        """See ChatBackend."""
         if self._pieces is not None:
             self._runner.run(self._pieces.aclose())
 
