@@ -1,4 +1,4 @@
-"""Databases and a Redis for the gateway's tests."""
+"""Gateways, databases and a Redis for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from collections.abc import Iterator
 import pytest
 
 from gateway_services import Postgres, Redis, postgres_server, redis_server
+from gateway_support import RunningGateway, ScriptedUpstream
+
+
+@pytest.fixture
+def make_gateway():
+    """Start gateways: upstreams by name, and changes of the file."""
+    gateways = []
+
+    def make(upstreams=None, **options):
+        gateways.append(RunningGateway(upstreams or {"One": ScriptedUpstream()}, **options))
+        return gateways[-1]
+
+    yield make
+    for each in gateways:
+        each.stop()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from lingflash.cli.chat import chat
 from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
+from lingflash.cli.gateway import app as gateway_app
 from lingflash.cli.options import check_environment
 from lingflash.cli.serve import serve
 from lingflash.core.errors import ConfigError, LingflashError
@@ -56,6 +57,7 @@ app.command()(bill)
 app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)
+app.add_typer(gateway_app, name="gateway")
 app.add_typer(bench_app, name="bench")
 
 

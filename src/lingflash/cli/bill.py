@@ -22,7 +22,7 @@ _COUNTS = ("prompt_tokens", "cached_tokens", "new_tokens", "completion_tokens", 
 
 def bill(
     session: Annotated[str, typer.Argument(help="The session's id.")],
-    url: Annotated[str, typer.Option("--url", help="The gateway.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option("--url", help="The gateway.")] = "http://127.0.0.1:8080",
     api_key: Annotated[
         str | None,
         typer.Option("--api-key", envvar=KEY_VARIABLE, help="The key whose session it is."),

@@ -44,6 +44,8 @@ ERROR_MAP: dict[type[LingflashError], HttpError] = {
     errors.QueueFullError: HttpError(429, "rate_limit_error", retry=True),
     errors.RateLimitError: HttpError(429, "rate_limit_error", retry=True),
     errors.NotEnoughMemoryError: HttpError(503, "overloaded_error", retry=True),
+    errors.UpstreamError: HttpError(502, _SERVER),
+    errors.UpstreamTimeoutError: HttpError(504, "timeout_error"),
     errors.EngineError: HttpError(500, _SERVER),
     errors.EngineDeadError: HttpError(503, _SERVER, retry=True),
     errors.NonFiniteLogitsError: HttpError(500, _SERVER),
