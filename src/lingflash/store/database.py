@@ -213,7 +213,6 @@ def _prepare_sqlite(engine: Engine) -> None:
             "journal_mode=WAL",
             # A commit outlives the process; a power cut may take the last ones, whole.
             "synchronous=NORMAL",
-            "foreign_keys=ON",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
@@ -191,12 +191,15 @@ class Ledger:
             )
             taken = {row[0]: (row[1], row[2], row[3]) for row in removed}
             names = {_session_key(start) for start in ended if start.id in taken}
+            # Two lists and not one of pairs, for which SQLite would read the whole table.
             found = connection.execute(
-                select(session).where(tuple_(session.c.key_hash, session.c.id).in_(sorted(names)))
+                select(session).where(
+                    session.c.key_hash.in_({key for key, _ in names}),
+                    session.c.id.in_({id for _, id in names}),
+                )
             )
-            sessions = {
-                (row["key_hash"], row["id"]): SessionState(**row) for row in found.mappings()
-            }
+            states = (SessionState(**row) for row in found.mappings())
+            sessions = {(each.key_hash, each.id): each for each in states}
         return _Books(keys, balances, sessions, taken)
 
     def _admit(self, books: _Books, job: _Job) -> LingflashError | None:
