@@ -401,3 +401,9 @@ async def test_requests_when_they_are_many_then_no_statement_reads_a_whole_table
     await accounts.close()
     assert len(own) >= 6
     assert [each for each in found if each[1].startswith("SCAN") and "process" not in each[0]] == []
+
+
+async def test_open_when_several_start_at_once_then_all_do(database_url):
+    many = await asyncio.gather(*(opened(database_url, budget_usd=1) for _ in range(5)))
+    for each in many:
+        await each.close()

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from lingflash.core.errors import LingflashError
@@ -80,12 +78,7 @@ class Ledger:
         self._now_ms = now_ms
         self._waiting: list[_Job] = []
         self._writer: asyncio.Task[None] | None = None
-        make = sqlite_insert if database.is_sqlite else postgres_insert
-        upsert = make(session)
-        self._put_session = upsert.on_conflict_do_update(
-            index_elements=["key_hash", "id"],
-            set_={name: upsert.excluded[name] for name in SESSION_COLUMNS[2:]},
-        )
+        self._put_session = database.upsert(session, SESSION_COLUMNS[:2], SESSION_COLUMNS[2:])
 
     async def admit(self, start: Start) -> LingflashError | None:
         """Reserve; the error says why not, and then its row is written.
