@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import text
 
@@ -230,5 +232,5 @@ async def test_vault_when_stored_then_no_row_and_no_dump_holds_a_secret(accounts
     )
     assert "sentinel" not in repr(stored)
     assert "sentinel" not in repr(accounts.vault) + repr(
-        read_master_keys(accounts.config, {"MASTER": MASTER})
+        read_master_keys(accounts.config, {"MASTER": MASTER}, Path())
     )

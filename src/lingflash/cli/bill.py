@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +43,7 @@ def bill(
     path = f"/api/v1/sessions/{quote(session, safe='')}?{urlencode(query)}"
     body = asyncio.run(_get(url, api_key, path))
     if form == "table":
-        print_bill(json.loads(body), Console())
+        print_bill(json.loads(body), console_for_tables())
     else:
         typer.echo(body.rstrip("\n"))
 
@@ -70,9 +72,14 @@ async def _get(url: str, api_key: str | None, path: str) -> str:
     raise LingflashError(f"{url} answered {status}: {message}")
 
 
+def console_for_tables() -> Console:
+    """As wide as the terminal; wide enough for a table where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
 def print_bill(bill: dict[str, Any], console: Console) -> None:
     """Write a bill for people."""
-    steps = Table(title=f"session {bill['session_id']}", title_justify="left")
+    steps = Table(title=f"session {bill['session_id']}", title_justify="left", box=SIMPLE_HEAD)
     for name in ("step", "where", "prompt", "cached", "new", "output", "thinking", "cost", "again"):
         steps.add_column(name, justify="left" if name == "where" else "right")
     for each in bill["steps"]:
@@ -82,7 +89,9 @@ def print_bill(bill: dict[str, Any], console: Console) -> None:
         steps.add_row(str(each["step"]), where, *counts, *money)
     console.print(steps)
     if bill["tools"]:
-        tools = Table("tool", "results", "tokens", "first", "again", "together")
+        tools = Table("tool", box=SIMPLE_HEAD)
+        for name in ("results", "tokens", "first", "again", "together"):
+            tools.add_column(name, justify="right")
         for each in bill["tools"]:
             money = (f"${each[name]}" for name in ("first_usd", "resent_usd", "total_usd"))
             tools.add_row(each["tool"], str(each["results"]), f"{each['tokens']:,}", *money)

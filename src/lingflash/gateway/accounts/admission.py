@@ -110,8 +110,8 @@ def _budget_refusal(start: Start, layer: Balance) -> InsufficientCreditsError:
 def dollars(amount: int) -> str:
     """Exact, without needless zeros."""
     whole, rest = divmod(abs(amount), PICO_PER_USD)
-    text = f"{whole}.{rest:012}".rstrip("0")
-    return ("-" if amount < 0 else "") + (text + "0" if text.endswith(".") else text)
+    text = f"{whole}.{rest:012}".rstrip("0").rstrip(".")
+    return f"-{text}" if amount < 0 else text
 
 
 def wall_ms() -> int:

@@ -106,6 +106,17 @@ class AccountsConfig:
             )
         return value
 
+    def database_url(self, environ: Mapping[str, str], folder: Path) -> str:
+        """The database's URL; a file without a full path lies in the folder.
+
+        Raises:
+            ConfigError: the variable that is named for it holds nothing.
+        """
+        url = self.secret("database", environ) or ""
+        name = url.removeprefix("sqlite:///")
+        is_file = name not in (url, "", ":memory:")
+        return f"sqlite:///{folder / name}" if is_file else url
+
     @property
     def budget_pico(self) -> int | None:
         """The house's budget, exact to a millionth of a dollar."""

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -45,19 +46,22 @@ _MAX_KEYS_KEPT = 10_000
 
 
 async def open_accounts(
-    config: AccountsConfig, environ: Mapping[str, str] = os.environ
+    config: AccountsConfig,
+    environ: Mapping[str, str] = os.environ,
+    folder: Path = Path(),  # nobody changes it
 ) -> LedgerAccounts:
     """Open the database, settle nothing yet, and begin to beat.
 
     Args:
         environ: where the variables are that the settings name.
+        folder: where files are that the settings name without a full path: the config file's.
 
     Raises:
         ConfigError: the database, Redis' URL or the master keys cannot be used.
     """
-    masters = read_master_keys(config, environ)
+    masters = read_master_keys(config, environ, folder)
     redis = config.secret("redis", environ)
-    database = Database(config.secret("database", environ) or "")
+    database = Database(config.database_url(environ, folder))
     await database.open()
     try:
         accounts = LedgerAccounts(config, database, Vault(database, masters), redis)

@@ -14,6 +14,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -62,7 +63,9 @@ class MasterKeys:
         )
 
 
-def read_master_keys(config: AccountsConfig, environ: Mapping[str, str]) -> MasterKeys:
+def read_master_keys(
+    config: AccountsConfig, environ: Mapping[str, str], folder: Path
+) -> MasterKeys:
     """The master keys that the settings give; none is allowed while no row needs one.
 
     Raises:
@@ -71,7 +74,7 @@ def read_master_keys(config: AccountsConfig, environ: Mapping[str, str]) -> Mast
     texts: list[str] = re.split(r"[\s,]+", config.secret("master_key", environ) or "")
     if config.master_key_file is not None:
         try:
-            content = config.master_key_file.expanduser().read_text(encoding="utf-8")
+            content = (folder / config.master_key_file.expanduser()).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise ConfigError(
