@@ -141,9 +141,6 @@ class PriceTable:
     cache_read: Decimal | None = setting(
         None, "Prompt tokens from a cache; as `prompt` if empty.", bound=at_least(0)
     )
-    cache_write: Decimal | None = setting(
-        None, "Prompt tokens written to a cache; as `prompt` if empty.", bound=at_least(0)
-    )
     request: Decimal = setting(Decimal(0), "Dollars per request.", bound=at_least(0))
 
 

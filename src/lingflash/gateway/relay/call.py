@@ -95,7 +95,9 @@ class Call:
         """The most tokens that prompt and answer can have at an endpoint."""
         if self.is_free_of_charge:
             return 0, 0
-        prompt = min(int(self.num_bytes / requests.bytes_per_token) + 1, endpoint.context_tokens)
+        prompt = endpoint.context_tokens
+        if self.previous_response is None:  # else most of it lies with the upstream
+            prompt = min(int(self.num_bytes / requests.bytes_per_token) + 1, prompt)
         asked = self.wish.completion_tokens
         answer = endpoint.max_output_tokens if asked is None else asked
         return prompt, answer * self.num_choices
