@@ -14,6 +14,7 @@ from lingflash.api.state import ServerState
 from lingflash.httpd.app import make_app
 from lingflash.httpd.auth import require_key
 from lingflash.httpd.openapi import install_openapi
+from lingflash.httpd.page import install_page
 from lingflash.link.client import EngineClient
 from lingflash.protocol.endpoint_fields import DETOKENIZE, ENDPOINT_FIELDS, TOKENIZE
 
@@ -56,6 +57,8 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     app.include_router(admin.router)
     for module in (chat, completions, responses, messages, models, tokenize):
         app.include_router(module.router, dependencies=[Depends(require_key)])
+    if app.state.context.config.has_page:
+        install_page(app, "ling serve", ("playground", "dashboard"))
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
     install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
     return app

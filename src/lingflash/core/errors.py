@@ -18,6 +18,8 @@
     │   └── NotEnoughMemoryError    the model or its cache does not fit (at start-up)
     ├── UpstreamError          no server behind the gateway gave an answer (HTTP 502)
     │   └── UpstreamTimeoutError    one took too long (HTTP 504)
+    ├── SandboxError           what was asked of a sandbox failed in it (HTTP 400)
+    │   └── SandboxGoneError        it could not be started or has ended (HTTP 502)
     └── EngineError            the engine failed while serving (HTTP 500)
         ├── EngineDeadError         its process is gone (HTTP 503)
         ├── NonFiniteLogitsError    the model gave NaN or infinity for this request
@@ -175,6 +177,26 @@ class UpstreamTimeoutError(UpstreamError, TimeoutError):
     """A server or vendor behind the gateway took longer than it may."""
 
     code = "provider_timeout"
+
+
+class SandboxError(LingflashError):
+    """What was asked of a sandbox's files or processes failed there.
+
+    Args:
+        errno: why, if the kernel said so.
+    """
+
+    code = "sandbox_error"
+
+    def __init__(self, message: str, *, param: str | None = None, errno: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.errno = errno
+
+
+class SandboxGoneError(SandboxError):
+    """The sandbox could not be started, or has ended."""
+
+    code = "sandbox_gone"
 
 
 class EngineError(LingflashError):

@@ -46,6 +46,8 @@ ERROR_MAP: dict[type[LingflashError], HttpError] = {
     errors.NotEnoughMemoryError: HttpError(503, "overloaded_error", retry=True),
     errors.UpstreamError: HttpError(502, _SERVER),
     errors.UpstreamTimeoutError: HttpError(504, "timeout_error"),
+    errors.SandboxError: HttpError(400, _INVALID),
+    errors.SandboxGoneError: HttpError(502, _SERVER),
     errors.EngineError: HttpError(500, _SERVER),
     errors.EngineDeadError: HttpError(503, _SERVER, retry=True),
     errors.NonFiniteLogitsError: HttpError(500, _SERVER),

@@ -93,13 +93,16 @@ class Address:
         return address
 
     @classmethod
-    def parse_any(cls, url: str, api_key: str | None = None) -> Address:
+    def parse_any(cls, url: str, api_key: str | None = None, flag: str = "--url") -> Address:
         """Read a base URL of an OpenAI-compatible server, with or without its last part, /v1.
+
+        Args:
+            flag: what an error calls it.
 
         Raises:
             ConfigError: it is none, or the key cannot be sent.
         """
-        return _read_url(url, api_key, "http://127.0.0.1:8000/v1")
+        return _read_url(url, api_key, "http://127.0.0.1:8000/v1", flag)
 
     def encode(
         self,
@@ -127,16 +130,16 @@ class Address:
         return "\r\n".join([*lines, "", ""]).encode("ascii") + (body or b"")
 
 
-def _read_url(url: str, api_key: str | None, example: str) -> Address:
+def _read_url(url: str, api_key: str | None, example: str, flag: str = "--url") -> Address:
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode("ascii")
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        raise _bad_url(url, example) from None
+        raise _bad_url(url, example, flag) from None
     path = parts.path
     if parts.scheme not in ("http", "https") or not host or not _is_sendable(path) or " " in path:
-        raise _bad_url(url, example)
+        raise _bad_url(url, example, flag)
     if api_key is not None and not _is_sendable(api_key):
         raise ConfigError("--api-key has characters that no HTTP header holds.", param="api_key")
     prefix = path.rstrip("/").removesuffix("/v1")
@@ -147,8 +150,11 @@ def _is_sendable(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _bad_url(url: str, example: str) -> ConfigError:
-    return ConfigError(f"--url is {url!r}; a base URL such as {example} is needed.", param="url")
+def _bad_url(url: str, example: str, flag: str = "--url") -> ConfigError:
+    return ConfigError(
+        f"{flag} is {url!r}; a base URL such as {example} is needed.",
+        param=flag.lstrip("-").replace("-", "_"),
+    )
 
 
 class ClientConnection(asyncio.Protocol):
@@ -325,14 +331,19 @@ class Answer:
 
     async def events(self) -> AsyncIterator[str]:
         """The data of each server-sent event, "[DONE]" included. See parts for what it raises."""
+        async for event in self.raw_events():
+            try:
+                data = event_data(event)
+            except ValueError as error:
+                raise BadAnswer(f"an event is no UTF-8: {error}") from None
+            if data is not None:
+                yield data
+
+    async def raw_events(self) -> AsyncIterator[bytes]:
+        """Each server-sent event as it came, comments too. See parts for what it raises."""
         async for events in self.event_batches():
             for event in events:
-                try:
-                    data = event_data(event)
-                except ValueError as error:
-                    raise BadAnswer(f"an event is no UTF-8: {error}") from None
-                if data is not None:
-                    yield data
+                yield event
 
     async def event_batches(self) -> AsyncIterator[list[bytes]]:
         """The events as bytes, those that came together at once. See parts for what it raises."""

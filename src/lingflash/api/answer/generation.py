@@ -25,6 +25,7 @@ from lingflash.core.types import (
     EngineRequest,
     FinishReason,
     GrammarSpec,
+    PromptProgress,
     SamplingParams,
     TokenEvent,
     TokenLogprob,
@@ -85,6 +86,10 @@ class Generation:
         self._num_cached = [0] * len(prompts)
         self._drafts = [0, 0]  # accepted, rejected
         self._cache_reports: list[CacheReport | None] = [None] * len(prompts)
+        options = body.stream_options
+        self._wants_progress = bool(body.stream and options and options.include_progress)
+        self._num_done = [0] * len(prompts)
+        self._has_progressed = False
         self._open = len(self.outputs)
         self._started = self._last_event = time.perf_counter()
         self._first_token_s: float | None = None
@@ -126,6 +131,7 @@ class Generation:
                 timeout_s=self._body.timeout or self._state.config.request_timeout_s,
                 cache_salt=self._cache_salt,
                 grammar=self._grammar,
+                wants_progress=self._wants_progress,
             )
             self._streams.append(await self._state.engine.submit(request))
             self._engine_ids.append(engine_id)
@@ -142,6 +148,8 @@ class Generation:
     async def deltas(self) -> AsyncIterator[Deltas]:
         """Yield what the choices gain, several at a time if several are ready.
 
+        Nothing at all is yielded, too, where only `take_progress` has something to say.
+
         Raises:
             LingflashError: the engine failed one of them; the others are aborted by close().
         """
@@ -156,7 +164,7 @@ class Generation:
                         self._take(0, ready, batch)
                 except LingflashError as error:
                     failure = error  # after what came before it
-                if batch:
+                if batch or self._has_progressed:
                     yield batch
                 if failure is not None:
                     raise failure
@@ -177,8 +185,28 @@ class Generation:
             self._take(*await queue.get(), batch)
             while not queue.empty():
                 self._take(*queue.get_nowait(), batch)
-            if batch:
+            if batch or self._has_progressed:
                 yield batch
+
+    def take_progress(self) -> PromptProgress | None:
+        """How far the prompts are computed, if that was asked for and is news."""
+        if not self._has_progressed:
+            return None
+        self._has_progressed = False
+        return PromptProgress(
+            total=sum(map(len, self.prompts)),
+            cached=sum(self._num_cached),
+            processed=sum(self._num_done),
+            time_ms=round((time.perf_counter() - self._started) * 1000),
+        )
+
+    def _progress(self, prompt: int, event: TokenEvent) -> None:
+        done = event.num_prompt_done
+        if done is None:
+            done = len(self.prompts[prompt])  # there is a token, or the end
+        if done > self._num_done[prompt]:
+            self._num_done[prompt] = done
+            self._has_progressed = True
 
     def _take(self, prompt: int, event: TokenEvent, batch: Deltas) -> None:
         index = prompt * self.sampling.n + event.choice
@@ -198,6 +226,10 @@ class Generation:
                 assert_never(event.finish_reason)
         if event.choice == 0 and event.num_cached_tokens:
             self._num_cached[prompt] = event.num_cached_tokens
+        if self._wants_progress and event.choice == 0:
+            self._progress(prompt, event)
+        if event.num_prompt_done is not None:
+            return
         if event.drafts is not None:
             self._drafts[0] += event.drafts[0]
             self._drafts[1] += event.drafts[1]
