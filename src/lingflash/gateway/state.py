@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from lingflash.core.errors import AuthenticationError
+from lingflash.gateway import telemetry
 from lingflash.gateway.accounting import Accounts, Caller
 from lingflash.gateway.config.load import GatewayConfig
 from lingflash.gateway.dialects import error_dialect_of
@@ -65,6 +66,7 @@ class GatewayState(HttpContext):
         self.breakers = Breakers(config.breaker)
         self.measurements = Measurements()
         self.pool = ConnectionPool()
+        self.telemetry = telemetry.connect() if server.opentelemetry else None
         self._keyless: dict[tuple[str, str, str], float] = {}
         self._homes: OrderedDict[str, Home] = OrderedDict()
         # Brought keys are told apart by digests that mean nothing outside of this process.

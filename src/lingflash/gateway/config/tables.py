@@ -37,6 +37,9 @@ class ServerTable:
         None, "Variable with a key that /metrics and /openapi.json need; open without."
     )
     metrics_key_file: Path | None = setting(None, "The same in a file.")
+    opentelemetry: bool = setting(
+        False, "Whether spans and metrics go to a collector, which `OTEL_*` variables name."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
