@@ -2,9 +2,9 @@
 
 finish reason
 stop             here: a stop token was drawn, or the grammar allows nothing more
-length           here: max_tokens or the context is reached; or no token was wanted at all
-error            the model gave no number, the step failed or the deadline passed
-aborted          the client went away, or the text has met a stop string
+length           here: max_tokens or the context is reached; scheduler: no token was wanted at all
+error            scheduler: the model gave no number, the step failed or the deadline passed
+aborted          scheduler.abort: the client went away, or the text has met a stop string
 """
 
 from __future__ import annotations
