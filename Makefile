@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 HAS_NVIDIA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: serve chat programs evals test test-slow check base-install format bench-peers bench-report lock clean help
+.PHONY: serve chat programs services test test-slow check base-install format bench-peers bench-report lock clean help evals
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -70,6 +70,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check src tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# The PostgreSQL and the Redis that the gateway's tests run beside them; without both they skip.
+services:
+	tests/gateway/install-debian.sh
 
 test: $(CLIENTS)
 	$(BIN)/pytest -q -n 2 --dist loadfile

@@ -1,4 +1,4 @@
-"""docs/server.md names every endpoint, field, variable, error and series that there is."""
+"""docs/server.md names every endpoint, field, variable and error that there is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import pytest
 
 from lingflash.api.app import create_app
 from lingflash.cli.options import SETTINGS
-from lingflash.core.metrics import ServerMetrics
 from lingflash.core.settings import settings_of
-from lingflash.core.types import EngineStats
 from lingflash.httpd.error_map import ERROR_MAP
 from lingflash.link.scripted import ScriptedEngine
 from lingflash.protocol.endpoint_fields import ENDPOINT_FIELDS
@@ -59,12 +57,6 @@ def test_page_then_names_every_endpoint():
         path = path.replace("{name}", "{id}")
         for method in methods:
             assert f"`{method.upper()} {path}`" in PAGE
-
-
-def test_page_then_names_every_series():
-    for family in ServerMetrics(EngineStats, lambda: True).registry.collect():
-        name = family.name.removeprefix("lingflash_")
-        assert f"`{name}`" in PAGE or f"`{name}_total`" in PAGE
 
 
 def test_page_then_statuses_are_right():

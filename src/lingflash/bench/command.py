@@ -144,6 +144,14 @@ def latency(
             "--engine", help="Sequences to time the whole engine's steps for; repeat the flag."
         ),
     ] = [],
+    pauses: Annotated[
+        list[int],
+        typer.Option(
+            "--pause",
+            help="Tokens of a prompt that is read while 32 sequences decode, for the longest time "
+            "between two of their tokens; repeat the flag.",
+        ),
+    ] = [],
     turns: Annotated[
         list[int],
         typer.Option(
@@ -351,6 +359,21 @@ def soak(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Good, leaving and malformed clients; exits with 1 if a block, slot or task is left behind."""
+
+
+@_benchmark("over_http", hostile="Two keys, one hostile")
+def hostile(
+    model: ModelOption = BUNDLED_MODEL,
+    minutes: Annotated[float, typer.Option("--minutes", help="Of attacks.")] = 10.0,
+    attacks: Annotated[
+        list[str], typer.Option("--attack", help="Only these, by name; repeat the flag.")
+    ] = [],
+    seed: SeedOption = 0,
+    serve_flags: FlagsOption = [],
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Attack a server beside a good client; exits with 1 if that one notices."""
 
 
 @_benchmark("roofline", curves="Decode and prefill of four models, by rooflines and measured")

@@ -26,6 +26,20 @@ def last_event(
     return event
 
 
+def progress_event(sequence: Sequence, end: int) -> TokenEvent | None:
+    """What tells that the prompt is computed up to `end`, if that is asked for and is news.
+
+    What was preempted while it answered is computed again, and that is no news.
+    """
+    if not sequence.wants_progress or sequence.output_token_ids:
+        return None
+    return TokenEvent(
+        request_id=sequence.request_id,
+        num_cached_tokens=sequence.num_cached_tokens,
+        num_prompt_done=end,
+    )
+
+
 def take_result(sequence: Sequence, result: StepResult) -> TokenEvent:
     """Append the sampled tokens up to the one that ends the sequence, if one does.
 
