@@ -375,7 +375,7 @@ def test_command_when_it_is_killed_again_and_again_then_the_file_is_as_without(t
         (["CCAlignBench", "--model", "x"], "no public source"),
         (["bfcl", "--model", "x", "--category", "memory"], "memory needs an embedding model"),
         (["bfcl", "--model", "x", "--category", "odd"], "--category is odd; allowed: simple"),
-        (["ifbench", "--model", "x", "--category", "a"], "only bfcl has"),
+        (["ifbench", "--model", "x", "--category", "a"], "only bfcl does"),
         (["file", "--model", "x"], "--kind is None; allowed: choice"),
         (["file", "--model", "x", "--kind", "choice"], "FILE is missing"),
         (["file", "/nowhere", "--model", "x", "--kind", "choice"], "FILE is /nowhere; it cannot"),

@@ -32,6 +32,13 @@ def eval_command(
     kind: Annotated[
         str | None, typer.Option("--kind", help="Schema of FILE; docs/evidence.md has them.")
     ] = None,
+    sandbox_url: Annotated[
+        str | None,
+        typer.Option("--sandbox-url", help="Of `ling sandbox`, for tasks that run programs."),
+    ] = None,
+    sandbox_key: Annotated[
+        str | None, typer.Option("--sandbox-key", envvar="E2B_API_KEY", help="Key of it.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Items, taken from all categories alike.")
     ] = None,
@@ -81,7 +88,16 @@ def eval_command(
     if task == "list":
         list_tasks()
         return
-    chosen = make_task(task, Choice(categories=categories or (), file=file, kind=kind))
+    chosen = make_task(
+        task,
+        Choice(
+            categories=categories or (),
+            file=file,
+            kind=kind,
+            sandbox_url=sandbox_url,
+            sandbox_key=sandbox_key,
+        ),
+    )
     if model is None:
         raise ConfigError("--model is missing; /v1/models of the server lists them.", param="model")
     if price is not None and min(price) < 0:
