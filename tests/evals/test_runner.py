@@ -371,6 +371,8 @@ def test_command_when_it_is_killed_again_and_again_then_the_file_is_as_without(t
     [
         (["bfcl", "--model", "x", "--base-url", "ftp://x"], "--base-url is 'ftp://x'"),
         (["bfcl"], "--model is missing"),
+        (["bfcl", "--model", "x", "--price", "1", "-1", "1"], "--price is"),
+        (["aa-lcr", "--model", "x", "--judge-url", "x"], "--judge-url is 'x'"),
         (["nothing", "--model", "x"], "TASK is 'nothing'; allowed: bfcl"),
         (["CCAlignBench", "--model", "x"], "no public source"),
         (["bfcl", "--model", "x", "--category", "memory"], "memory needs an embedding model"),

@@ -39,6 +39,15 @@ def eval_command(
     sandbox_key: Annotated[
         str | None, typer.Option("--sandbox-key", envvar="E2B_API_KEY", help="Key of it.")
     ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option("--judge-url", help="Of who judges answers; --base-url if none.")
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", help="Its name; --model if none.")
+    ] = None,
+    judge_key: Annotated[
+        str | None, typer.Option("--judge-key", envvar="JUDGE_API_KEY", help="Key of --judge-url.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Items, taken from all categories alike.")
     ] = None,
@@ -81,6 +90,7 @@ def eval_command(
     """Score a model on a benchmark with known answers, and the tokens each solved task took."""
     from lingflash.evals.endpoint import Asking
     from lingflash.evals.evaluation import Evaluation, list_tasks
+    from lingflash.evals.judge import Judge
     from lingflash.evals.summary import Price
     from lingflash.evals.tasks.table import Choice, make_task
     from lingflash.link.http_client import Address
@@ -88,6 +98,15 @@ def eval_command(
     if task == "list":
         list_tasks()
         return
+    if model is None:
+        raise ConfigError("--model is missing; /v1/models of the server lists them.", param="model")
+    if price is not None and min(price) < 0:
+        raise ConfigError(f"--price is {price}; allowed: 0 or more.", param="price")
+    address = Address.parse_any(base_url, (api_key or "").strip() or None, "--base-url")
+    judging = address
+    if judge_url is not None:
+        judging = Address.parse_any(judge_url, (judge_key or "").strip() or None, "--judge-url")
+    is_judged = judge_url is None and judge_model in (None, model)
     chosen = make_task(
         task,
         Choice(
@@ -96,13 +115,9 @@ def eval_command(
             kind=kind,
             sandbox_url=sandbox_url,
             sandbox_key=sandbox_key,
+            judge=Judge(judging, judge_model or model, is_judged=is_judged),
         ),
     )
-    if model is None:
-        raise ConfigError("--model is missing; /v1/models of the server lists them.", param="model")
-    if price is not None and min(price) < 0:
-        raise ConfigError(f"--price is {price}; allowed: 0 or more.", param="price")
-    address = Address.parse_any(base_url, (api_key or "").strip() or None, "--base-url")
     evaluation = Evaluation(
         task=chosen,
         address=address,

@@ -10,6 +10,7 @@ from typing import Any
 
 from lingflash.core.errors import ConfigError
 from lingflash.evals.code import require_code_runner
+from lingflash.evals.judge import Judge
 from lingflash.evals.task import Task
 
 
@@ -22,6 +23,7 @@ class Choice:
     kind: str | None = None
     sandbox_url: str | None = None
     sandbox_key: str | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ TASKS = {
             "HumanEval: 164 functions, run in a sandbox",
             ("code_runner",),
         ),
+        Row("aa-lcr", "aa_lcr:AaLcr", "AA-LCR: 100 questions on long documents", ("judge",)),
         Row(
             "file",
             "files:FileTask",
@@ -103,6 +106,8 @@ def make_task(name: str, choice: Choice) -> Task:
     if "code_runner" in row.options and (name != "file" or choice.kind == "code"):
         what = name if choice.kind is None else f"--kind {choice.kind}"
         given["code_runner"] = require_code_runner(what, choice.sandbox_url, choice.sandbox_key)
+    if "judge" in row.options:
+        given["judge"] = choice.judge
     module, _, class_name = row.place.partition(":")
     found = getattr(importlib.import_module(f"lingflash.evals.tasks.{module}"), class_name)
     return found(**{option: value for option, value in given.items() if value is not None})
