@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lingflash.core.errors import ConfigError
-
 
 def eval_command(
-    task: Annotated[str, typer.Argument(help="bfcl, ifbench, ...; `list` shows all.")],
+    task: Annotated[
+        str, typer.Argument(help="bfcl, ifbench, ...; `list` shows all, `index` runs several.")
+    ],
     file: Annotated[
         Path | None, typer.Argument(help="For the task `file`: JSON lines of the kind's schema.")
     ] = None,
@@ -88,54 +87,11 @@ def eval_command(
     ] = False,
 ) -> None:
     """Score a model on a benchmark with known answers, and the tokens each solved task took."""
-    from lingflash.evals.endpoint import Asking
-    from lingflash.evals.evaluation import Evaluation, list_tasks
-    from lingflash.evals.judge import Judge
-    from lingflash.evals.summary import Price
-    from lingflash.evals.tasks.table import Choice, make_task
-    from lingflash.link.http_client import Address
+    values = dict(locals())
+    # Late: it takes longer to import than `ling --help` may take in all.
+    from lingflash.evals.start import list_tasks, start
 
     if task == "list":
         list_tasks()
-        return
-    if model is None:
-        raise ConfigError("--model is missing; /v1/models of the server lists them.", param="model")
-    if price is not None and min(price) < 0:
-        raise ConfigError(f"--price is {price}; allowed: 0 or more.", param="price")
-    address = Address.parse_any(base_url, (api_key or "").strip() or None, "--base-url")
-    judging = address
-    if judge_url is not None:
-        judging = Address.parse_any(judge_url, (judge_key or "").strip() or None, "--judge-url")
-    is_judged = judge_url is None and judge_model in (None, model)
-    chosen = make_task(
-        task,
-        Choice(
-            categories=categories or (),
-            file=file,
-            kind=kind,
-            sandbox_url=sandbox_url,
-            sandbox_key=sandbox_key,
-            judge=Judge(judging, judge_model or model, is_judged=is_judged),
-        ),
-    )
-    evaluation = Evaluation(
-        task=chosen,
-        address=address,
-        asking=Asking(
-            model=model,
-            temperature=None if temperature is None or temperature < 0 else temperature,
-            seed=seed,
-            max_tokens=max_tokens,
-            thinking=thinking,
-            timeout_s=timeout_s,
-            patience_s=patience_s,
-        ),
-        concurrency=concurrency,
-        limit=limit,
-        price=None if price is None else Price(*price),
-        out=out,
-        record=record,
-        allow_dirty=allow_dirty,
-    )
-    if not asyncio.run(evaluation.run()):
+    elif not start(**values):
         raise typer.Exit(1)

@@ -88,7 +88,7 @@ def make_task(name: str, choice: Choice) -> Task:
     if name.lower() in IMPOSSIBLE:
         raise ConfigError(f"TASK is {name}: {IMPOSSIBLE[name.lower()]}.", param="task")
     if name not in TASKS:
-        raise ConfigError(f"TASK is {name!r}; allowed: {', '.join(TASKS)}.", param="task")
+        raise ConfigError(f"TASK is {name!r}; allowed: {', '.join(TASKS)}, index.", param="task")
     row = TASKS[name]
     given: dict[str, Any] = {
         "categories": choice.categories or None,
