@@ -92,8 +92,8 @@ def start(
     for flag, given in (("--out", out), ("--record", record), ("--kind", kind)):
         if given is not None:
             raise ConfigError(
-                f"{flag} is not for index, whose parts have a file each; ling eval PART {flag} goes "
-                "on with a part's file.",
+                f"{flag} is not for index, whose parts have a file each; ling eval PART {flag} "
+                "goes on with a part's file.",
                 param=flag.lstrip("-"),
             )
     found = {}
