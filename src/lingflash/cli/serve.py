@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lingflash.api.config import ServerConfig, with_keys_of_file
+from lingflash.api.config import ServerConfig
 from lingflash.cli.options import LoadingBar, new_event_loop, served_name, takes_options
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.extras import require_engine
+from lingflash.httpd.keys import with_keys_of_file
 
 if TYPE_CHECKING:
     from lingflash.api.state import ServerState

@@ -16,6 +16,10 @@
     │   ├── QueueFullError          the waiting queue is full (HTTP 429)
     │   ├── RateLimitError          a key's limit per time or of concurrency is reached (HTTP 429)
     │   └── NotEnoughMemoryError    the model or its cache does not fit (at start-up)
+    ├── UpstreamError          no server behind the gateway gave an answer (HTTP 502)
+    │   └── UpstreamTimeoutError    one took too long (HTTP 504)
+    ├── SandboxError           what was asked of a sandbox failed in it (HTTP 400)
+    │   └── SandboxGoneError        it could not be started or has ended (HTTP 502)
     └── EngineError            the engine failed while serving (HTTP 500)
         ├── EngineDeadError         its process is gone (HTTP 503)
         ├── NonFiniteLogitsError    the model gave NaN or infinity for this request
@@ -161,6 +165,38 @@ class NotEnoughMemoryError(CapacityError, MemoryError):
     """The model, or a cache for one full context, does not fit in memory."""
 
     code = "not_enough_memory"
+
+
+class UpstreamError(LingflashError):
+    """A server or vendor behind the gateway gave no answer, or a broken one."""
+
+    code = "provider_unavailable"
+
+
+class UpstreamTimeoutError(UpstreamError, TimeoutError):
+    """A server or vendor behind the gateway took longer than it may."""
+
+    code = "provider_timeout"
+
+
+class SandboxError(LingflashError):
+    """What was asked of a sandbox's files or processes failed there.
+
+    Args:
+        errno: why, if the kernel said so.
+    """
+
+    code = "sandbox_error"
+
+    def __init__(self, message: str, *, param: str | None = None, errno: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.errno = errno
+
+
+class SandboxGoneError(SandboxError):
+    """The sandbox could not be started, or has ended."""
+
+    code = "sandbox_gone"
 
 
 class EngineError(LingflashError):

@@ -138,6 +138,8 @@ class Start:
     Args:
         id: of its generation, `gen-...`; the one row in the ledger has it.
         reserve_pico: the most that it can cost on the dearest endpoint that may serve it.
+        byok_reserve_pico: the most that a vendor can take from the owner of a brought key; it
+            counts against the limit of keys that include it.
         is_byok: with a brought key that alone may serve; the reservation is then of the fee.
         prompt_tokens, completion_tokens: upper bounds, for the limits of tokens per minute and
             for the bill of a request whose process is killed.
@@ -156,6 +158,7 @@ class Start:
     completion_tokens: int
     is_free: bool = False
     is_byok: bool = False
+    byok_reserve_pico: int = 0
     parts: Sequence[Part] = ()
 
 
@@ -217,6 +220,11 @@ class End:
 class Accounts(Protocol):
     """Keys, limits, budgets, sessions and the ledger."""
 
+    @property
+    def degraded(self) -> Sequence[str]:
+        """What does not work as it should though requests are served, for /ready."""
+        ...
+
     async def authenticate(self, secret: str) -> Caller:
         """Whose key it is.
 
@@ -233,16 +241,34 @@ class Accounts(Protocol):
         Raises:
             InsufficientCreditsError: a budget does not suffice.
             RateLimitError: requests, tokens or concurrent requests are over a limit.
-            NotAllowedError: the key may not use the model.
+            NotAllowedError: the key may not use the model, or may use none.
+            AuthenticationError: the key was revoked, disabled or ran out since authenticate().
+            CapacityError: the database failed.
         """
         ...
 
-    def note_progress(self, admission: Admission, usage: Usage, cost: Cost) -> None:
-        """What the stream has made so far; if this process is killed, it is billed."""
+    def note_progress(
+        self,
+        admission: Admission,
+        usage: Usage,
+        cost: Cost,
+        *,
+        attempt: Attempt | None = None,
+        upstream_cost: Cost = Cost(),  # frozen
+    ) -> None:
+        """What the stream has made so far; if this process is killed, it is billed.
+
+        Args:
+            attempt: the one that makes it, for the row.
+        """
         ...
 
     async def settle(self, admission: Admission, end: End) -> None:
-        """Write the row, pay, and give the rest of the reservation back."""
+        """Write the row, pay, and give the rest of the reservation back.
+
+        It raises nothing: what the database does not take is tried again until it does, and
+        `degraded` says so meanwhile.
+        """
         ...
 
     async def session(self, caller: Caller, session_id: str) -> Session:

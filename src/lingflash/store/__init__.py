@@ -1,1 +1,1 @@
-"""Tables and their migrations: SQLite for one process, PostgreSQL for several."""
+"""Tables, migrations and one way to SQLite and PostgreSQL, for rooms that must not forget."""

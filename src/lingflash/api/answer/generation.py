@@ -10,10 +10,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, assert_never
+from typing import assert_never
 
 from starlette.types import Receive
 
@@ -31,18 +31,14 @@ from lingflash.core.types import (
     TokenLogprob,
     Usage,
 )
+from lingflash.httpd.client_gone import until_client_gone
 from lingflash.link.event_stream import EventStream
 from lingflash.protocol.chat import SamplingFields
 from lingflash.text.output import OutputDelta, SequenceOutput
 
 logger = logging.getLogger("lingflash.api")
-T = TypeVar("T")
 
 Deltas = list[tuple[int, OutputDelta]]
-
-
-class ClientGone(Exception):
-    """The client closed the connection before its answer was complete."""
 
 
 def never_written(reason: FinishReason) -> AssertionError:
@@ -333,42 +329,3 @@ class Generation:
                 "e2e_s": duration_s,
             },
         )
-
-
-async def until_client_gone(
-    work: Coroutine[Any, Any, T],
-    receive: Receive,
-    *,
-    is_stalled: Callable[[], bool] | None = None,
-    check_every_s: float | None = None,
-) -> T:
-    """Run something, but stop it as soon as the client closes the connection.
-
-    Args:
-        work: is cancelled if the client goes first.
-        receive: the connection's ASGI channel, its body already read.
-        is_stalled: asked now and then; True counts as gone.
-        check_every_s: how often to ask.
-
-    Raises:
-        ClientGone: the client was first.
-    """
-
-    async def wait_gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(wait_gone())
-    try:
-        while not task.done():
-            await asyncio.wait(
-                (task, gone), timeout=check_every_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not task.done() and (gone.done() or (is_stalled is not None and is_stalled())):
-                raise ClientGone
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)

@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lingflash.api.answer.generation import ClientGone, Deltas, Generation, until_client_gone
+from lingflash.api.answer.generation import Deltas, Generation
 from lingflash.core.errors import LingflashError
 from lingflash.httpd.body import json_response
+from lingflash.httpd.client_gone import ClientGone, until_client_gone
 from lingflash.httpd.error_map import envelope
 from lingflash.protocol.sse import progress_comment, sse_event
 
