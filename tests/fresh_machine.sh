@@ -44,6 +44,8 @@ mkdir -p "$root/usr/src/lingflash"
 git -C "$here" ls-files -z | tar -C "$here" --null -T - -c | tar -C "$root/usr/src/lingflash" -x
 
 chroot "$root" /usr/src/lingflash/deploy/install.sh engine
+# The user of deploy/kubernetes, where only numbers count.
+[ "$(chroot "$root" id -u lingflash)" = 999 ]
 echo "fresh machine: installed"
 chroot "$root" su -s /bin/sh lingflash -c '
     cd && /opt/lingflash/bin/ling serve --port 8765 --max-num-seqs 2 2>serve.log & server=$!
