@@ -18,6 +18,7 @@ else:
     from e2b import NotFoundException, SandboxException
     from e2b_code_interpreter import Sandbox
 
+
 def raised(work, *kinds):
     try:
         work()
