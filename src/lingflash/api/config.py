@@ -79,6 +79,7 @@ class ServerConfig:
         flag="--cors-origin",
         bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
     )
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     max_connections: int = setting(
         10_000,
         "Open connections; beyond, or at the limit on open files, idle ones are closed.",
@@ -88,7 +89,9 @@ class ServerConfig:
         75.0, "How long a connection is kept between two requests.", bound=between(1, 86400)
     )
     drain_timeout_s: float = setting(
-        30.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
+        30.0,
+        "From SIGTERM to the end; running requests have five sixths of it.",
+        bound=between(0, 86400),
     )
     request_timeout_s: float | None = setting(
         None, "Deadline of requests that give none.", bound=above(0)
@@ -134,6 +137,11 @@ class ServerConfig:
     def is_open(self) -> bool:
         """Whether others than this machine's users may reach the server without a key."""
         return not self.api_keys and not _is_loopback(self.host)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return _is_loopback(self.host) if self.ui is None else self.ui
 
 
 def _is_loopback(host: str) -> bool:
