@@ -7,7 +7,8 @@ import json
 import pytest
 
 from api_support import wait_until
-from gateway_support import HOUSE_KEY, KEY, ScriptedUpstream
+from gateway_support import HOUSE_KEY, KEY
+from gateway_upstream import ScriptedUpstream
 from lingflash.core.log import flush_logs, setup_logging
 from lingflash.gateway.accounting import ProviderKey
 
