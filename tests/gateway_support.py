@@ -213,7 +213,6 @@ def start_gateway_to(*urls, **options):
     """A gateway to real servers of ling-nano, for whoever has any key."""
 
     def tables(tables):
-        del tables["deadlines"]
         tables["model"][0] |= {"name": "ling-nano", "aliases": []}
         for endpoint in tables["model"][0]["endpoint"]:
             endpoint["upstream_model"] = "ling-nano"
@@ -272,12 +271,13 @@ def gateway_tables(urls):
         for name in urls
     ]
     return {
-        "deadlines": {
-            "connect_s": 1,
-            "first_byte_s": Decimal("0.5"),
-            "idle_s": Decimal("0.5"),
-            "total_s": Decimal("1.2"),
-        },
         "upstream": upstreams,
         "model": [{"name": "test/model", "aliases": ["model"], "endpoint": endpoints}],
     }
+
+
+def impatient(tables):
+    """The file with deadlines for upstreams that never answer."""
+    short = Decimal("0.5")
+    deadlines = {"connect_s": 5, "first_byte_s": short, "idle_s": short, "total_s": Decimal("2.5")}
+    return {**tables, "deadlines": deadlines}

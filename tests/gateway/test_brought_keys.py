@@ -7,7 +7,7 @@ import json
 import pytest
 
 from api_support import wait_until
-from gateway_support import HOUSE_KEY, KEY
+from gateway_support import HOUSE_KEY, KEY, impatient
 from gateway_upstream import ScriptedUpstream
 from lingflash.core.log import flush_logs, setup_logging
 from lingflash.gateway.accounting import ProviderKey
@@ -185,7 +185,7 @@ def test_secrets_when_anything_happens_then_in_no_answer_log_or_metric(
     vendors, capfd, fault, is_streamed
 ):
     setup_logging("debug")
-    gateway, novita, _ = vendors(novita=fault)
+    gateway, novita, _ = vendors(lambda each: impatient(announced_model(each)), novita=fault)
     body = {**ANNOUNCED, "stream": is_streamed}
     url = f"/api/v1/chat/completions?api_key={BROUGHT}&token={KEY}"
     answers = []
