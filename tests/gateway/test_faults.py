@@ -8,7 +8,8 @@ import json
 import pytest
 
 from api_support import wait_until
-from gateway_support import HOUSE_KEY, ScriptedUpstream, texts, usage_of
+from gateway_support import HOUSE_KEY
+from gateway_upstream import ScriptedUpstream, texts, usage_of
 
 PATHS = {
     "openai": "/v1/chat/completions",

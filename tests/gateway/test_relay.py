@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api_support import wait_until
-from gateway_support import (
-    KEY,
+from gateway_support import KEY, request_of
+from gateway_upstream import (
     PROMPT_TOKENS,
     ScriptedUpstream,
     data_event,
-    request_of,
     stream_parts,
     texts,
     usage_of,
@@ -190,6 +189,9 @@ def test_reservation_then_the_most_that_the_request_can_cost(make_gateway):
     assert start.completion_tokens == 3 * 64
     assert start.reserve_pico == start.prompt_tokens * 100_000 + 192 * 300_000
     assert open_ended.completion_tokens == 8192
+    gateway.post("/v1/responses", previous_response_id="resp_of_anybody")
+    stored, _ = gateway.accounts.rows[-1]
+    assert stored.prompt_tokens == 8192
 
 
 @pytest.mark.parametrize(
