@@ -30,7 +30,7 @@ port = 0
 
 [accounts]
 database = "{database}"
-lease_s = 1
+lease_s = 3
 progress_s = 0.1
 
 [[upstream]]
