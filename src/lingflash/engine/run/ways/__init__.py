@@ -25,9 +25,7 @@ from lingflash.engine.schedule.step import PendingStep, SchedulerOutput
 class Way(Protocol):
     """One way to run a step; what it does to the memory first has been done."""
 
-    def can_run(self, output: SchedulerOutput) -> bool:
-        """Whether it can run this step."""
-        ...
+    def can_run(self, output: SchedulerOutput) -> bool: ...
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
         """Begin to compute a step that it can run; all of it, if it cannot run behind the host."""
