@@ -1,4 +1,6 @@
-"""docs/operating.md names every series, every event and every message that a server can log."""
+"""Pages name every series, every event and every message that a server can log: docs/operating.md
+those of `ling serve`, the pages of other servers theirs.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from lingflash.core.types import EngineStats
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "lingflash"
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+# Rooms whose servers have pages of their own.
+PAGES = {"gateway": ("gateway.md", "gateway-accounts.md"), "sandbox": ("sandbox.md",)}
 # Rooms that no server runs.
 ELSEWHERE = {"bench", "train", "offline", "records"}
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
@@ -37,13 +41,19 @@ def text_of(node):
     return node.value if isinstance(node, ast.Constant) else None
 
 
+def page_of(path):
+    """The pages that may name what a file logs."""
+    names = PAGES.get(path.split("/")[0], ())
+    return PAGE + "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in names)
+
+
 def events():
     found = {
-        text_of(call.args[1])
-        for _, call in calls()
+        (path, text_of(call.args[1]))
+        for path, call in calls()
         if isinstance(call.func, ast.Name) and call.func.id == "log_event"
     }
-    return sorted(found | {"log_lines_dropped"})
+    return sorted(found | {("core/log.py", "log_lines_dropped")})
 
 
 def messages():
@@ -55,17 +65,17 @@ def messages():
         if isinstance(func.value, ast.Name) and func.value.id in ("log", "logger"):
             pieces = re.split(r"%\.?\d*[a-z]|\.\.\.", text_of(call.args[0]))
             piece = max((piece.strip(" ():;,.") for piece in pieces), key=len)
-            yield pytest.param(piece, id=f"{path}:{piece[:30]}")
+            yield pytest.param(path, piece, id=f"{path}:{piece[:30]}")
 
 
-@pytest.mark.parametrize("event", events())
-def test_page_then_names_the_event(event):
-    assert f"`{event}`" in PAGE
+@pytest.mark.parametrize(("path", "event"), events())
+def test_page_then_names_the_event(path, event):
+    assert f"`{event}`" in page_of(path)
 
 
-@pytest.mark.parametrize("piece", list(messages()))
-def test_page_then_names_the_message(piece):
-    assert piece in PAGE
+@pytest.mark.parametrize(("path", "piece"), list(messages()))
+def test_page_then_names_the_message(path, piece):
+    assert piece in page_of(path)
 
 
 def test_page_then_names_every_series():
@@ -75,5 +85,7 @@ def test_page_then_names_every_series():
 
 
 def test_scan_then_it_finds_what_is_known_to_be_there():
-    assert {"http", "ready", "engine_killed", "responses_store_failed"} <= set(events())
+    assert {"http", "ready", "engine_killed", "responses_store_failed"} <= {
+        event for _, event in events()
+    }
     assert len(list(messages())) > 15

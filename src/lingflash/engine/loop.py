@@ -86,6 +86,7 @@ class EngineLoop:
             max_model_len=plan.max_model_len,
             vocab_size=model.config.vocab_size,
             stop_token_ids=self.runner.stop_token_ids,
+            save_slot=self.runner.save_slot,
         )
 
     def start_afresh(self, prefix_cache: str) -> None:

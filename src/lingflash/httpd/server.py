@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import uvicorn
@@ -106,9 +106,14 @@ async def run_server(
     service: Service,
     sock: socket.socket,
     *,
+    more_socks: Sequence[socket.socket] = (),
     on_ready: Callable[[], None] | None = None,
+    on_hangup: Callable[[], None] | None = None,
 ) -> None:
     """Start the service, serve until a signal, drain, stop. It listens while the service starts.
+
+    Args:
+        on_hangup: what SIGHUP does, such as reading settings again; without it, it ends the server.
 
     Raises:
         LingflashError: the service could not start, or is gone for good.
@@ -133,8 +138,8 @@ async def run_server(
     )
     is_alive = False
     stop = asyncio.Event()
-    signals = _Signals(stop)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    signals = _Signals(stop, on_hangup)
+    serving = asyncio.create_task(server.serve(sockets=[sock, *more_socks]))
     stopping = asyncio.create_task(stop.wait())
     sweeping = asyncio.create_task(_sweep(connections))
     tasks: list[asyncio.Task[Any]] = [serving, stopping, sweeping]
@@ -223,31 +228,40 @@ class _Server(uvicorn.Server):
         yield
 
 
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
 class _Signals:
     """SIGTERM and its like: the first asks for a drain, the second for a quick end.
 
-    SIGHUP is a terminal that was closed. SIGUSR1, which would end the process, is not for us.
+    SIGHUP is a terminal that was closed, unless the server has a use for it. SIGUSR1, which would
+    end the process, is not for us.
     """
 
-    def __init__(self, stop: asyncio.Event) -> None:
+    def __init__(self, stop: asyncio.Event, on_hangup: Callable[[], None] | None) -> None:
         self._stop = stop
+        self._on_hangup = on_hangup
         self.is_impatient = False
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         installed: list[signal.Signals] = []
-        ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-        for number in (*ends, signal.SIGUSR1):
+        for number in (*_ENDS, signal.SIGUSR1):
             # Not on Windows, nor in a thread that is not the main one (tests).
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._on_signal if number in ends else _ignore)
+                loop.add_signal_handler(number, self._handler_of(number))
                 installed.append(number)
         try:
             yield
         finally:
             for number in installed:
                 loop.remove_signal_handler(number)
+
+    def _handler_of(self, number: signal.Signals) -> Callable[[], None]:
+        if number == signal.SIGHUP and self._on_hangup is not None:
+            return self._on_hangup
+        return self._on_signal if number in _ENDS else _ignore
 
     def _on_signal(self) -> None:
         if self._stop.is_set():

@@ -37,7 +37,7 @@ from lingflash.core.types import (
     TokenEvent,
 )
 from lingflash.engine.schedule.counters import Counters
-from lingflash.engine.schedule.finish import last_event, take_result
+from lingflash.engine.schedule.finish import last_event, progress_event, take_result
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
 from lingflash.engine.schedule.prompts import Prompts
 from lingflash.engine.schedule.sequence import Sequence, check_limits, sequences_of
@@ -60,6 +60,8 @@ class Scheduler:
         max_model_len: prompt and answer together.
         vocab_size: token ids are below it.
         stop_token_ids: the model's own.
+        save_slot: a state slot beyond those of sequences, in which a step can leave one sequence's
+            states as they were within its tokens; None if it cannot.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Scheduler:
         max_model_len: int,
         vocab_size: int,
         stop_token_ids: Iterable[int],
+        save_slot: int | None = None,
     ) -> None:
         if cache.blocks_for(max_model_len) > cache.num_blocks or cache.num_slots < 1:
             raise ValueError("the cache cannot hold one sequence of max_model_len tokens.")
@@ -102,6 +105,7 @@ class Scheduler:
             self._waiting,
             self.max_num_seqs,
             preempt=self._preempt,
+            save_slot=save_slot,
         )
 
     @property
@@ -207,6 +211,7 @@ class Scheduler:
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count >= num_tokens < sequence.max_total_tokens
             item = ScheduledSequence(sequence, start, count, wants_token)
+            item.save = self._prompts.saves.get(sequence)
             if sequence.draft_tokens:
                 item.draft_tokens = sequence.draft_tokens[: max(start + count - num_tokens, 0)]
                 sequence.draft_tokens = []
@@ -423,9 +428,9 @@ class Scheduler:
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = num_certain > 1 and end == sequence.num_tokens
         is_cut = sequence.anchor in self.prefixes.cuts(sequence)
-        self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut)
+        self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut, saved=item.save)
         if end < sequence.num_tokens:
-            return None
+            return progress_event(sequence, end)
         if not item.wants_token:
             return self._finish(sequence, "length")
         num_generated = len(sequence.output_token_ids)

@@ -41,6 +41,7 @@ class Sequence:
         may_draft: False once a step with drafts gave logits that were not finite.
         mtp_first, mtp_end: positions of the MTP layer's rows that its blocks hold; mtp_end is -1
             from admission until the first step that speculates.
+        wants_progress: chunks of its prompt are told of.
     """
 
     request_id: str
@@ -70,6 +71,7 @@ class Sequence:
     may_draft: bool = True
     mtp_first: int = 0
     mtp_end: int = -1
+    wants_progress: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -175,6 +177,7 @@ def sequences_of(
             root=root,
             owner=request.owner,
             matcher=None if matcher is None else matcher.copy(),
+            wants_progress=request.wants_progress and choice == 0,
         )
         for choice in range(sampling.n)
     ]
