@@ -12,11 +12,12 @@ import time
 import pytest
 
 from lingflash import __version__
-from lingflash.api.config import ServerConfig, with_keys_of_file
+from lingflash.api.config import ServerConfig
 from lingflash.cli import app, main
 from lingflash.cli.options import SETTINGS
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import settings_of
+from lingflash.httpd.keys import with_keys_of_file
 
 
 def run(*arguments, env=None, text=None):
