@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 HAS_NVIDIA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: serve chat programs test test-slow check base-install format bench-peers bench-report lock clean help
+.PHONY: serve chat programs services test test-slow check base-install format bench-peers bench-report lock clean help evals
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -71,6 +71,10 @@ check: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# The PostgreSQL and the Redis that the gateway's tests run beside them; without both they skip.
+services:
+	tests/gateway/install-debian.sh
+
 test: $(CLIENTS)
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
@@ -80,6 +84,10 @@ export TORCH_CPU_INDEX
 programs: $(VENV)/.dev
 	tests/programs/install-debian.sh
 	$(BIN)/python tests/programs/program_install.py
+
+# The packages that carry benchmarks' data and scorers, for `ling eval`, in the user's cache.
+evals: $(VENV)/.engine
+	$(BIN)/python -m lingflash.evals.environment
 
 # What takes longer: real agents and libraries, more random schedules, a soak, long training checks.
 test-slow: $(CLIENTS)

@@ -32,7 +32,9 @@ BASE_ROOMS = (
     "link",
     "records",
     "api",
+    "evals",
     "bench.over_http",
+    "bench.roofline",
     "engine.schedule",
     "cli",
 )

@@ -13,9 +13,9 @@ def settings_table(*classes: Any) -> str:
     rows = ["| flag | variable | default | what it is |", "|---|---|---|---|"]
     for each in (each for cls in classes for each in settings_of(cls).values()):
         flag, default = f"`{each.flag}`", each.default
-        if each.type is bool:
-            flag += f", `--no{each.flag[1:]}`" if default else ""
-            shown = "on" if default else "off"
+        if each.type in (bool, bool | None):
+            flag += f", `--no{each.flag[1:]}`" if default is not False else ""
+            shown = {None: "", True: "on", False: "off"}[default]
         elif default is None or default is MISSING or isinstance(default, tuple):
             shown = ""
         else:

@@ -13,6 +13,7 @@ from api_support import (
     serve_ling_nano,
     write_toy_model,
 )
+from gateway_support import gateway_to
 from lingflash.api.config import ServerConfig
 from lingflash.core.hub import bundled_folder
 from lingflash.link.scripted import Behaviour
@@ -79,7 +80,16 @@ def make_loop(make_server):
 
 
 @pytest.fixture(scope="session")
-def ling_nano_url():
-    """The bundled model behind `ling serve`."""
+def served_ling_nano():
     with serve_ling_nano() as url:
         yield url
+
+
+@pytest.fixture(scope="session", params=["server", "gateway"])
+def ling_nano_url(request, served_ling_nano):
+    """The bundled model behind `ling serve`, and behind a gateway before that."""
+    if request.param == "server":
+        yield served_ling_nano
+    else:
+        with gateway_to(served_ling_nano) as url:
+            yield url

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -17,7 +20,7 @@ pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
 
 class Terminal:
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, kind="dumb"):
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from lingflash.cli import main; main()", "chat", *arguments],
@@ -25,7 +28,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             preexec_fn=_own_the_terminal,
-            env={**os.environ, "TERM": "dumb"},
+            env={**os.environ, "TERM": kind},
         )
         os.close(slave)
         self.seen = ""
@@ -110,3 +113,55 @@ def test_chat_when_ctrl_c_is_typed_then_the_answer_stops_and_the_program_goes_on
     finally:
         terminal.close()
     assert len(server.engine.requests) == 2
+
+
+def test_chat_when_a_prompt_is_long_then_its_progress_is_shown_until_the_answer(make_server):
+    steps = Behaviour(delay_s=0.2, prompt_tokens_per_step=200, num_cached_tokens=64)
+    server = make_server("fine", behaviour=steps)
+    terminal = Terminal("--url", server.base_url, kind="xterm")
+    try:
+        terminal.wait_for("> ")
+        terminal.type("word " * 100 + "\n")
+        terminal.wait_for("read 264 of ")
+        terminal.wait_for(" tokens (64 from the cache)")
+        terminal.wait_for("fine")
+        terminal.wait_for("> ")
+        terminal.type("/exit\n")
+        assert terminal.process.wait(10) == 0
+    finally:
+        terminal.close()
+    assert server.engine.requests[0].wants_progress
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server of somebody else: it knows nothing but chat, and keeps what it was sent."""
+
+    def do_GET(self):
+        self.send_error(404)
+
+    def do_POST(self):
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        answer = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\ndata: [DONE]\n\n'
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_chat_when_the_server_is_not_ours_then_no_field_that_it_may_refuse_is_sent():
+    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+        server.bodies = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        terminal = Terminal("--url", f"http://127.0.0.1:{server.server_port}")
+        try:
+            terminal.wait_for("> ")
+            terminal.type("hi\n")
+            terminal.wait_for("hello")
+            terminal.wait_for("> ")
+        finally:
+            terminal.close()
+            server.shutdown()
+    assert server.bodies == [{"messages": [{"role": "user", "content": "hi"}], "stream": True}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -109,6 +110,23 @@ def test_signal_when_nothing_runs_then_a_quick_end(start):
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0
         assert time.monotonic() - started < 2
+
+
+def test_signal_when_work_and_half_a_body_are_left_then_it_ends_within_the_limit(start):
+    process, url = start(3)
+    results = []
+    thread = ask_in_thread(url, results)
+    wait_until(lambda: running(url))
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as half:
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        wait_until(lambda: "lingflash_connections_open 3.0" in httpx.get(url + "/metrics").text)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert time.monotonic() - started < 3.5, "the limit, and time to leave the process"
+    thread.join()
+    assert "shutting down" in results[0].json()["error"]["message"]
+    assert "Traceback" not in process.stderr.read()
 
 
 def test_engine_when_gone_for_good_then_exit_is_1_with_one_line(start):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -23,7 +23,7 @@ from lingflash.cache.memory_ops import (
     ZeroBlocks,
     ZeroSlot,
 )
-from lingflash.cache.prefix_tree import block_keys, root_key
+from lingflash.cache.prefix_tree import KeyMemo, block_keys, root_key
 
 SIZE = 4
 ROOTS = [root_key("a"), root_key("b")]
@@ -228,6 +228,18 @@ class ManySteps(CacheMachine):
 
 ManySteps.TestCase.settings = settings(max_examples=3000, stateful_step_count=60, deadline=None)
 TestManySteps = pytest.mark.slow(pytest.mark.timeout(900)(ManySteps.TestCase))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["", "b"]), st.lists(st.integers(0, 1), max_size=14)),
+        max_size=25,
+    )
+)
+def test_keys_when_remembered_then_are_those_of_the_tokens(chains):
+    memo = KeyMemo(2)
+    for salt, tokens in chains:
+        assert memo.keys(root_key(salt), tokens) == block_keys(root_key(salt), tokens, 2)
 
 
 class Talk:

@@ -107,7 +107,9 @@ def test_llm_then_its_signature_is_the_settings_of_the_engine():
 
     shown = inspect.signature(LLM).parameters
     fields = inspect.signature(EngineConfig).parameters
-    assert list(shown) == [name for name in fields if name != "max_num_waiting"]
+    assert list(shown) == [
+        name for name in fields if name not in ("max_num_waiting", "max_num_shared_tokens")
+    ]
     assert all(shown[name] == fields[name] for name in shown)
     with pytest.raises(ConfigError, match=r"max_num_seq is no keyword of LLM; .* max_num_seqs\?"):
         LLM(max_num_seq=1)  # pyright: ignore[reportCallIssue]

@@ -48,6 +48,23 @@ def test_page_when_it_names_a_path_then_it_exists(page):
     assert not any(SOURCE.rglob("utils.py"))
 
 
+def rows_of_places():
+    """Of ARCHITECTURE's table of questions: the second cell of each."""
+    table = read("ARCHITECTURE.md").split("## Where to look")[1].split("\n## ")[0]
+    return [row.split("|")[2] for row in table.splitlines() if row.count("|") == 3 and "`" in row]
+
+
+@pytest.mark.parametrize("cell", rows_of_places(), ids=lambda text: text[:40].strip())
+def test_question_when_its_row_names_something_then_a_file_of_the_row_has_it(cell):
+    words = re.findall(r"`([^`]+)`", cell)
+    files = [path for word in words if is_path(word) for path in found(word, "ARCHITECTURE.md")]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.is_file()]
+    names = [word for word in words if re.fullmatch(r"_?[A-Za-z]\w+", word)]
+    defined = [rf"(?:def|class) {name}\b|^{name}\b" for name in names]
+    assert files
+    assert [d for d in defined if not any(re.search(d, t, re.MULTILINE) for t in texts)] == []
+
+
 def steps():
     """Of docs/how-to-add.md: section, and the text of one numbered line."""
     for section in read("docs/how-to-add.md").split("\n## ")[1:]:
@@ -74,7 +91,7 @@ def test_how_to_add_then_each_list_is_short_and_begins_with_a_file():
     lists = {}
     for title, step in steps():
         lists.setdefault(title, []).append(step)
-    assert len(lists) == 7
+    assert len(lists) == 10
     for title, those in lists.items():
         assert 3 <= len(those) <= 5, title
         assert re.match(r"\s*1\. `[\w/]+", those[0]), title

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lingflash.cache.block_pool import IndexPool
 from lingflash.cache.manager import CacheManager
+from lingflash.cache.memory_ops import CopyState, SaveState
 from lingflash.core.errors import (
     ContextLengthError,
     EngineError,
@@ -132,6 +135,37 @@ def test_prompt_when_cached_then_its_end_is_one_step_and_a_repeat_finds_all_but_
             found += [e.num_cached_tokens for e in events]
         assert counts == first_steps
     assert found == [0, (length - 1) // 16 * 16]
+
+
+@pytest.mark.parametrize("is_crowded", [False, True])
+def test_prompt_when_its_states_can_be_left_on_the_way_then_is_one_step_and_found_as_before(
+    is_crowded,
+):
+    """Where two prompts are in a step, only one's states can be left; the other is cut."""
+    scheduler = Scheduler(
+        CacheManager(40, 32, 4, checkpoint_blocks=1),
+        max_num_seqs=4,
+        max_num_batched_tokens=200,
+        max_num_waiting=6,
+        max_model_len=100,
+        vocab_size=50,
+        stop_token_ids=[EOS],
+        save_slot=4,
+    )
+    if is_crowded:
+        base = request("other", 60, max_tokens=1)
+        scheduler.add(replace(base, prompt_token_ids=[2] * 60), 0.0)
+    scheduler.add(request("first", 90, max_tokens=1), 0.0)
+    output, _ = run_step(scheduler)
+    saves = [(item.num_tokens, item.save) for item in output.scheduled]
+    assert saves == ([(60, (32, 4)), (64, None)] if is_crowded else [(90, (64, 4))])
+    run_all(scheduler)
+    scheduler.add(request("again", 90, max_tokens=1), 0.0)
+    output, events = run_step(scheduler)
+    assert events[0].num_cached_tokens == 64
+    assert [item.num_tokens for item in output.scheduled] == [26]
+    copied = [op.slot for op in output.memory_ops if isinstance(op, CopyState | SaveState)]
+    assert is_crowded or copied[0] == 4
 
 
 def test_queue_when_full_then_refuses_and_keeps_what_it_has():

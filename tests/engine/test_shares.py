@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -16,12 +18,13 @@ from lingflash.engine.schedule.step import StepResult
 
 
 def new_scheduler(
-    *, slots=8, budget=256, num_blocks=2000, max_num_waiting=10_000, max_model_len=4000
+    *, slots=8, budget=256, shared=None, num_blocks=2000, max_num_waiting=10_000, max_model_len=4000
 ):
     return Scheduler(
         CacheManager(num_blocks, 16, slots, 4),
         max_num_seqs=slots,
         max_num_batched_tokens=budget,
+        max_num_shared_tokens=shared,
         max_num_waiting=max_num_waiting,
         max_model_len=max_model_len,
         vocab_size=1000,
@@ -90,14 +93,15 @@ kinds = st.sampled_from(
     mixes=st.lists(st.lists(kinds, min_size=1, max_size=4), min_size=2, max_size=5),
     slots=st.sampled_from([5, 8, 16]),
     budget=st.sampled_from([64, 256, 1024]),
+    shared=st.sampled_from([None, 32]),
     num_blocks=st.sampled_from([260, 600, 2000]),
     late=st.integers(0, 4),
 )
 def test_keys_when_all_want_more_then_none_gets_less_than_half_its_share(
-    mixes, slots, budget, num_blocks, late
+    mixes, slots, budget, shared, num_blocks, late
 ):
     """Of tokens, slots or memory: whichever its kind of requests runs out of first."""
-    drive = Drive(new_scheduler(slots=slots, budget=budget, num_blocks=num_blocks))
+    drive = Drive(new_scheduler(slots=slots, budget=budget, shared=shared, num_blocks=num_blocks))
     names = [str(number) for number in range(len(mixes))]
     late = names[late % len(names)]
     turns = Counter()
@@ -161,6 +165,51 @@ def test_prompt_of_one_key_when_another_has_many_long_ones_then_comes_with_the_n
         for _ in range(6):
             drive.step()
         assert drive.first_token_step[name] - asked <= 2
+
+
+def test_prompts_while_several_keys_are_served_then_have_fewer_tokens_of_a_step():
+    drive = Drive(new_scheduler(budget=256, shared=32, max_model_len=40_000, num_blocks=5000))
+
+    def longest_chunk():
+        drive.step()
+        return max(num_tokens for _, _, num_tokens in drive.steps[-1])
+
+    drive.add("a", 39_000, 1)
+    assert longest_chunk() == 256, "nobody else is there"
+    drive.add("b", 10, 8)
+    drive.step()
+    assert sum(num_tokens for _, _, num_tokens in drive.steps[-1]) == 32
+    chunks = {longest_chunk() for _ in range(100)}
+    assert max(chunks) == 32, "b has left, and may come again"
+    for _ in range(430):
+        drive.step()
+    assert 256 in {longest_chunk() for _ in range(10)}
+
+
+def test_schedule_when_there_is_one_key_then_sharing_costs_no_sequence_anything():
+    """Counted in calls, of which each takes as long as the rest of a sequence's turn."""
+
+    def calls_for(num_sequences):
+        drive = Drive(new_scheduler(slots=64, budget=2048))
+        for _ in range(num_sequences):
+            drive.add("a", 10, 100)
+        for _ in range(3):
+            drive.step()
+        calls = Counter()
+
+        def note(frame, event, _):
+            if event == "call":
+                calls[frame.f_code.co_name, Path(frame.f_code.co_filename).stem] += 1
+
+        sys.setprofile(note)
+        drive.scheduler.schedule()
+        sys.setprofile(None)
+        return calls
+
+    few, many = calls_for(8), calls_for(64)
+    assert {name for name, file in many if file == "shares"} == {"are_needed"}
+    grown = {name: (many[name, file] - n) / 56 for (name, file), n in few.items()}
+    assert {name: n for name, n in grown.items() if n} == {"num_tokens": 2, "__init__": 1}
 
 
 def test_key_when_another_holds_all_slots_then_gets_its_share_one_a_step():

@@ -192,6 +192,15 @@ async def test_engine_when_it_dies_while_the_server_drains_then_it_is_not_starte
         assert client.pid == first
 
 
+async def test_engine_when_it_hangs_while_it_is_stopped_then_it_is_killed_in_time():
+    async with engine(0) as client:
+        process = client._process
+        os.kill(client.pid, signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.stop(), 0.2)
+        assert await process._has_ended(5)
+
+
 async def test_server_when_killed_while_the_engine_loads_then_that_ends_without_a_word(
     monkeypatch, capfd
 ):

@@ -14,9 +14,12 @@ import uvicorn
 from lingflash.httpd.connection import Connections
 from lingflash.httpd.limits import ConnectionLimits
 
+_begun, _left = asyncio.Event(), asyncio.Event()
+
 
 async def _app(scope: Any, receive: Any, send: Any) -> None:
-    """Echo the body's length and the method; /slow reads the body and waits, /stream has chunks."""
+    """Echo the body's length and the method; /slow reads the body and waits, /stream has chunks,
+    /until_left waits for its client to go."""
     body = b""
     while True:
         message = await receive()
@@ -25,6 +28,11 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
         body += message["body"]
         if not message["more_body"]:
             break
+    if scope["path"] == "/until_left":
+        _begun.set()
+        await receive()
+        _left.set()
+        return
     if scope["path"] == "/slow":
         await asyncio.sleep(0.3)
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -246,3 +254,12 @@ async def test_request_when_not_http_then_400_as_json(data: bytes) -> None:
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b'"invalid_request_error"' in answer
         assert server.drops == ["malformed"]
+
+
+async def test_request_when_its_client_leaves_with_more_sent_ahead_then_it_learns_of_it() -> None:
+    async with _serving() as server:
+        _, writer = await server.open()
+        writer.write(b"GET /until_left HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        await asyncio.wait_for(_begun.wait(), 5)
+        writer.transport.abort()
+        await asyncio.wait_for(_left.wait(), 5)

@@ -15,7 +15,7 @@ from lingflash.kernels.lightning_attn import (
     lightning_attention_reference,
     plan_lightning,
 )
-from lingflash.kernels.lightning_attn.segments import cut_segments
+from lingflash.kernels.lightning_attn.segments import SegmentTables, cut_segments
 from lingflash.kernels.lightning_attn.triton_prefill import lightning_prefill_triton
 from lingflash.kernels.lightning_attn.triton_prepare import prepare_qkv_triton
 from lingflash.kernels.lightning_attn.triton_verify import lightning_verify_triton
@@ -55,7 +55,7 @@ class Memory:
         self.rows = [[] for _ in slots]
         self.outs = [[] for _ in slots]
 
-    def step(self, who, lengths, starts, anchors, certain=None, most_tokens=None):
+    def step(self, who, lengths, starts, anchors, certain=None, most_tokens=None, saves=None):
         key_dim, value_dim = self.pools[0].shape[-2:]
         total = sum(lengths)
         # Rows of a wider matrix, as the projection gives them.
@@ -68,7 +68,7 @@ class Memory:
         )
         plan = plan_lightning(
             starts, anchors, lengths, [self.slots[i] for i in who], chunk=64, device=DEVICE,
-            allow_decode=False, num_certain=certain, for_gpu=True,
+            allow_decode=False, num_certain=certain, saves=saves, for_gpu=True,
         )  # fmt: skip
         cut = plan.segments
         assert cut is not None
@@ -129,6 +129,49 @@ def test_lightning_prefill_when_rows_are_on_the_copy_engines_grid_then_the_same(
     memory.step([0, 1], [70, 130], [150, 64], [144, 64])
     memory.check(0, 208)
     memory.check(1, 192)
+
+
+@pytest.mark.parametrize("place", [16, 96])
+def test_lightning_prefill_when_states_are_saved_on_the_way_then_are_those_of_that_place(place):
+    memory = Memory(8, 8, torch.float32, [2])
+    memory.step([0], [7], [0], [0])
+    memory.step([0], [150], [7], [0], saves=[(place, 4)])
+    memory.check(0, 144)
+    parts = [torch.stack(x)[:place] for x in zip(*memory.rows[0], strict=True)]
+    near(memory.pools[0][4], lightning_attention_reference(*parts, RATE)[1], torch.float32)
+    with pytest.raises(ValueError, match="GPU's kernels alone"):
+        plan_lightning(
+            [0], [0], [40], [0], chunk=64, device=torch.device("cpu"), allow_decode=False,
+            saves=[(16, 4)], for_gpu=False,
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_lightning_prefill_when_padded_then_gaps_are_zeros_and_touch_nothing():
+    memory = Memory(8, 8, torch.float32, [2])
+    q, k, v = (torch.randn(40, HEADS, 8, device=DEVICE) for _ in range(3))
+    cut = cut_segments([0], [33], [32], [2], device=DEVICE)
+    size = memory.pools[0].shape[0] - 1
+    number = torch.arange(4, dtype=torch.int32, device=DEVICE)
+    none = torch.zeros_like(number)
+    columns = [none + size, none, none, number, number, number + 1, *[none] * 5]
+    padded = SegmentTables(
+        torch.cat([cut.segments, torch.stack([none, none, number], 1)[len(cut.segments) :]]),
+        torch.cat([cut.sequences, torch.stack(columns, 1)[1:]]), 40, 40, has_gaps=True,
+    )  # fmt: skip
+    before = [pool.clone() for pool in memory.pools]
+    out = lightning_prefill_triton(q, k, v, memory.tables.log2_rate, *memory.pools, padded)
+    expected, _ = lightning_attention_reference(*(x[:33].double() for x in (q, k, v)), RATE)
+    near(out[:33], expected, torch.float32)
+    assert not out[33:].any()
+    near(
+        memory.pools[0][2],
+        lightning_attention_reference(*(x[:32].double() for x in (q, k, v)), RATE)[1],
+        torch.float32,
+    )
+    for pool, old in zip(memory.pools, before, strict=True):
+        rest = [i for i in range(size + 1) if i != 2]
+        assert torch.equal(pool[rest].nan_to_num(7.0), old[rest].nan_to_num(7.0))
 
 
 def test_lightning_prefill_when_segments_are_many_then_each_begins_with_all_before_it():

@@ -1,10 +1,11 @@
 #!/bin/sh
 # What the slow tests need of Debian: node and npm for the programs, Java for its HTTP client,
-# unshare and nsenter for the namespaces. Does nothing where all of it is there.
+# unshare and nsenter for the namespaces, Chromium for the page. Does nothing where all of it is there.
 set -eu
 missing=""
 command -v javac >/dev/null || missing="$missing openjdk-17-jdk-headless"
 command -v node >/dev/null || missing="$missing nodejs"
+command -v chromium >/dev/null || missing="$missing chromium"
 command -v npm >/dev/null || missing="$missing npm"
 command -v nsenter >/dev/null || missing="$missing util-linux"
 [ -z "$missing" ] && exit 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI
 
-from lingflash.api.answer.generation import ClientGone
 from lingflash.api.chat import route as chat
 from lingflash.api.completions import route as completions
 from lingflash.api.config import ServerConfig
@@ -15,6 +14,7 @@ from lingflash.api.state import ServerState
 from lingflash.httpd.app import make_app
 from lingflash.httpd.auth import require_key
 from lingflash.httpd.openapi import install_openapi
+from lingflash.httpd.page import install_page
 from lingflash.link.client import EngineClient
 from lingflash.protocol.endpoint_fields import DETOKENIZE, ENDPOINT_FIELDS, TOKENIZE
 
@@ -53,15 +53,12 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
         ModelLoadError: tokenizer, template or generation_config.json cannot be read.
     """
     app = make_app(ServerState(engine, config or ServerConfig()))
-    app.add_exception_handler(ClientGone, _on_client_gone)
     app.include_router(health.router)
     app.include_router(admin.router)
     for module in (chat, completions, responses, messages, models, tokenize):
         app.include_router(module.router, dependencies=[Depends(require_key)])
+    if app.state.context.config.has_page:
+        install_page(app, "ling serve", ("playground", "dashboard"))
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
     install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
     return app
-
-
-async def _on_client_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # for the log; nobody reads it

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lingflash.core.errors import ConfigError
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import (
     Bound,
@@ -19,11 +18,9 @@ from lingflash.core.settings import (
     require,
     setting,
 )
+from lingflash.httpd.keys import KEY
 
 _MIB = 2**20
-_KEY = Bound(
-    lambda key: key != "" and key.isascii() and key.isprintable(), "non-empty printable ASCII"
-)
 
 
 def _is_origin(text: str) -> bool:
@@ -59,12 +56,12 @@ class ServerConfig:
     )
     # Without one the server is open.
     api_keys: tuple[str, ...] = setting(
-        (), "Accepted key; repeat it for several.", flag="--api-key", bound=_KEY, is_secret=True
+        (), "Accepted key; repeat it for several.", flag="--api-key", bound=KEY, is_secret=True
     )
     # Unlike a flag, a file is not shown by `ps` to everybody on the machine.
     api_key_file: Path | None = setting(None, "File with accepted keys, one a line.")
     admin_api_key: str | None = setting(
-        None, "Key of /reset_prefix_cache, which is off without.", bound=_KEY, is_secret=True
+        None, "Key of /reset_prefix_cache, which is off without.", bound=KEY, is_secret=True
     )
     # Pauses between them grow from half a second to half a minute.
     engine_restarts: int = setting(
@@ -82,6 +79,7 @@ class ServerConfig:
         flag="--cors-origin",
         bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
     )
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     max_connections: int = setting(
         10_000,
         "Open connections; beyond, or at the limit on open files, idle ones are closed.",
@@ -91,7 +89,9 @@ class ServerConfig:
         75.0, "How long a connection is kept between two requests.", bound=between(1, 86400)
     )
     drain_timeout_s: float = setting(
-        30.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
+        30.0,
+        "From SIGTERM to the end; running requests have five sixths of it.",
+        bound=between(0, 86400),
     )
     request_timeout_s: float | None = setting(
         None, "Deadline of requests that give none.", bound=above(0)
@@ -138,28 +138,10 @@ class ServerConfig:
         """Whether others than this machine's users may reach the server without a key."""
         return not self.api_keys and not _is_loopback(self.host)
 
-
-def with_keys_of_file(config: ServerConfig) -> ServerConfig:
-    """Add the keys of `api_key_file`, if there is one, to the others.
-
-    Raises:
-        ConfigError: it cannot be read, or holds no key.
-    """
-    path = config.api_key_file
-    if path is None:
-        return config
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--api-key-file {str(path)!r} cannot be read: {error}.", param="api_key_file"
-        ) from None
-    keys = tuple(line.strip() for line in lines if line.strip())
-    if not keys:
-        raise ConfigError(
-            f"--api-key-file {str(path)!r} holds no key; write one a line.", param="api_key_file"
-        )
-    return replace(config, api_keys=(*config.api_keys, *keys))
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return _is_loopback(self.host) if self.ui is None else self.ui
 
 
 def _is_loopback(host: str) -> bool:

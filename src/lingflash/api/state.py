@@ -50,7 +50,11 @@ class ServerState(HttpContext):
     """
 
     def __init__(self, engine: EngineClient, config: ServerConfig) -> None:
-        self.metrics = ServerMetrics(lambda: engine.stats, lambda: self.not_ready is None)
+        self.metrics = ServerMetrics(
+            lambda: engine.stats,
+            lambda: self.not_ready is None,
+            lambda: engine.info.memory_plan if engine.is_ready else {},
+        )
         super().__init__(
             self.metrics,
             api_keys=config.api_keys,

@@ -33,6 +33,7 @@ _ROOMS = {
     "on_gpu": "On one NVIDIA GPU, with lingflash[cuda]",
     "in_engine": "In this process, with lingflash[engine]",
     "over_http": "Over HTTP; lingflash[engine] only to start a server of its own",
+    "roofline": "Computed, anywhere; --measure on one NVIDIA GPU, with lingflash[cuda]",
 }
 
 
@@ -141,6 +142,14 @@ def latency(
         list[int],
         typer.Option(
             "--engine", help="Sequences to time the whole engine's steps for; repeat the flag."
+        ),
+    ] = [],
+    pauses: Annotated[
+        list[int],
+        typer.Option(
+            "--pause",
+            help="Tokens of a prompt that is read while 32 sequences decode, for the longest time "
+            "between two of their tokens; repeat the flag.",
         ),
     ] = [],
     turns: Annotated[
@@ -350,6 +359,58 @@ def soak(
     allow_dirty: DirtyOption = False,
 ) -> None:
     """Good, leaving and malformed clients; exits with 1 if a block, slot or task is left behind."""
+
+
+@_benchmark("over_http", hostile="Two keys, one hostile")
+def hostile(
+    model: ModelOption = BUNDLED_MODEL,
+    minutes: Annotated[float, typer.Option("--minutes", help="Of attacks.")] = 10.0,
+    attacks: Annotated[
+        list[str], typer.Option("--attack", help="Only these, by name; repeat the flag.")
+    ] = [],
+    seed: SeedOption = 0,
+    serve_flags: FlagsOption = [],
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Attack a server beside a good client; exits with 1 if that one notices."""
+
+
+@_benchmark("roofline", curves="Decode and prefill of four models, by rooflines and measured")
+def curves(
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Compute what memory and products allow.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time one rank's slice of Ling-2.6-flash on a GPU.")
+    ] = False,
+    lengths: Annotated[
+        list[int], typer.Option("--length", help="Of outputs and prompts; repeat the flag.")
+    ] = [1024, 4096, 16384, 32768, 65536],
+    batch: Annotated[int, typer.Option("--batch", help="Sequences that decode.")] = 32,
+    prompt_len: Annotated[
+        int, typer.Option("--prompt-len", help="Roofline: prompt before the output.")
+    ] = 1024,
+    ranks: Annotated[int, typer.Option("--ranks", help="GPUs that share the model.")] = 4,
+    device: Annotated[
+        str, typer.Option("--device", help="Roofline: h20, h20-3e or h200.")
+    ] = "h20-3e",
+    format_name: Annotated[str, typer.Option("--format", help="fp8 or bf16.")] = "fp8",
+    layers: Annotated[
+        int | None, typer.Option("--layers", help="Measured: fewer than the model has.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Measured: counted rounds.")] = 3,
+    beside: Annotated[
+        list[Path], typer.Option("--beside", help="Earlier records for the page; repeat the flag.")
+    ] = [],
+    html: Annotated[
+        Path | None, typer.Option("--html", help="A page of this run and --beside, and SVGs.")
+    ] = None,
+    out: JsonOption = None,
+    allow_dirty: DirtyOption = False,
+    commit: CommitOption = None,
+) -> None:
+    """The announcement's curves: decode against output length, prefill against the prompt's."""
 
 
 @app.command()

@@ -269,8 +269,11 @@ class CacheManager:
                 self._kept.put(node, block)
             lease.nodes.append(node)
 
-    def checkpoint(self, lease: Lease, num_tokens: int) -> bool:
+    def checkpoint(self, lease: Lease, num_tokens: int, slot: int | None = None) -> bool:
         """Keep the states after the first `num_tokens` of a lease, if there is room for them.
+
+        Args:
+            slot: that has them until the next step; the lease's own if None.
 
         Returns:
             Whether a copy will be made: not if there is no such block boundary, a checkpoint
@@ -286,7 +289,7 @@ class CacheManager:
             self._kept.checkpoints.touch(node)
         if node.has_device_state or node.host_state is not None:
             return False
-        if not self._kept.checkpoints.keep(node, lease.state_slot):
+        if not self._kept.checkpoints.keep(node, lease.state_slot if slot is None else slot):
             return False
         node.lost_state = False
         return True

@@ -11,14 +11,19 @@ import typer
 
 from lingflash import __version__
 from lingflash.bench.command import app as bench_app
+from lingflash.cli.bill import bill
 from lingflash.cli.chat import chat
 from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
+from lingflash.cli.gateway import app as gateway_app
 from lingflash.cli.options import check_environment
+from lingflash.cli.report import report
+from lingflash.cli.sandbox import sandbox
 from lingflash.cli.serve import serve
 from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.core.extras import naming_extras
+from lingflash.evals.command import eval_command
 from lingflash.train.command import train_command
 
 app = typer.Typer(
@@ -49,11 +54,16 @@ def _root(
 
 
 app.command()(serve)
+app.command()(sandbox)
 app.command()(chat)
 app.command()(connect)
+app.command()(bill)
 app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)
+app.add_typer(gateway_app, name="gateway")
+app.command("eval")(eval_command)
+app.command()(report)
 app.add_typer(bench_app, name="bench")
 
 

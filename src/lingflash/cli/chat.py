@@ -14,6 +14,7 @@ from lingflash.cli.options import takes_options
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError, InvalidRequestError, LingflashError
 from lingflash.core.settings import settings_of
+from lingflash.core.types import PromptProgress
 
 KEY_VARIABLE = settings_of(ServerConfig)["api_keys"].variable
 HELP = "/exit ends, /reset forgets the conversation, /system TEXT sets the instructions, /help"
@@ -90,8 +91,9 @@ class Conversation:
             raise ConfigError("Standard input is empty; pipe a message in, or use a terminal.")
         self._messages.append({"role": "user", "content": text.strip()})
         for piece in self._backend.stream(self._prompt()):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            if isinstance(piece, str):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
         sys.stdout.write("\n")
 
     def talk(self, console: Console) -> None:
@@ -127,11 +129,18 @@ class Conversation:
     def _answer(self, console: Console, line: str) -> None:
         self._messages.append({"role": "user", "content": line})
         shown: list[str] = []
+        reading = console.status("")
         try:
             for piece in self._backend.stream(self._prompt()):
-                shown.append(piece)
-                console.print(piece, end="", markup=False, soft_wrap=True)
+                if isinstance(piece, str):
+                    reading.stop()
+                    shown.append(piece)
+                    console.print(piece, end="", markup=False, soft_wrap=True)
+                elif piece.processed < piece.total:
+                    reading.update(_progress_line(piece))
+                    reading.start()
         except KeyboardInterrupt:
+            reading.stop()
             self._backend.cancel()
             console.print(" [dim](stopped)[/dim]", end="")
         except InvalidRequestError as error:
@@ -142,6 +151,8 @@ class Conversation:
             self._messages.pop()
             console.print(f"\n[red]{error.message}[/red]")
             return
+        finally:
+            reading.stop()
         console.print()
         self._messages.append({"role": "assistant", "content": "".join(shown)})
 
@@ -149,3 +160,8 @@ class Conversation:
         if self._system is None:
             return self._messages
         return [{"role": "system", "content": self._system}, *self._messages]
+
+
+def _progress_line(progress: PromptProgress) -> str:
+    cached = f" ({progress.cached:,} from the cache)" if progress.cached else ""
+    return f"read {progress.processed:,} of {progress.total:,} tokens{cached}"

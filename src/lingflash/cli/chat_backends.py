@@ -8,18 +8,23 @@ import json
 import queue
 import secrets
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, assert_never
+
+import msgspec
 
 from lingflash.cli.options import LoadingBar
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, EngineError, InvalidRequestError, LingflashError
 from lingflash.core.extras import require_engine
 from lingflash.core.hub import resolve_model
-from lingflash.core.types import EngineRequest, SamplingParams
+from lingflash.core.types import EngineRequest, PromptProgress, SamplingParams
 from lingflash.link.http_client import Address, BadAnswer, Deadlines, open_request
 from lingflash.link.ipc import IpcEngineClient
+from lingflash.link.sse_reader import event_comment, event_data
+from lingflash.protocol.sse import PROGRESS
 from lingflash.text.chat_prompt import ModelText
 from lingflash.text.output import SequenceOutput
 
@@ -35,8 +40,8 @@ class ChatBackend(ABC):
     name: str = ""
 
     @abstractmethod
-    def stream(self, messages: Messages) -> Iterator[str]:
-        """Yield the answer's text as it comes.
+    def stream(self, messages: Messages) -> Iterator[str | PromptProgress]:
+        """Yield how far the prompt is read, where that is known, and the answer's text as it comes.
 
         Raises:
             LingflashError: there will be no (more) answer.
@@ -106,7 +111,7 @@ class EngineBackend(ChatBackend):
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def stream(self, messages: Messages) -> Iterator[str]:
+    def stream(self, messages: Messages) -> Iterator[str | PromptProgress]:
         """See ChatBackend."""
         assert self._engine is not None
         engine = self._engine
@@ -117,7 +122,9 @@ class EngineBackend(ChatBackend):
                 f"The conversation has {len(token_ids)} tokens and the context is {limit}; /reset."
             )
         request_id = self._current = secrets.token_hex(8)
-        pieces: queue.SimpleQueue[str | LingflashError | None] = queue.SimpleQueue()
+        pieces: queue.SimpleQueue[str | PromptProgress | LingflashError | None]
+        pieces = queue.SimpleQueue()
+        started = time.perf_counter()
 
         async def run() -> None:
             output = SequenceOutput(self._text.tokenizer, self._sampling)
@@ -127,9 +134,19 @@ class EngineBackend(ChatBackend):
                         request_id=request_id,
                         prompt_token_ids=token_ids,
                         sampling=self._sampling,
+                        wants_progress=True,
                     )
                 )
                 async for event in events:
+                    if event.num_prompt_done is not None:
+                        progress = PromptProgress(
+                            total=len(token_ids),
+                            cached=event.num_cached_tokens,
+                            processed=event.num_prompt_done,
+                            time_ms=round((time.perf_counter() - started) * 1000),
+                        )
+                        pieces.put(progress)
+                        continue
                     match event.finish_reason:
                         case "error":
                             raise event.error()
@@ -176,24 +193,33 @@ class ServerBackend(ChatBackend):
         self._options = {**options, **({"model": model} if model else {})}
         # Each piece of an answer is one run, in which Ctrl-C stops the wait for it.
         self._runner = asyncio.Runner()
-        self._pieces: AsyncGenerator[str] | None = None
+        self._pieces: AsyncGenerator[str | PromptProgress] | None = None
+        self._is_ours: bool | None = None
 
-    def stream(self, messages: Messages) -> Iterator[str]:
+    def stream(self, messages: Messages) -> Iterator[str | PromptProgress]:
         """See ChatBackend."""
         self._pieces = pieces = self._ask(messages)
         while (piece := self._runner.run(anext(pieces, None))) is not None:
             yield piece
 
-    async def _ask(self, messages: Messages) -> AsyncGenerator[str]:
-        body = json.dumps({"messages": list(messages), "stream": True, **self._options}).encode()
+    async def _ask(self, messages: Messages) -> AsyncGenerator[str | PromptProgress]:
         path = "/v1/chat/completions"
         try:
+            fields = {"messages": list(messages), "stream": True, **self._options}
+            if await self._knows_progress():
+                fields["stream_options"] = {"include_progress": True}
+            body = json.dumps(fields).encode()
             async with open_request(
                 self._address, "POST", path, body, deadlines=_DEADLINES
             ) as answer:
                 if answer.status != 200:
                     raise _error_of(answer.status, await answer.read())
-                async for data in answer.events():
+                async for raw in answer.raw_events():
+                    if (told := event_comment(raw, PROGRESS)) is not None:
+                        yield msgspec.json.decode(told, type=PromptProgress)
+                    data = event_data(raw)
+                    if data is None:
+                        continue
                     if data == "[DONE]":
                         return
                     event = json.loads(data)
@@ -202,8 +228,16 @@ class ServerBackend(ChatBackend):
                     for choice in event["choices"]:
                         if text := choice["delta"].get("content"):
                             yield text
-        except (OSError, BadAnswer) as error:
+        except (OSError, BadAnswer, msgspec.DecodeError) as error:
             raise EngineError(f"{self.name} cannot be reached or broke off: {error}.") from None
+
+    async def _knows_progress(self) -> bool:
+        """Whether the server is one of ours; another may refuse a field that it does not know."""
+        if self._is_ours is None:
+            async with open_request(self._address, "GET", "/", deadlines=_DEADLINES) as answer:
+                said = await answer.read()
+            self._is_ours = answer.status == 200 and b'"name":"lingflash"' in said
+        return self._is_ours
 
     def cancel(self) -> None:
         """See ChatBackend."""

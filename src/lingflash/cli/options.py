@@ -19,8 +19,10 @@ from lingflash.api.config import ServerConfig
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import PREFIX, Setting, nearest, settings_of
+from lingflash.gateway.accounts.config import AccountsConfig
+from lingflash.sandbox.config import SandboxConfig
 
-SETTINGS = (EngineConfig, ServerConfig)
+SETTINGS = (EngineConfig, ServerConfig, SandboxConfig)
 """The classes whose settings are options of some command and variables of the environment."""
 
 
@@ -37,7 +39,8 @@ def check_environment(environ: Mapping[str, str]) -> None:
         ConfigError: one is unknown; the message names it and the closest known one. Or one that is
             for a key is set and holds none.
     """
-    known = {each.variable: each for cls in SETTINGS for each in settings_of(cls).values()}
+    classes = (*SETTINGS, AccountsConfig)
+    known = {each.variable: each for cls in classes for each in settings_of(cls).values()}
     for name in sorted(environ):
         if name in known and known[name].is_secret and not environ[name].strip():
             raise ConfigError(
@@ -110,7 +113,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         kind = kind | None
     shown: dict[str, Any] = {"envvar": setting.variable, "help": setting.help}
     if setting.flag.startswith("--"):
-        off = f"/--no{setting.flag[1:]}" if kind is bool and default else ""
+        is_switch = setting.type in (bool, bool | None) and setting.default is not False
+        off = f"/--no{setting.flag[1:]}" if is_switch else ""
         info = typer.Option(setting.flag + off, metavar=setting.metavar, **shown)
     else:
         metavar = setting.flag if default is dataclasses.MISSING else f"[{setting.flag}]"

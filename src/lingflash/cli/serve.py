@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lingflash.api.config import ServerConfig, with_keys_of_file
+from lingflash.api.config import ServerConfig
 from lingflash.cli.options import LoadingBar, new_event_loop, served_name, takes_options
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.extras import require_engine
+from lingflash.httpd.keys import with_keys_of_file
 
 if TYPE_CHECKING:
     from lingflash.api.state import ServerState
@@ -35,6 +36,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
     from lingflash.api.server import serve_engine
     from lingflash.core.hub import resolve_model
     from lingflash.core.log import log_event, setup_logging, tell
+    from lingflash.httpd.page import PAGE_PATH
     from lingflash.httpd.server import bind_socket
     from lingflash.link.ipc import IpcEngineClient
 
@@ -54,6 +56,8 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
 
         def announce(state: ServerState) -> None:
             tell(describe(state))
+            if config.has_page:
+                tell(f"the page is on http://{host}:{address[1]}{PAGE_PATH}")
             tell(f"serving {name} on http://{host}:{address[1]}/v1")
 
         async def run() -> None:

@@ -73,6 +73,9 @@ def parse_rope_scaling(text: str) -> dict[str, Any]:
     return value
 
 
+_CPU_SHARED_TOKENS = 128
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How a model is loaded and run; its fields are the flags of `ling serve` and LLM's keywords.
@@ -105,6 +108,14 @@ class EngineConfig:
     # One state slot each.
     max_num_seqs: int = setting(64, "Sequences that run at once.", bound=between(1, 4096))
     max_num_batched_tokens: int = setting(2048, "Tokens computed in one step.")
+    # A CPU computes 128 at some two thirds of its pace; a GPU would read all weights for
+    # them.
+    max_num_shared_tokens: int | None = setting(
+        None,
+        "Of those, tokens of prompts while several keys are served; 128 on a CPU and no fewer than "
+        "alone on a GPU, if left out.",
+        bound=at_least(1),
+    )
     max_num_waiting: int = setting(
         512, "Requests that may wait; one more gets a 429.", bound=at_least(0)
     )
@@ -191,3 +202,8 @@ class EngineConfig:
                 "leave --tensor-parallel-size at 1.",
                 param="tensor_parallel_size",
             )
+
+    def shared_tokens_on(self, device: str) -> int | None:
+        """What `max_num_shared_tokens` is on a device; None is no bound."""
+        given = self.max_num_shared_tokens
+        return _CPU_SHARED_TOKENS if given is None and device == "cpu" else given

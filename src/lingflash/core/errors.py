@@ -9,10 +9,17 @@
     │   ├── RequestTooLargeError    the body is over the size limit (HTTP 413)
     │   └── UnsupportedMediaError   the body is encoded in a way that is not read (HTTP 415)
     ├── AuthenticationError    no or wrong API key (HTTP 401)
+    ├── InsufficientCreditsError   a budget does not suffice (HTTP 402)
+    ├── NotAllowedError        this key may not do that (HTTP 403)
     ├── NotFoundError          no such model or object (HTTP 404)
     ├── CapacityError          it could be served, but not now (HTTP 503)
     │   ├── QueueFullError          the waiting queue is full (HTTP 429)
+    │   ├── RateLimitError          a key's limit per time or of concurrency is reached (HTTP 429)
     │   └── NotEnoughMemoryError    the model or its cache does not fit (at start-up)
+    ├── UpstreamError          no server behind the gateway gave an answer (HTTP 502)
+    │   └── UpstreamTimeoutError    one took too long (HTTP 504)
+    ├── SandboxError           what was asked of a sandbox failed in it (HTTP 400)
+    │   └── SandboxGoneError        it could not be started or has ended (HTTP 502)
     └── EngineError            the engine failed while serving (HTTP 500)
         ├── EngineDeadError         its process is gone (HTTP 503)
         ├── NonFiniteLogitsError    the model gave NaN or infinity for this request
@@ -112,6 +119,18 @@ class AuthenticationError(LingflashError):
     code = "invalid_api_key"
 
 
+class InsufficientCreditsError(LingflashError):
+    """A budget of the key does not suffice for what the request may cost."""
+
+    code = "insufficient_credits"
+
+
+class NotAllowedError(LingflashError, PermissionError):
+    """The key is valid but may not do that."""
+
+    code = "not_allowed"
+
+
 class NotFoundError(LingflashError):
     """The named model or object does not exist."""
 
@@ -130,10 +149,54 @@ class QueueFullError(CapacityError):
     code = "queue_full"
 
 
+class RateLimitError(CapacityError):
+    """A limit of the key is reached; `headers` say which, and when to come again."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.headers = headers or {}
+
+
 class NotEnoughMemoryError(CapacityError, MemoryError):
     """The model, or a cache for one full context, does not fit in memory."""
 
     code = "not_enough_memory"
+
+
+class UpstreamError(LingflashError):
+    """A server or vendor behind the gateway gave no answer, or a broken one."""
+
+    code = "provider_unavailable"
+
+
+class UpstreamTimeoutError(UpstreamError, TimeoutError):
+    """A server or vendor behind the gateway took longer than it may."""
+
+    code = "provider_timeout"
+
+
+class SandboxError(LingflashError):
+    """What was asked of a sandbox's files or processes failed there.
+
+    Args:
+        errno: why, if the kernel said so.
+    """
+
+    code = "sandbox_error"
+
+    def __init__(self, message: str, *, param: str | None = None, errno: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.errno = errno
+
+
+class SandboxGoneError(SandboxError):
+    """The sandbox could not be started, or has ended."""
+
+    code = "sandbox_gone"
 
 
 class EngineError(LingflashError):

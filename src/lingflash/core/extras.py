@@ -12,7 +12,13 @@ from collections.abc import Iterator
 
 from lingflash.core.errors import ConfigError
 
-EXTRAS = {"torch": "engine", "safetensors": "engine", "triton": "cuda"}
+EXTRAS = {
+    "torch": "engine",
+    "safetensors": "engine",
+    "triton": "cuda",
+    "asyncpg": "postgres",
+    "redis": "redis",
+}
 """The packages that only an extra of ours brings."""
 
 

@@ -8,7 +8,7 @@ it happens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -64,13 +64,17 @@ class ServerMetrics(HttpMetrics):
     Args:
         read_stats: gives the engine's newest numbers.
         read_ready: says whether the server can serve.
+        read_plan: gives the memory that the engine planned at its start, by part.
     """
 
     def __init__(
-        self, read_stats: Callable[[], EngineStats], read_ready: Callable[[], bool]
+        self,
+        read_stats: Callable[[], EngineStats],
+        read_ready: Callable[[], bool],
+        read_plan: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         super().__init__()
-        self.registry.register(_EngineCollector(read_stats, read_ready))
+        self.registry.register(_EngineCollector(read_stats, read_ready, read_plan))
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests")
         self.cached_prompt_tokens = self._counter(
             "prompt_tokens_cached", "Prompt tokens that were not computed anew"
@@ -107,10 +111,14 @@ class ServerMetrics(HttpMetrics):
 
 class _EngineCollector(Collector):
     def __init__(
-        self, read_stats: Callable[[], EngineStats], read_ready: Callable[[], bool]
+        self,
+        read_stats: Callable[[], EngineStats],
+        read_ready: Callable[[], bool],
+        read_plan: Callable[[], Mapping[str, int]],
     ) -> None:
         self._read_stats = read_stats
         self._read_ready = read_ready
+        self._read_plan = read_plan
 
     def describe(self) -> Iterator[Metric]:
         # Without this the registry would call collect() at registration, before there is an engine.
@@ -145,6 +153,12 @@ class _EngineCollector(Collector):
         for use, num_bytes in stats.cache_bytes.items():
             by_use.add_metric([use], num_bytes)
         yield by_use
+        by_part = GaugeMetricFamily(
+            "lingflash_memory_plan_bytes", "Memory planned at start-up", labels=["part"]
+        )
+        for part, num_bytes in self._read_plan().items():
+            by_part.add_metric([part], num_bytes)
+        yield by_part
         lookups = CounterMetricFamily(
             "lingflash_prefix_cache_lookups",
             "Sequences by why no more was found",

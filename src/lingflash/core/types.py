@@ -215,6 +215,7 @@ class EngineRequest:
         timeout_s: the request ends with a deadline error this long after it was accepted.
         cache_salt: requests share computed prefixes only with those of the same salt.
         grammar: what each answer must look like.
+        wants_progress: events tell how far the prompt is computed, see TokenEvent.
     """
 
     request_id: str
@@ -223,6 +224,7 @@ class EngineRequest:
     timeout_s: float | None = None
     cache_salt: str = ""
     grammar: GrammarSpec | None = None
+    wants_progress: bool = False
 
     @property
     def owner(self) -> str:
@@ -276,6 +278,9 @@ class TokenEvent:
         drafts: guesses that this step accepted, and those that were wrong or came after the end;
             None if there were none.
         cache_report: on the first event of a choice that was admitted.
+        num_prompt_done: prompt tokens that are computed or were found. Only on events that come
+            before the first token of choice 0, if asked for; besides num_cached_tokens they say
+            nothing else.
     """
 
     request_id: str
@@ -290,11 +295,29 @@ class TokenEvent:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     drafts: tuple[int, int] | None = None
     cache_report: CacheReport | None = None
+    num_prompt_done: int | None = None
 
     def error(self) -> LingflashError:
         """What the finish_reason "error" stands for."""
         message = self.error_message or "The engine failed while serving this request."
         return from_code(self.error_code, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptProgress:
+    """How far the prompts of one call are computed.
+
+    Args:
+        total: their tokens.
+        cached: those of them that were found computed.
+        processed: those that are computed by now, cached ones included.
+        time_ms: since the call was accepted.
+    """
+
+    total: int
+    cached: int
+    processed: int
+    time_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,10 +81,12 @@ class EngineLoop:
             cache,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_shared_tokens=config.shared_tokens_on(model.device.type),
             max_num_waiting=config.max_num_waiting,
             max_model_len=plan.max_model_len,
             vocab_size=model.config.vocab_size,
             stop_token_ids=self.runner.stop_token_ids,
+            save_slot=self.runner.save_slot,
         )
 
     def start_afresh(self, prefix_cache: str) -> None:

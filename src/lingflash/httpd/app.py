@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lingflash.core.errors import InvalidRequestError, LingflashError
 from lingflash.httpd.body import json_response
+from lingflash.httpd.client_gone import ClientGone
 from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.error_map import envelope, headers_of, http_error, status_envelope
 from lingflash.httpd.middleware import RequestContextMiddleware
@@ -36,6 +37,7 @@ def make_app(context: HttpContext) -> FastAPI:
     app.add_exception_handler(LingflashError, _on_lingflash_error)
     app.add_exception_handler(RecursionError, _on_recursion_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientGone, _on_client_gone)
     return app
 
 
@@ -76,3 +78,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         status=error.status_code,
         headers=dict(error.headers or {}),
     )
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # for the log; nobody reads it

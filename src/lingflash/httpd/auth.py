@@ -20,7 +20,7 @@ def caller_of(request: Request) -> str:
     """A name for whoever holds the request's key, for what must not be shared between keys."""
     if not context_of(request).api_keys:
         return ""
-    return _digest(_given_key(request)).hex()
+    return _digest(given_key(request)).hex()
 
 
 def require_key(request: Request) -> None:
@@ -50,7 +50,7 @@ def require_admin_key(request: Request) -> None:
 
 
 def _require_one_of(keys: Sequence[str], request: Request) -> None:
-    given = _given_key(request)
+    given = given_key(request)
     if not given:
         raise AuthenticationError(
             "No API key was given; send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
@@ -64,7 +64,8 @@ def _require_one_of(keys: Sequence[str], request: Request) -> None:
         raise AuthenticationError("The API key is not valid.")
 
 
-def _given_key(request: Request) -> str:
+def given_key(request: Request) -> str:
+    """The key that a request carries, in OpenAI's header or Anthropic's; "" if none."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given:
         given = request.headers.get("x-api-key", "")  # Anthropic's clients

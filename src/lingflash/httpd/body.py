@@ -53,6 +53,19 @@ async def read_request(
         InvalidRequestError: it is no JSON, or not what the model says.
         RequestTooLargeError: it is over the limit.
     """
+    body, value = await read_json(request)
+    if len(body) < _LARGE_BYTES:
+        return parse_request(model, value, table, dropped)
+    return await asyncio.to_thread(parse_request, model, value, table, dropped)
+
+
+async def read_json(request: Request) -> tuple[bytes, Any]:
+    """Read the body of a request, and decode it; its size is checked while it arrives.
+
+    Raises:
+        InvalidRequestError: it is no JSON.
+        RequestTooLargeError: it is over the limit.
+    """
     max_bytes = context_of(request).max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
@@ -69,13 +82,11 @@ async def read_request(
     except zlib.error as error:
         raise InvalidRequestError(f"The body is not what content-encoding says: {error}.") from None
     request.state.num_body_bytes = len(body)
-    if len(body) < _LARGE_BYTES:
-        return parse_request(model, decode_json(bytes(body)), table, dropped)
-    try:
-        value = await asyncio.to_thread(decode_json, bytes(body))
-        return await asyncio.to_thread(parse_request, model, value, table, dropped)
-    finally:
-        request.state.was_large = True
+    whole = bytes(body)
+    if len(whole) < _LARGE_BYTES:
+        return whole, decode_json(whole)
+    request.state.was_large = True
+    return whole, await asyncio.to_thread(decode_json, whole)
 
 
 def give_memory_back() -> None:

@@ -125,6 +125,7 @@ class Connection(HttpToolsProtocol):
         self._overhead_bytes = 0  # of a body's framing
         self._is_resuming = False
         self._is_offer = False  # the request in hand offers to upgrade; its body is still to come
+        self._running: RequestResponseCycle | None = None  # the others were sent ahead of it
 
     # How a connection begins and ends
 
@@ -134,10 +135,16 @@ class Connection(HttpToolsProtocol):
         self.shared.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; the request in hand learns that nobody reads its answer."""
+        """End; the request that runs learns that nobody reads its answer.
+
+        uvicorn would tell only the one that came last, which may be waiting behind it.
+        """
         self.shared.num_open -= 1
         self._enter("closed")
         super().connection_lost(exc)
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def drop(self, reason: str) -> None:
         """Close the connection against its client's will, unsent bytes and all."""
@@ -311,6 +318,10 @@ class Connection(HttpToolsProtocol):
             # The task that calls `send` has not begun.
             self.cycle.send = partial(_send_until_close, self.cycle, self.cycle.send)
         self._enter("body")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""

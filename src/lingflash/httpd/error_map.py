@@ -37,10 +37,17 @@ ERROR_MAP: dict[type[LingflashError], HttpError] = {
     errors.RequestTooLargeError: HttpError(413, _INVALID),
     errors.UnsupportedMediaError: HttpError(415, _INVALID),
     errors.AuthenticationError: HttpError(401, "authentication_error"),
+    errors.InsufficientCreditsError: HttpError(402, "insufficient_quota"),
+    errors.NotAllowedError: HttpError(403, "permission_error"),
     errors.NotFoundError: HttpError(404, _INVALID),
     errors.CapacityError: HttpError(503, "overloaded_error", retry=True),
     errors.QueueFullError: HttpError(429, "rate_limit_error", retry=True),
+    errors.RateLimitError: HttpError(429, "rate_limit_error", retry=True),
     errors.NotEnoughMemoryError: HttpError(503, "overloaded_error", retry=True),
+    errors.UpstreamError: HttpError(502, _SERVER),
+    errors.UpstreamTimeoutError: HttpError(504, "timeout_error"),
+    errors.SandboxError: HttpError(400, _INVALID),
+    errors.SandboxGoneError: HttpError(502, _SERVER),
     errors.EngineError: HttpError(500, _SERVER),
     errors.EngineDeadError: HttpError(503, _SERVER, retry=True),
     errors.NonFiniteLogitsError: HttpError(500, _SERVER),
@@ -83,6 +90,8 @@ def headers_of(error: LingflashError) -> dict[str, str]:
     result: dict[str, str] = {}
     if http_error(error).retry:
         result["retry-after"] = str(RETRY_AFTER_S)
+    if isinstance(error, errors.RateLimitError):
+        result |= error.headers
     if isinstance(error, errors.AuthenticationError):
         result["www-authenticate"] = "Bearer"
     if isinstance(error, errors.RequestTooLargeError):

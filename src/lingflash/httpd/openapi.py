@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import Depends, FastAPI, Response
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 
 from lingflash.httpd.auth import require_key
 from lingflash.httpd.body import json_response
+from lingflash.httpd.page import installed_version
 from lingflash.protocol.errors import ErrorDialect
 
 _REF = "#/components/schemas/{model}"
@@ -51,7 +51,7 @@ def install_openapi(
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=_installed_version(), routes=app.routes)
+            schema = get_openapi(title=app.title, version=installed_version(), routes=app.routes)
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas.clear()  # of answers to malformed requests that are never given
             for path, item in schema["paths"].items():
@@ -72,13 +72,6 @@ def install_openapi(
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(require_key)])
     async def openapi_document() -> Response:
         return json_response(app.openapi())
-
-
-def _installed_version() -> str:
-    try:
-        return version("lingflash")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        return "unknown"
 
 
 def _responses(

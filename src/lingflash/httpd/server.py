@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import uvicorn
@@ -24,8 +24,11 @@ from lingflash.httpd.limits import fitted_to_files
 logger = logging.getLogger("lingflash.httpd")
 
 _POLL_S = 0.05
-# After the aborts, how long the last answers may take to be written.
-_LAST_WORDS_S = 2.0
+# What the end takes at most, so that it is over when --drain-timeout-s is: the errors of what was
+# aborted, the service, the last bytes to slow clients, and what the caller closes. All of it is
+# shorter where the limit is below so many seconds.
+_ERRORS_S, _SERVICE_S, _LAST_BYTES_S, _CALLER_S = 1.0, 2.0, 1.0, 1.0
+_FULL_PACE_FROM_S = 25.0
 _SWEEP_S = 1.0
 # What a client may leave unread in the kernel before the server notices that it does not read.
 _SEND_BUFFER_BYTES = 256 * 1024
@@ -90,7 +93,10 @@ class Service(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End it and what still runs; it may not have been started, or be dead."""
+        """End it and what still runs; it may not have been started, or be dead.
+
+        If it takes too long it is cancelled, and is to end what it can at once.
+        """
         ...
 
 
@@ -100,9 +106,14 @@ async def run_server(
     service: Service,
     sock: socket.socket,
     *,
+    more_socks: Sequence[socket.socket] = (),
     on_ready: Callable[[], None] | None = None,
+    on_hangup: Callable[[], None] | None = None,
 ) -> None:
     """Start the service, serve until a signal, drain, stop. It listens while the service starts.
+
+    Args:
+        on_hangup: what SIGHUP does, such as reading settings again; without it, it ends the server.
 
     Raises:
         LingflashError: the service could not start, or is gone for good.
@@ -123,13 +134,12 @@ async def run_server(
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(_LAST_WORDS_S)),
         )
     )
     is_alive = False
     stop = asyncio.Event()
-    signals = _Signals(stop)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    signals = _Signals(stop, on_hangup)
+    serving = asyncio.create_task(server.serve(sockets=[sock, *more_socks]))
     stopping = asyncio.create_task(stop.wait())
     sweeping = asyncio.create_task(_sweep(connections))
     tasks: list[asyncio.Task[Any]] = [serving, stopping, sweeping]
@@ -156,13 +166,15 @@ async def run_server(
         server.should_exit = True
         # The service first: its end ends the answers that uvicorn waits for.
         try:
-            await service.stop()
+            await asyncio.wait_for(service.stop(), _SERVICE_S * _pace(context))
+        except TimeoutError:
+            log_event(logger, f"{service.name}_killed", {}, level=logging.WARNING)
         except Exception as error:
             # It must not hide why we are here; of a service that is gone it is no news either.
             fields = {"error": type(error).__name__, "message": str(error)}
             level = logging.ERROR if is_alive else logging.DEBUG
             log_event(logger, f"{service.name}_stop_failed", fields, level=level)
-        await asyncio.gather(serving, return_exceptions=True)
+        await _end_connections(server, serving, _LAST_BYTES_S * _pace(context))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -174,21 +186,38 @@ async def _sweep(connections: Connections) -> None:
         connections.sweep()
 
 
+def _pace(context: HttpContext) -> float:
+    return min(max(context.drain_timeout_s / _FULL_PACE_FROM_S, 0.2), 1.0)
+
+
 async def _drain(context: HttpContext, signals: _Signals) -> None:
-    """Refuse new requests, let running ones finish, abort the rest."""
+    """Refuse new requests, let running ones finish, abort the rest in time for a whole end."""
     context.is_draining = True
     running, timeout_s = context.in_flight, context.drain_timeout_s
     log_event(logger, "draining", {"running": len(running), "timeout_s": timeout_s})
-    deadline = time.monotonic() + timeout_s
+    end_s = _pace(context) * (_ERRORS_S + _SERVICE_S + _LAST_BYTES_S + _CALLER_S)
+    deadline = time.monotonic() + timeout_s - end_s
     while running and time.monotonic() < deadline and not signals.is_impatient:
         await asyncio.sleep(_POLL_S)
     if running:
         log_event(logger, "drain_aborts", {"running": len(running)})
         for abort in list(running.values()):
             abort()
-        deadline = time.monotonic() + _LAST_WORDS_S
+        deadline = time.monotonic() + _ERRORS_S * _pace(context)
         while running and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
+
+
+async def _end_connections(
+    server: uvicorn.Server, serving: asyncio.Task[Any], patience_s: float
+) -> None:
+    """Wait for what is being written; then leave clients that do not read, or have not written."""
+    await asyncio.wait((serving,), timeout=patience_s)
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    await asyncio.wait((serving,), timeout=patience_s)
+    server.force_exit = True
+    await asyncio.gather(serving, return_exceptions=True)
 
 
 class _Server(uvicorn.Server):
@@ -199,31 +228,40 @@ class _Server(uvicorn.Server):
         yield
 
 
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
 class _Signals:
     """SIGTERM and its like: the first asks for a drain, the second for a quick end.
 
-    SIGHUP is a terminal that was closed. SIGUSR1, which would end the process, is not for us.
+    SIGHUP is a terminal that was closed, unless the server has a use for it. SIGUSR1, which would
+    end the process, is not for us.
     """
 
-    def __init__(self, stop: asyncio.Event) -> None:
+    def __init__(self, stop: asyncio.Event, on_hangup: Callable[[], None] | None) -> None:
         self._stop = stop
+        self._on_hangup = on_hangup
         self.is_impatient = False
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         installed: list[signal.Signals] = []
-        ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-        for number in (*ends, signal.SIGUSR1):
+        for number in (*_ENDS, signal.SIGUSR1):
             # Not on Windows, nor in a thread that is not the main one (tests).
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._on_signal if number in ends else _ignore)
+                loop.add_signal_handler(number, self._handler_of(number))
                 installed.append(number)
         try:
             yield
         finally:
             for number in installed:
                 loop.remove_signal_handler(number)
+
+    def _handler_of(self, number: signal.Signals) -> Callable[[], None]:
+        if number == signal.SIGHUP and self._on_hangup is not None:
+            return self._on_hangup
+        return self._on_signal if number in _ENDS else _ignore
 
     def _on_signal(self) -> None:
         if self._stop.is_set():

@@ -96,15 +96,19 @@ class EngineProcess:
         return f"The engine process {self._complaint or describe_exit(self._process.poll())}"
 
     async def end(self) -> None:
-        """Close the connection, which ends it; kill it if it does not listen."""
+        """Close the connection, which ends it; kill it if it does not listen, or if cancelled."""
         # uvloop raises RuntimeError on a connection that the engine's death has closed.
         with contextlib.suppress(ConnectionError, RuntimeError):
             self._writer.write_eof()
-        if not await self._has_ended(_END_TIMEOUT_S):
+        try:
+            if await self._has_ended(_END_TIMEOUT_S):
+                return
             self._process.kill()
             # One that hangs in the kernel does not even end by that; nobody is to wait for it.
             await self._has_ended(_KILL_TIMEOUT_S)
-        self._writer.close()
+        finally:
+            self._process.kill()  # does nothing to one that has ended
+            self._writer.close()
 
     async def _has_ended(self, timeout_s: float) -> bool:
         deadline = asyncio.get_running_loop().time() + timeout_s

@@ -93,23 +93,32 @@ class Address:
         return address
 
     @classmethod
-    def parse_any(cls, url: str, api_key: str | None = None) -> Address:
+    def parse_any(cls, url: str, api_key: str | None = None, flag: str = "--url") -> Address:
         """Read a base URL of an OpenAI-compatible server, with or without its last part, /v1.
+
+        Args:
+            flag: what an error calls it.
 
         Raises:
             ConfigError: it is none, or the key cannot be sent.
         """
-        return _read_url(url, api_key, "http://127.0.0.1:8000/v1")
+        return _read_url(url, api_key, "http://127.0.0.1:8000/v1", flag)
 
     def encode(
-        self, method: str, path: str, body: bytes | None, headers: Iterable[tuple[str, str]] = ()
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        is_kept: bool = False,
     ) -> bytes:
-        """The bytes of a request; a body is JSON."""
+        """The bytes of a request; a body is JSON. `is_kept`: the connection may be used again."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [
             f"{method} {self.prefix}{path} HTTP/1.1",
             f"Host: {host}:{self.port}",
-            "Connection: close",
+            f"Connection: {'keep-alive' if is_kept else 'close'}",
         ]
         if self.api_key is not None:
             lines.append(f"Authorization: Bearer {self.api_key}")
@@ -121,16 +130,16 @@ class Address:
         return "\r\n".join([*lines, "", ""]).encode("ascii") + (body or b"")
 
 
-def _read_url(url: str, api_key: str | None, example: str) -> Address:
+def _read_url(url: str, api_key: str | None, example: str, flag: str = "--url") -> Address:
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode("ascii")
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        raise _bad_url(url, example) from None
+        raise _bad_url(url, example, flag) from None
     path = parts.path
     if parts.scheme not in ("http", "https") or not host or not _is_sendable(path) or " " in path:
-        raise _bad_url(url, example)
+        raise _bad_url(url, example, flag)
     if api_key is not None and not _is_sendable(api_key):
         raise ConfigError("--api-key has characters that no HTTP header holds.", param="api_key")
     prefix = path.rstrip("/").removesuffix("/v1")
@@ -141,11 +150,14 @@ def _is_sendable(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _bad_url(url: str, example: str) -> ConfigError:
-    return ConfigError(f"--url is {url!r}; a base URL such as {example} is needed.", param="url")
+def _bad_url(url: str, example: str, flag: str = "--url") -> ConfigError:
+    return ConfigError(
+        f"{flag} is {url!r}; a base URL such as {example} is needed.",
+        param=flag.lstrip("-").replace("-", "_"),
+    )
 
 
-class _Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One answer as its bytes come; the callbacks named on_* are the parser's."""
 
     def __init__(self) -> None:
@@ -158,6 +170,7 @@ class _Connection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._is_paused = False
         self._is_whole = False
+        self._may_be_kept = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -166,10 +179,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_whole or self._error is not None:
+            self._may_be_kept = False
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._may_be_kept = False
             if not self._is_whole:  # what comes behind a whole answer is nobody's
                 self._fail(BadAnswer(f"no HTTP answer: {error}"))
         self._head_bytes += len(data)
@@ -185,6 +200,10 @@ class _Connection(asyncio.Protocol):
             where = "inside the body" if self.status else "before an answer"
             self._fail(exc or BadAnswer(f"the connection ended {where}"))
         self._wake()
+
+    def on_message_begin(self) -> None:
+        if self._is_whole:  # bytes behind the answer that nobody asked for
+            self._may_be_kept = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:
@@ -206,6 +225,24 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._is_whole = bool(self.status)
+        self._may_be_kept = self._is_whole and self._parser.should_keep_alive()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether not one byte of an answer has come."""
+        return not self._head_bytes
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the answer is whole, was taken, and another may follow it."""
+        transport = self.transport
+        return (
+            self._may_be_kept
+            and not self._parts
+            and self._error is None
+            and transport is not None
+            and not transport.is_closing()
+        )
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:
@@ -259,7 +296,7 @@ class _Connection(asyncio.Protocol):
 class Answer:
     """An answer whose head is there; the body is read once, with one of parts, read and events."""
 
-    def __init__(self, connection: _Connection, idle_s: float | None = None) -> None:
+    def __init__(self, connection: ClientConnection, idle_s: float | None = None) -> None:
         self.status = connection.status
         self.headers = connection.headers
         self._connection = connection
@@ -272,7 +309,7 @@ class Answer:
         Raises:
             BadAnswer: they have no whole head.
         """
-        connection = _Connection()
+        connection = ClientConnection()
         connection.data_received(raw)
         connection.connection_lost(None)
         if not connection.status:
@@ -294,15 +331,25 @@ class Answer:
 
     async def events(self) -> AsyncIterator[str]:
         """The data of each server-sent event, "[DONE]" included. See parts for what it raises."""
+        async for event in self.raw_events():
+            try:
+                data = event_data(event)
+            except ValueError as error:
+                raise BadAnswer(f"an event is no UTF-8: {error}") from None
+            if data is not None:
+                yield data
+
+    async def raw_events(self) -> AsyncIterator[bytes]:
+        """Each server-sent event as it came, comments too. See parts for what it raises."""
+        async for events in self.event_batches():
+            for event in events:
+                yield event
+
+    async def event_batches(self) -> AsyncIterator[list[bytes]]:
+        """The events as bytes, those that came together at once. See parts for what it raises."""
         reader = EventReader()
         while events := await _within("idle_s", self._idle_s, self._next_events(reader)):
-            for event in events:
-                try:
-                    data = event_data(event)
-                except ValueError as error:
-                    raise BadAnswer(f"an event is no UTF-8: {error}") from None
-                if data is not None:
-                    yield data
+            yield events
         if reader.rest.strip():
             raise BadAnswer("the stream ended inside an event")
 
@@ -339,6 +386,28 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+def total_deadline(deadlines: Deadlines) -> contextlib.AbstractAsyncContextManager[None]:
+    """What everything of one request happens within."""
+    return _deadline("total_s", deadlines.total_s)
+
+
+async def connect(connection: ClientConnection, address: Address, deadlines: Deadlines) -> None:
+    """Connect to a server, TLS included."""
+    tls = _tls() if address.is_tls else None
+    connecting = asyncio.get_running_loop().create_connection(
+        lambda: connection, address.host, address.port, ssl=tls
+    )
+    await _within("connect_s", deadlines.connect_s, connecting)
+
+
+async def exchange(connection: ClientConnection, request: bytes, deadlines: Deadlines) -> Answer:
+    """Send a request on a connection that stands; the answer as soon as its head is there."""
+    assert connection.transport is not None
+    connection.transport.write(request)
+    await _within("first_byte_s", deadlines.first_byte_s, connection.wait_for_head())
+    return Answer(connection, deadlines.idle_s)
+
+
 @contextlib.asynccontextmanager
 async def open_request(
     address: Address,
@@ -356,18 +425,11 @@ async def open_request(
         BadAnswer: what came is no HTTP.
     """
     request = address.encode(method, path, body, headers)
-    connection = _Connection()
-    async with _deadline("total_s", deadlines.total_s):
+    connection = ClientConnection()
+    async with total_deadline(deadlines):
         try:
-            tls = _tls() if address.is_tls else None
-            connecting = asyncio.get_running_loop().create_connection(
-                lambda: connection, address.host, address.port, ssl=tls
-            )
-            await _within("connect_s", deadlines.connect_s, connecting)
-            assert connection.transport is not None
-            connection.transport.write(request)
-            await _within("first_byte_s", deadlines.first_byte_s, connection.wait_for_head())
-            yield Answer(connection, deadlines.idle_s)
+            await connect(connection, address, deadlines)
+            yield await exchange(connection, request, deadlines)
         finally:
             if connection.transport is not None:
                 connection.transport.abort()

@@ -441,7 +441,7 @@ class IpcEngineClient:
 
     def _give_up(self, why: str) -> None:
         """Be dead for good."""
-        log.error("%s", why)
+        log.error("the engine is not started again: %s", why)
         self._trouble = f"{why}."
         self._death = EngineDeadError(f"{why}.")
         self._dead.set()

@@ -42,6 +42,8 @@ class Behaviour:
         fail_with: the error of such a sequence.
         num_cached_tokens: reported for every request.
         cache_report: the same.
+        prompt_tokens_per_step: a prompt takes a step for each of so many tokens that are not
+            cached, before the step of its first token; None takes all of it in that one.
     """
 
     delay_s: float = 0.0
@@ -53,6 +55,7 @@ class Behaviour:
     fail_with: LingflashError = field(default_factory=lambda: LingflashError("scripted failure"))
     num_cached_tokens: int = 0
     cache_report: CacheReport | None = None
+    prompt_tokens_per_step: int | None = None
 
 
 class _Sequence:
@@ -65,7 +68,7 @@ class _Sequence:
 
 
 class _Running:
-    __slots__ = ("deadline", "request", "sequences", "stream")
+    __slots__ = ("deadline", "num_prompt_done", "request", "sequences", "stream")
 
     def __init__(
         self, request: EngineRequest, stream: EventStream, sequences: list[_Sequence]
@@ -73,6 +76,7 @@ class _Running:
         self.request = request
         self.stream = stream
         self.sequences = sequences
+        self.num_prompt_done = 0
         self.deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
 
 
@@ -253,6 +257,8 @@ class ScriptedEngine:
         now = time.monotonic()
         for request_id, entry in list(self._running.items()):
             late = entry.deadline is not None and now > entry.deadline
+            if not (late or self.behaviour.hang) and self._reads_prompt(entry):
+                continue
             for sequence in list(entry.sequences):
                 if late:
                     self._end_late(entry, sequence)
@@ -262,6 +268,23 @@ class ScriptedEngine:
                 self._running.pop(request_id, None)
         self._stats = replace(self._stats, num_steps=self._stats.num_steps + 1)
         self._admit()
+
+    def _reads_prompt(self, entry: _Running) -> bool:
+        """Take in the next part of a prompt; False when the step of the first token is next."""
+        chunk, request = self.behaviour.prompt_tokens_per_step, entry.request
+        done = max(entry.num_prompt_done, self.behaviour.num_cached_tokens)
+        if chunk is None or done + chunk >= len(request.prompt_token_ids):
+            return False
+        entry.num_prompt_done = done + chunk
+        if request.wants_progress:
+            cached = self.behaviour.num_cached_tokens
+            event = TokenEvent(
+                request_id=request.request_id,
+                num_cached_tokens=cached,
+                num_prompt_done=done + chunk,
+            )
+            entry.stream.put(event)
+        return True
 
     def _end_late(self, entry: _Running, sequence: _Sequence) -> None:
         self._end(

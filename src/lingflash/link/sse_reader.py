@@ -57,6 +57,12 @@ def event_data(event: bytes) -> str | None:
     return b"\n".join(values).decode() if values else None
 
 
+def event_comment(event: bytes, name: str) -> bytes | None:
+    """What follows a name in an event that is a comment; None if this is no such comment."""
+    mark = f": {name} ".encode()
+    return event[len(mark) :].strip() if event.startswith(mark) else None
+
+
 def event_name(event: bytes) -> str:
     """The event's type, "message" if it names none."""
     values = _values(event, b"event")

@@ -126,6 +126,12 @@ class DecoderLayer:
         x = x if final is None else x.index_select(0, final.rows)
         if not x.shape[0]:
             return x  # the middle of a prompt: its latents are written, nothing else was wanted
+        return self.feed_forward(x, attn_out, batch, trace)
+
+    def feed_forward(
+        self, x: Tensor, attn_out: Tensor, batch: ForwardBatch, trace: Trace | None = None
+    ) -> Tensor:
+        """What follows attention: the stream that came in and attention's output to the stream."""
         x, u = add_rms_norm(attn_out, x, self.w_post_norm, self.eps)
         mlp_out = self.mlp.forward(u, batch, trace)
         mlp_out = self._mesh.sum(mlp_out)

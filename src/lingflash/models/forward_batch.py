@@ -166,6 +166,7 @@ def make_forward_batch(
     anchors: Sequence[int] | None = None,
     num_certain: Sequence[int] | None = None,
     only_last: Sequence[int] | None = None,
+    saves: Sequence[tuple[int, int] | None] | None = None,
 ) -> ForwardBatch:
     """Build the model's input from one entry per sequence.
 
@@ -179,6 +180,7 @@ def make_forward_batch(
         num_certain: query tokens that are no drafts; all by default.
         only_last: sequences whose last token's hidden state is all that is wanted of this step;
             None for every token's.
+        saves: see plan_lightning.
     """
     lens = [len(ids) for ids in token_ids]
     num_tokens = sum(lens)
@@ -208,6 +210,7 @@ def make_forward_batch(
             device=device,
             allow_decode=not batch_invariant,
             num_certain=num_certain,
+            saves=saves,
         ),
         mla=plan_mla(starts, lens, block_tables, **layout),
         batch_invariant=batch_invariant,

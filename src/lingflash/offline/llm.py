@@ -78,15 +78,16 @@ class LLM:
     >>> llm.chat([{"role": "user", "content": "Hello!"}])[0].outputs[0].text
 
     Its keywords are the fields of EngineConfig, which are the flags of `ling serve` too: editors
-    and `help()` show them, though they are not written here a second time. Only `max_num_waiting`
-    is missing, since prompts wait for their turn in this class.
+    and `help()` show them, though they are not written here a second time. `max_num_waiting` and
+    `max_num_shared_tokens` are missing: prompts wait for their turn in this class, and are of one
+    user.
 
     Raises:
         ConfigError: a keyword is unknown or its value out of range.
         LingflashError: the model cannot be loaded or does not fit.
     """
 
-    @takes_settings(EngineConfig, without=("max_num_waiting",))
+    @takes_settings(EngineConfig, without=("max_num_waiting", "max_num_shared_tokens"))
     def __init__(self, config: EngineConfig) -> None:
         config = replace(config, max_num_waiting=_MAX_QUEUED)
         self._text = ModelText.from_folder(resolve_model(config.model))

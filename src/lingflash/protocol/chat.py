@@ -26,6 +26,9 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = Field(
         None, description="every chunk holds the usage so far"
     )
+    include_progress: bool | None = Field(
+        None, description="comments tell how far the prompt is computed"
+    )
 
 
 class ReasoningFields(BaseModel):

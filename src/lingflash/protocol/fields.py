@@ -130,7 +130,7 @@ class FieldTable:
 
 
 _STREAM_OPTIONS = FieldTable(
-    known=("include_usage", "include_obfuscation", "continuous_usage_stats")
+    known=("include_usage", "include_obfuscation", "continuous_usage_stats", "include_progress")
 )
 CHAT_TABLE = FieldTable(
     INERT,

@@ -59,7 +59,7 @@ RESPONSES_TABLE = FieldTable(
     },
     options={
         "stream_options": FieldTable(
-            known=("include_obfuscation",),
+            known=("include_obfuscation", "include_progress"),
             inert={
                 "include_usage": "the usage is always in the last event",
                 "continuous_usage_stats": "the same",
@@ -95,6 +95,9 @@ class ResponseStreamOptions(BaseModel):
 
     include_obfuscation: bool | None = Field(
         None, description="padding against traffic analysis; accepted, not added"
+    )
+    include_progress: bool | None = Field(
+        None, description="comments tell how far the prompt is computed"
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from lingflash.core.types import PromptProgress
+
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.encode
@@ -21,6 +23,14 @@ _MARK = "\x00text\x00"
 def sse_event(value: Any) -> bytes:
     """One event with a JSON payload."""
     return b"data: " + _encode(value) + b"\n\n"
+
+
+PROGRESS = "prompt_progress"
+
+
+def progress_comment(progress: PromptProgress) -> bytes:
+    """How far a prompt is computed, as a comment: clients that do not know it pass over it."""
+    return f": {PROGRESS} ".encode() + _encode(progress) + b"\n\n"
 
 
 def named_event(name: str, value: Any) -> bytes:

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, assert_never
+from typing import assert_never
 
 from starlette.types import Receive
 
@@ -25,23 +25,20 @@ from lingflash.core.types import (
     EngineRequest,
     FinishReason,
     GrammarSpec,
+    PromptProgress,
     SamplingParams,
     TokenEvent,
     TokenLogprob,
     Usage,
 )
+from lingflash.httpd.client_gone import until_client_gone
 from lingflash.link.event_stream import EventStream
 from lingflash.protocol.chat import SamplingFields
 from lingflash.text.output import OutputDelta, SequenceOutput
 
 logger = logging.getLogger("lingflash.api")
-T = TypeVar("T")
 
 Deltas = list[tuple[int, OutputDelta]]
-
-
-class ClientGone(Exception):
-    """The client closed the connection before its answer was complete."""
 
 
 def never_written(reason: FinishReason) -> AssertionError:
@@ -89,6 +86,10 @@ class Generation:
         self._num_cached = [0] * len(prompts)
         self._drafts = [0, 0]  # accepted, rejected
         self._cache_reports: list[CacheReport | None] = [None] * len(prompts)
+        options = body.stream_options
+        self._wants_progress = bool(body.stream and options and options.include_progress)
+        self._num_done = [0] * len(prompts)
+        self._has_progressed = False
         self._open = len(self.outputs)
         self._started = self._last_event = time.perf_counter()
         self._first_token_s: float | None = None
@@ -130,6 +131,7 @@ class Generation:
                 timeout_s=self._body.timeout or self._state.config.request_timeout_s,
                 cache_salt=self._cache_salt,
                 grammar=self._grammar,
+                wants_progress=self._wants_progress,
             )
             self._streams.append(await self._state.engine.submit(request))
             self._engine_ids.append(engine_id)
@@ -146,6 +148,8 @@ class Generation:
     async def deltas(self) -> AsyncIterator[Deltas]:
         """Yield what the choices gain, several at a time if several are ready.
 
+        Nothing at all is yielded, too, where only `take_progress` has something to say.
+
         Raises:
             LingflashError: the engine failed one of them; the others are aborted by close().
         """
@@ -160,7 +164,7 @@ class Generation:
                         self._take(0, ready, batch)
                 except LingflashError as error:
                     failure = error  # after what came before it
-                if batch:
+                if batch or self._has_progressed:
                     yield batch
                 if failure is not None:
                     raise failure
@@ -181,8 +185,28 @@ class Generation:
             self._take(*await queue.get(), batch)
             while not queue.empty():
                 self._take(*queue.get_nowait(), batch)
-            if batch:
+            if batch or self._has_progressed:
                 yield batch
+
+    def take_progress(self) -> PromptProgress | None:
+        """How far the prompts are computed, if that was asked for and is news."""
+        if not self._has_progressed:
+            return None
+        self._has_progressed = False
+        return PromptProgress(
+            total=sum(map(len, self.prompts)),
+            cached=sum(self._num_cached),
+            processed=sum(self._num_done),
+            time_ms=round((time.perf_counter() - self._started) * 1000),
+        )
+
+    def _progress(self, prompt: int, event: TokenEvent) -> None:
+        done = event.num_prompt_done
+        if done is None:
+            done = len(self.prompts[prompt])  # there is a token, or the end
+        if done > self._num_done[prompt]:
+            self._num_done[prompt] = done
+            self._has_progressed = True
 
     def _take(self, prompt: int, event: TokenEvent, batch: Deltas) -> None:
         index = prompt * self.sampling.n + event.choice
@@ -202,6 +226,10 @@ class Generation:
                 assert_never(event.finish_reason)
         if event.choice == 0 and event.num_cached_tokens:
             self._num_cached[prompt] = event.num_cached_tokens
+        if self._wants_progress and event.choice == 0:
+            self._progress(prompt, event)
+        if event.num_prompt_done is not None:
+            return
         if event.drafts is not None:
             self._drafts[0] += event.drafts[0]
             self._drafts[1] += event.drafts[1]
@@ -301,42 +329,3 @@ class Generation:
                 "e2e_s": duration_s,
             },
         )
-
-
-async def until_client_gone(
-    work: Coroutine[Any, Any, T],
-    receive: Receive,
-    *,
-    is_stalled: Callable[[], bool] | None = None,
-    check_every_s: float | None = None,
-) -> T:
-    """Run something, but stop it as soon as the client closes the connection.
-
-    Args:
-        work: is cancelled if the client goes first.
-        receive: the connection's ASGI channel, its body already read.
-        is_stalled: asked now and then; True counts as gone.
-        check_every_s: how often to ask.
-
-    Raises:
-        ClientGone: the client was first.
-    """
-
-    async def wait_gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(wait_gone())
-    try:
-        while not task.done():
-            await asyncio.wait(
-                (task, gone), timeout=check_every_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not task.done() and (gone.done() or (is_stalled is not None and is_stalled())):
-                raise ClientGone
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)

@@ -7,13 +7,14 @@ import asyncio
 from fastapi import Request
 
 from lingflash.api.answer.conversation import Conversation
-from lingflash.api.answer.generation import Generation, until_client_gone
+from lingflash.api.answer.generation import Generation
 from lingflash.api.answer.sampling import build_sampling, check_text_size
 from lingflash.api.state import ServerState
 from lingflash.core.errors import InvalidRequestError
 from lingflash.core.limits import check_countable, check_lengths
 from lingflash.core.types import MAX_LOGPROBS, GrammarSpec, SamplingParams
 from lingflash.httpd.auth import caller_of
+from lingflash.httpd.client_gone import until_client_gone
 from lingflash.protocol.chat import ChatOptions
 from lingflash.protocol.history_fields import LEFT_TO_MODEL
 

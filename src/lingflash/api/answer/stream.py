@@ -18,11 +18,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lingflash.api.answer.generation import ClientGone, Deltas, Generation, until_client_gone
+from lingflash.api.answer.generation import Deltas, Generation
 from lingflash.core.errors import LingflashError
 from lingflash.httpd.body import json_response
+from lingflash.httpd.client_gone import ClientGone, until_client_gone
 from lingflash.httpd.error_map import envelope
-from lingflash.protocol.sse import sse_event
+from lingflash.protocol.sse import progress_comment, sse_event
 
 # A reader that takes nothing for so long is given up; else it would hold its answer for ever.
 STALL_TIMEOUT_S = 60.0
@@ -141,6 +142,8 @@ class EventStreamResponse(Response):
             await _send_body(send, first, more=True)
         async for deltas in self._generation.deltas():
             chunks = self._writer.write(deltas)
+            if (progress := self._generation.take_progress()) is not None:
+                chunks = progress_comment(progress) + chunks
             if chunks:
                 self._sending_since = time.monotonic()
                 await _send_body(send, chunks, more=True)

@@ -221,6 +221,7 @@ def read_responses(
             "stream": body.stream,
             "timeout": body.timeout,
             "return_cache_report": body.return_cache_report,
+            "stream_options": body.stream_options and body.stream_options.model_dump(),
         }
     with NAMES.errors_translated():
         options = parse_request(ChatOptions, fields)

@@ -22,7 +22,7 @@ from lingflash.core.errors import ConfigError, LingflashError
 from lingflash.link.frames import frame, read_frame
 
 _START_S = 15.0
-_CLOSE_S = 2.0
+_CLOSE_S = 1.0
 
 
 class RemoteDatabase:

@@ -22,6 +22,8 @@ _STEPS, _WARMUPS = 8 * ANCHOR, ANCHOR
 _ANSWER = 16 * ANCHOR
 _BLOCK = 64
 _CHECKPOINTS = 16
+# Sequences that decode while a prompt is read.
+_STREAMS = 32
 
 
 def _new_loop(
@@ -96,13 +98,14 @@ def time_turns(
     """Add the time to the first token of a turn in a conversation that the prefix cache holds.
 
     Args:
-        record: gets "turn of N after C".
+        record: gets "turn of N after C", and "engine prompt C" of reading what was said before.
         context: random tokens that were said before, at least.
         num_new: random tokens of a turn.
         repeats: turns that count; one before them does not.
     """
     turns = repeats + 1
     length = context + turns * (num_new + ANCHOR) + ANCHOR
+    answer: list[int] = []
     config = EngineConfig(model="dummy")
     loop = _new_loop(model, 4, length, block_size=config.block_size, caches=True)
     generator = torch.Generator().manual_seed(context)
@@ -114,9 +117,16 @@ def time_turns(
         torch.cuda.synchronize()
         return ask(loop, make_request(name, said, ANCHOR, temperature=1.0))
 
-    said = draw(context)
-    said += say("context")[2]
-    samples = []
+    said, rates, samples = [], list[float](), list[float]()
+    for prompt in range(2):  # the first only to have been read once
+        said = draw(context)
+        seconds, _, answer = say(f"context {prompt}")
+        rates.append(context / seconds)
+    said += answer
+    case = f"engine prompt {context}"
+    rate = record.add(case, "tokens/s", rates[1:]).median
+    record.derived[case] = {"tokens_of_a_step": config.max_num_batched_tokens}
+    print(case, f"{rate:.0f} tokens/s", flush=True)
     for turn in range(turns):
         said += draw(num_new)
         seconds, found, answer = say(f"turn {turn}")
@@ -127,3 +137,43 @@ def time_turns(
             samples.append(seconds * 1e3)
     case = f"turn of {num_new} after {context}"
     print(case, f"{record.add(case, 'ms', samples).median:.1f} ms", flush=True)
+
+
+def time_pauses(record: Record, model: BailingHybrid, num_tokens: int, repeats: int) -> None:
+    """Add the longest time between two tokens of sequences that decode while a prompt is read.
+
+    Args:
+        record: gets "pause beside a prompt of N" in ms, and "prompt of N beside 32" in tokens/s.
+        num_tokens: random tokens of the prompt.
+        repeats: prompts that count; one before them does not.
+    """
+    config = EngineConfig(model="dummy")
+    loop = _new_loop(model, _STREAMS + 1, num_tokens + ANCHOR, block_size=config.block_size)
+    generator = torch.Generator().manual_seed(num_tokens)
+
+    def begin(name: str, length: int, answer: int) -> None:
+        tokens = torch.randint(loop.info.vocab_size, (length,), generator=generator).tolist()
+        loop.add(make_request(name, tokens, answer, temperature=1.0, seed=1))
+
+    for i in range(_STREAMS):
+        begin(f"stream {i}", _BLOCK, num_tokens - _BLOCK)
+    begun: set[str] = set()
+    while len(begun) < _STREAMS:
+        begun |= {event.request_id for event in loop.step() if event.token_ids}
+    pauses, rates = list[float](), list[float]()
+    for prompt in range(repeats + 1):
+        for _ in range(_WARMUPS):
+            loop.step()
+        begin("prompt", num_tokens, 1)
+        start = last = time.perf_counter()
+        longest, is_read = 0.0, False
+        while not is_read:
+            is_read = any(event.request_id == "prompt" for event in loop.step())
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        if prompt:
+            pauses.append(longest * 1e3)
+            rates.append(num_tokens / (last - start))
+    ms = record.add(f"pause beside a prompt of {num_tokens}", "ms", pauses).median
+    rate = record.add(f"prompt of {num_tokens} beside {_STREAMS}", "tokens/s", rates).median
+    print(f"prompt of {num_tokens}: {ms:.1f} ms, {rate:.0f} tokens/s", flush=True)

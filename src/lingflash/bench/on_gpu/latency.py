@@ -22,6 +22,7 @@ from lingflash.bench.on_gpu.gpu import (
 from lingflash.bench.on_gpu.shapes import shape_config
 from lingflash.bench.on_gpu.split import on_ranks, time_exchanges, time_prompt_sums
 from lingflash.core.errors import ConfigError
+from lingflash.kernels.graph_capture import capture_graph
 from lingflash.kernels.lightning_attn import ANCHOR
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.config import ModelConfig
@@ -47,8 +48,10 @@ _LEAST_DISTINCT = 155
 _LONG_CONTEXT, _LONG_SHARE = 65_536, 0.85
 
 
-def make_cache(config: ModelConfig, num_seqs: int, num_tokens: int) -> CacheTensors:
-    """Random memory for sequences of so many tokens: block tables are consecutive."""
+def make_cache(
+    config: ModelConfig, num_seqs: int, num_tokens: int, device: torch.device | None = None
+) -> CacheTensors:
+    """Random memory for sequences of so many tokens, on a GPU: block tables are consecutive."""
     cache = CacheTensors.zeros(
         config,
         num_latent_layers=len(config.mla_layers),
@@ -56,7 +59,7 @@ def make_cache(config: ModelConfig, num_seqs: int, num_tokens: int) -> CacheTens
         block_size=_BLOCK,
         num_slots=num_seqs,
         dtype=torch.bfloat16,
-        device=torch.device("cuda"),
+        device=device or torch.device("cuda"),
     )
     for part in (cache.latents, cache.states, cache.tail_k, cache.tail_v):
         part.normal_()
@@ -75,7 +78,7 @@ class DecodeLoop:
 
     def __init__(self, model: BailingHybrid, num_seqs: int, context: int, num_steps: int) -> None:
         c, self.context = model.config, context
-        width = -(-(context + num_steps) // _BLOCK)
+        width = -(-(context + num_steps + 1) // _BLOCK)  # a place after the last step's, too
         self.cache = make_cache(c, num_seqs, width * _BLOCK)
         decoder = CudaDecoder.create(model, self.cache)
         assert decoder is not None, "the dummy formats all have kernels"
@@ -123,13 +126,7 @@ class DecodeLoop:
 
     def capture(self) -> None:
         """Make the graph of a step."""
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            self._forward()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._forward()
+        self.graph, _ = capture_graph(self._forward)
 
     def rewind(self) -> None:
         """Go back to the context's end."""
@@ -233,8 +230,10 @@ class Prefill:
 
     def __init__(self, model: BailingHybrid, num_tokens: int) -> None:
         self.model, self.num_tokens = model, num_tokens
-        self.cache = make_cache(model.config, 1, num_tokens)
-        self.tokens = torch.randint(model.config.vocab_size, (num_tokens,)).tolist()
+        self.cache = make_cache(model.config, 1, num_tokens, model.device)
+        # Of the words that one rank embeds by itself, as a rank's slice has no other.
+        words = model.config.vocab_size // model.mesh.shard.size
+        self.tokens = torch.randint(words, (num_tokens,)).tolist()
 
     @torch.inference_mode()
     def run(self) -> Tensor:
@@ -265,6 +264,7 @@ def run_latency(
     repeats: int,
     kernels: bool,
     engine: Sequence[int],
+    pauses: Sequence[int],
     turns: Sequence[int],
     out: Path | None,
     allow_dirty: bool,
@@ -277,13 +277,13 @@ def run_latency(
         ConfigError: a value is out of range, or there is no GPU.
     """
     if batches is None:
-        batches = () if prefills or engine or turns else (1, 32)
+        batches = () if prefills or engine or turns or pauses else (1, 32)
     require(weights == "dummy", "--weights", weights, "dummy")
     require(format_name in LAYOUTS, "--format", format_name, ", ".join(LAYOUTS))
     require(repeats >= 1, "--repeats", repeats, "1 or more")
     for flag, values, most in (
         ("--batch", batches, 256), ("--context", contexts, None), ("--prefill", prefills, None),
-        ("--engine", engine, 256), ("--turn", turns, None),
+        ("--engine", engine, 256), ("--turn", turns, None), ("--pause", pauses, None),
     ):  # fmt: skip
         ok = all(1 <= n <= (most or n) for n in values)
         require(ok, flag, list(values), f"1 to {most}" if most else "1 or more")
@@ -294,13 +294,14 @@ def run_latency(
             "ling bench throughput.",
             param="device",
         )
-    ok = tensor_parallel_size == 1 or not (engine or turns)
-    require(ok, "--engine or --turn", [*engine, *turns], "with --tensor-parallel-size 1")
+    ok = tensor_parallel_size == 1 or not (engine or turns or pauses)
+    given = [*engine, *turns, *pauses]
+    require(ok, "--engine, --turn or --pause", given, "with --tensor-parallel-size 1")
     record = Record("latency", out, allow_dirty, commit=commit)
     record.settings = {"shape": shape, "format": format_name, "layers": config.num_hidden_layers}
     measure = partial(
         _measure, record, config, format_name, batches, contexts, prefills, repeats, kernels,
-        engine, turns,
+        engine, turns, pauses,
     )  # fmt: skip
     if tensor_parallel_size > 1:
         return on_ranks(tensor_parallel_size, config.hidden_size, measure)
@@ -314,7 +315,7 @@ def run_latency(
 def _measure(
     record: Record, config: ModelConfig, format_name: str, batches: Sequence[int],
     contexts: Sequence[int], prefills: Sequence[int], repeats: int, kernels: bool,
-    engine: Sequence[int], turns: Sequence[int], mesh: Mesh,
+    engine: Sequence[int], turns: Sequence[int], pauses: Sequence[int], mesh: Mesh,
 ) -> Record:  # fmt: skip
     """Fill a record on one of the ranks that share the model; the first one's is kept."""
     if mesh.shard.rank:
@@ -322,7 +323,7 @@ def _measure(
     torch.manual_seed(0)
     # The engine's answers are sixteen rounds long.
     more = max([16 * _STEPS, *((repeats + 2) * (n + _STEPS) for n in turns)])
-    longest = max([n + more for n in contexts] + list(prefills) + [1])
+    longest = max([n + more for n in contexts] + list(prefills) + [n + _STEPS for n in pauses])
     ceilings = GpuCeilings()
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
@@ -349,8 +350,8 @@ def _measure(
         first = False
         record.save()
         collect_memory()
-    if engine or turns:
-        _time_engine(record, model, engine, contexts, turns, repeats)
+    if engine or turns or pauses:
+        _time_engine(record, model, engine, contexts, turns, pauses, repeats)
     ceilings.sample()
     record.derived["ceilings"] = ceilings.as_dict()
     return record
@@ -374,11 +375,11 @@ def _time_exchanges(
 
 def _time_engine(
     record: Record, model: BailingHybrid, engine: Sequence[int], contexts: Sequence[int],
-    turns: Sequence[int], repeats: int,
+    turns: Sequence[int], pauses: Sequence[int], repeats: int,
 ) -> None:  # fmt: skip
-    """Add the whole engine's steps at the first context, and turns after each."""
+    """Add the whole engine's steps at the first context, turns after each, and pauses."""
     # Not at the top: the engine needs packages that the rest of this file does without.
-    from lingflash.bench.on_gpu.gpu_engine import time_engine, time_turns
+    from lingflash.bench.on_gpu.gpu_engine import time_engine, time_pauses, time_turns
 
     for num_seqs in engine:
         time_engine(record, model, num_seqs, contexts[0], max(repeats - 1, 1))
@@ -389,6 +390,10 @@ def _time_engine(
             time_turns(record, model, context, num_new, repeats)
             record.save()
             collect_memory()
+    for num_tokens in pauses:
+        time_pauses(record, model, num_tokens, repeats)
+        record.save()
+        collect_memory()
 
 
 def _add_targets(record: Record, gpu: str, format_name: str) -> None:

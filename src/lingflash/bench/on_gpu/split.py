@@ -15,6 +15,7 @@ import torch
 
 from lingflash.bench.on_gpu.gpu import time_s
 from lingflash.core.errors import ConfigError, EngineError
+from lingflash.kernels.graph_capture import capture_graph
 from lingflash.models.config import ModelConfig
 from lingflash.models.cuda_decoder import MAX_DECODE_SEQS
 from lingflash.parallel.mesh import Mesh
@@ -145,11 +146,4 @@ def time_prompt_sums(
 
 def _captured(run: Callable[[], object]) -> Callable[[], None]:
     """The same launches as a graph, tried once."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    return capture_graph(run)[0].replay

@@ -7,7 +7,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,12 @@ class Timing:
         num_prompt_tokens, num_tokens: read and generated.
     """
 
-    num_prompt_tokens: int
+    num_prompt_tokens: int = 0
     ttft_s: float | None = None
     itl_s: list[float] = field(default_factory=list)
     e2e_s: float = 0.0
     num_tokens: int = 0
+    text: str = ""
     error: str | None = None
 
     @property
@@ -57,21 +58,32 @@ class Timing:
 
 async def one_request(address: Address, prompt: Sequence[int], num_tokens: int) -> Timing:
     """Stream one answer of exactly num_tokens tokens."""
-    timing = Timing(len(prompt))
-    payload = {
-        "prompt": list(prompt),
+    payload = {"prompt": list(prompt), "temperature": 0}
+    return await timed_stream(address, "/v1/completions", payload, num_tokens)
+
+
+async def timed_stream(
+    address: Address, path: str, payload: Mapping[str, Any], num_tokens: int
+) -> Timing:
+    """The same for a completion or a chat with fields of its own; keeps what was said."""
+    timing = Timing()
+    wanted = {
         "max_tokens": num_tokens,
-        "temperature": 0,
         "ignore_eos": True,
         "stream": True,
+        "stream_options": {"include_usage": True},
         "return_token_ids": True,
     }
-    body = json.dumps(payload).encode()
+    body = json.dumps({**payload, **wanted}).encode()
     start = last = time.perf_counter()
     try:
-        async with open_request(address, "POST", "/v1/completions", body) as answer:
+        async with open_request(address, "POST", path, body) as answer:
             async for chunk in read_chunks(answer):
-                count = sum(len(choice.get("token_ids") or ()) for choice in chunk["choices"])
+                if chunk.get("usage"):
+                    timing.num_prompt_tokens = chunk["usage"]["prompt_tokens"]
+                choices = chunk["choices"]
+                timing.text += "".join(_text_of(choice) for choice in choices)
+                count = sum(len(choice.get("token_ids") or ()) for choice in choices)
                 if not count:
                     continue
                 now = time.perf_counter()
@@ -88,6 +100,10 @@ async def one_request(address: Address, prompt: Sequence[int], num_tokens: int) 
     except (BadAnswer, OSError) as error:
         timing.error = str(error)
     return timing
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    return choice.get("text") or choice.get("delta", {}).get("content") or ""
 
 
 async def run_clients(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from lingflash.core.errors import EngineError
@@ -75,10 +75,17 @@ class ServerProcess:
 
     def memory_bytes(self) -> int:
         """Anonymous memory of the server and its children."""
+        return self._sum_over_processes(anonymous_bytes)
+
+    def num_fds(self) -> int:
+        """Open files of the server and its children."""
+        return self._sum_over_processes(lambda pid: len(os.listdir(f"/proc/{pid}/fd")))
+
+    def _sum_over_processes(self, count: Callable[[int], int]) -> int:
         total = 0
         for pid in [self._process.pid, *_children(self._process.pid)]:
             with contextlib.suppress(OSError):
-                total += anonymous_bytes(pid)
+                total += count(pid)
         return total
 
     def log_tail(self, num_bytes: int = 4000) -> str:

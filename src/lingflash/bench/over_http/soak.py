@@ -129,11 +129,11 @@ async def soak(
         for index in range(num_clients):
             group.create_task(client(index))
     summary.seconds = time.monotonic() - start
-    await _settle(address, before, summary)
+    await settle(address, before, summary)
     return summary
 
 
-async def _settle(address: Address, before: Mapping[str, float], summary: SoakSummary) -> None:
+async def settle(address: Address, before: Mapping[str, float], summary: SoakSummary) -> None:
     """Wait until the server is idle, note what is left, and see that it still answers."""
     deadline = time.monotonic() + _IDLE_TIMEOUT_S
     try:

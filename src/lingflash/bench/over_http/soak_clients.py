@@ -136,7 +136,7 @@ async def _read_stream(address: Address, rng: random.Random, limits: Limits, pau
 
 
 @contextlib.asynccontextmanager
-async def _socket(
+async def open_socket(
     address: Address,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to misuse."""
@@ -167,7 +167,7 @@ async def leave_mid_stream(address: Address, rng: random.Random, limits: Limits)
 async def leave_before_first_byte(address: Address, rng: random.Random, limits: Limits) -> str:
     """Send a request and go away without reading, at once or a moment later."""
     path, payload = _good(rng, limits, stream=rng.random() < 0.5)
-    async with _socket(address) as (_, writer):
+    async with open_socket(address) as (_, writer):
         writer.write(address.encode("POST", path, _encode(payload)))
         await writer.drain()
         if rng.random() < 0.5:
@@ -180,7 +180,7 @@ async def leave_before_first_byte(address: Address, rng: random.Random, limits: 
 async def leave_mid_request(address: Address, rng: random.Random, limits: Limits) -> str:
     """Send a part of the request and go away."""
     data = address.encode("POST", _COMPLETIONS, _encode(_completion(rng, limits, stream=True)))
-    async with _socket(address) as (_, writer):
+    async with open_socket(address) as (_, writer):
         writer.write(data[: rng.randint(1, len(data) - 1)])
         await writer.drain()
         await asyncio.sleep(rng.random() * 0.02)
@@ -232,7 +232,7 @@ async def send_malformed(address: Address, rng: random.Random, limits: Limits) -
 
 async def send_garbage(address: Address, rng: random.Random, limits: Limits) -> str:
     """Send what is no HTTP; a 4xx or a closed connection are both fine."""
-    async with _socket(address) as (reader, writer):
+    async with open_socket(address) as (reader, writer):
         writer.write(rng.randbytes(rng.randint(1, 200)) + b"\r\n\r\n")
         with contextlib.suppress(OSError):
             await writer.drain()

@@ -14,9 +14,9 @@ from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError, NotEnoughMemoryError
 from lingflash.core.hub import resolve_model
 from lingflash.engine.memory.plan import MemoryPlan, SequenceBytes, format_size
-from lingflash.engine.memory.tensors import graph_sizes
+from lingflash.engine.memory.tensors import MOST_PROMPT_ROWS, MOST_PROMPT_SEGMENTS, graph_sizes
 from lingflash.engine.memory.weight_bytes import count_weights, fitting_format
-from lingflash.kernels.mla.gpu_plan import MOST_EXPANDED_KEYS
+from lingflash.kernels.mla.gpu_plan import EXPANDED_KEYS, MOST_EXPANDED_KEYS
 from lingflash.models.checkpoint import TensorEntry, read_checkpoint
 from lingflash.models.config import ModelConfig, load_model_config
 from lingflash.parallel.shard import Shard
@@ -158,7 +158,8 @@ def plan_checkpoint(
     block_bytes = config.block_size * each.latent
     if device.type == "cuda":
         workspace += _decode_graph_bytes(model, config.max_num_seqs, wanted // config.block_size)
-        workspace += each.state + block_bytes  # the graphs' padding
+        workspace += _prompt_graph_bytes(model)
+        workspace += 2 * each.state + block_bytes  # the graphs' padding, states left within a step
         if shard.size > 1:
             workspace += _exchange_bytes(model, config.max_num_seqs)
         workspace += _prefill_bytes(model, wanted, config.max_num_seqs)
@@ -274,7 +275,7 @@ def _prefill_bytes(model: ModelConfig, max_model_len: int, max_num_seqs: int) ->
     """What the kernels for prompts take besides activations: expanded keys and values, in BF16."""
     keys = max(max_model_len, min(MOST_EXPANDED_KEYS, max_num_seqs * max_model_len))
     heads, width = model.num_attention_heads, model.qk_nope_head_dim + model.v_head_dim
-    return keys * heads * width * 2
+    return (keys + EXPANDED_KEYS) * heads * width * 2
 
 
 def _decode_graph_bytes(model: ModelConfig, max_num_seqs: int, blocks_per_seq: int) -> int:
@@ -288,6 +289,18 @@ def _decode_graph_bytes(model: ModelConfig, max_num_seqs: int, blocks_per_seq: i
     row += 2 * 8 * model.num_attention_heads * model.head_dim + 16 * model.hidden_size
     row += 5 * model.vocab_size + 4 * model.num_attention_heads * model.kv_lora_rank * 64
     return 2 * rows * row + 2 * 8 * (max_num_seqs + 1) * (blocks_per_seq + 1)
+
+
+def _prompt_graph_bytes(model: ModelConfig) -> int:
+    """What the captured prompts hold: activations of the largest, and states between segments.
+
+    Graphs share memory. Per row: the experts' rows, the projections, some copies of the stream.
+    """
+    heads, hidden = model.num_attention_heads, model.hidden_size
+    row = model.num_experts_per_tok * (2 * hidden + 4 * model.moe_intermediate_size)
+    row += 16 * heads * model.head_dim + 4 * model.intermediate_size + 24 * hidden
+    states = MOST_PROMPT_SEGMENTS * heads * model.head_dim**2 * 4
+    return 2 * (MOST_PROMPT_ROWS * row + states)
 
 
 def _exchange_bytes(model: ModelConfig, max_num_seqs: int) -> int:

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lingflash.cache.lease import Lease
 from lingflash.core.anchors import ANCHOR
 from lingflash.engine.memory.tensors import graph_sizes
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput
+from lingflash.kernels.graph_capture import capture_graph
 from lingflash.kernels.sampling import noise_key
 from lingflash.models.cuda_decoder import CudaDecoder, DecodeInputs
 from lingflash.models.forward_batch import CacheTensors, upload
@@ -80,7 +82,8 @@ class DecodeGraphs:
             cache.states.shape[1], dtype=torch.int64, device=self._device
         )
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self._pool: Any = None
+        # The graphs' memory; they run one after the other.
+        self.pool: Any = None
 
     def capture_all(self) -> None:
         """Make every graph, the largest first, so that the others use its memory."""
@@ -240,15 +243,8 @@ class DecodeGraphs:
         """Make the graph of so many rows; all of them padding while it is tried once."""
         inputs = self._packed.clone()
         self._fill_with_padding(rows)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._forward(rows)  # compiles what is not yet
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            outputs = self._forward(rows)
-        self._pool = graph.pool()
+        graph, outputs = capture_graph(partial(self._forward, rows), self.pool)
+        self.pool = graph.pool()
         self._graphs[rows] = graph, *outputs
         self._packed.copy_(inputs)
 

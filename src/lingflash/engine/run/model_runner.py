@@ -18,6 +18,7 @@ from lingflash.engine.memory.planning import plan_memory
 from lingflash.engine.memory.tensors import allocate_cache, graph_sizes
 from lingflash.engine.run.batch_invariance import check_batch_invariance
 from lingflash.engine.run.cuda_graphs import DecodeGraphs
+from lingflash.engine.run.prompt_graphs import PromptGraphs
 from lingflash.engine.run.ranks import LeadMemory, LeadModel, Ranks, connect
 from lingflash.engine.run.speculation import Speculator
 from lingflash.engine.run.split_graphs import LeadGraphs
@@ -25,12 +26,14 @@ from lingflash.engine.run.ways import Way
 from lingflash.engine.run.ways.cpu_decode import CpuDecode
 from lingflash.engine.run.ways.drawn_graph import DrawnGraph
 from lingflash.engine.run.ways.general_forward import GeneralForward
+from lingflash.engine.run.ways.prompt_graph import PromptGraph
 from lingflash.engine.run.ways.sampled_graph import SampledGraph
 from lingflash.engine.schedule.step import PendingStep, SchedulerOutput
 from lingflash.kernels.cpu.allocator import keep_freed_memory
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.cpu_decoder import CpuDecoder
 from lingflash.models.cuda_decoder import CudaDecoder
+from lingflash.models.cuda_prompt import can_capture_prompts
 from lingflash.models.loader import load_model, load_stop_token_ids
 from lingflash.parallel.mesh import Mesh
 from lingflash.parallel.shard import Shard
@@ -68,6 +71,11 @@ class ModelRunner:
             self.memory = CacheMemory(self.cache, plan.num_host_blocks)
         else:
             self.model, self.memory = LeadModel(model, ranks), LeadMemory(self.cache, ranks)
+        # A slot in which a step can leave one sequence's states as they were within its tokens: the
+        # GPU's kernels can. The MTP layer would need hidden states from there, too.
+        self.save_slot: int | None = None
+        if model.device.type == "cuda" and not plan.num_speculative_tokens:
+            self.save_slot = plan.num_state_slots
         self.speculator: Speculator | None = None
         if plan.num_speculative_tokens:
             self.speculator = Speculator(model, self.cache, plan.num_blocks)
@@ -86,6 +94,10 @@ class ModelRunner:
         self._graphs = graphs = self._decode_graphs(model)
         if graphs is not None:
             self.ways[:0] = DrawnGraph(graphs), SampledGraph(graphs, model.config.vocab_size)
+            if ranks is None and can_capture_prompts(model):
+                prompt_graphs = PromptGraphs(model, self.cache)
+                prompt_graphs.capture_all(graphs.pool)
+                self.ways.insert(-1, PromptGraph(prompt_graphs, self.general))
         # Whether some steps run behind the host, so that it pays to schedule ahead of them.
         self.can_overlap = graphs is not None
         if batch_invariant:

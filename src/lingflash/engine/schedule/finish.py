@@ -2,9 +2,9 @@
 
 finish reason
 stop             here: a stop token was drawn, or the grammar allows nothing more
-length           here: max_tokens or the context is reached; or no token was wanted at all
-error            the model gave no number, the step failed or the deadline passed
-aborted          the client went away, or the text has met a stop string
+length           here: max_tokens or the context is reached; scheduler: no token was wanted at all
+error            scheduler: the model gave no number, the step failed or the deadline passed
+aborted          scheduler.abort: the client went away, or the text has met a stop string
 """
 
 from __future__ import annotations
@@ -24,6 +24,20 @@ def last_event(
     if error is None:
         event.prompt_logprobs = _first_prompt_logprobs(sequence)
     return event
+
+
+def progress_event(sequence: Sequence, end: int) -> TokenEvent | None:
+    """What tells that the prompt is computed up to `end`, if that is asked for and is news.
+
+    What was preempted while it answered is computed again, and that is no news.
+    """
+    if not sequence.wants_progress or sequence.output_token_ids:
+        return None
+    return TokenEvent(
+        request_id=sequence.request_id,
+        num_cached_tokens=sequence.num_cached_tokens,
+        num_prompt_done=end,
+    )
 
 
 def take_result(sequence: Sequence, result: StepResult) -> TokenEvent:

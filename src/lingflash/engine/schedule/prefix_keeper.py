@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from lingflash.cache.eviction import checkpoint_interval
 from lingflash.cache.lease import Lease
 from lingflash.cache.manager import CacheManager
+from lingflash.cache.prefix_tree import KeyMemo
 from lingflash.core.anchors import last_anchor
 from lingflash.core.types import CacheReport
 from lingflash.engine.schedule.sequence import Sequence
@@ -18,6 +19,7 @@ class PrefixKeeper:
 
     def __init__(self, cache: CacheManager) -> None:
         self._cache = cache
+        self._memo = KeyMemo(cache.block_size)
         self.queried_tokens = self.hit_tokens = self.num_resets = 0
         self.results: Counter[str] = Counter()
 
@@ -46,6 +48,8 @@ class PrefixKeeper:
         # Prompt log probabilities need the logits of every prompt token, found ones have none.
         if not self._cache.keeps_prefixes or sequence.sampling.prompt_logprobs is not None:
             return []
+        if not sequence.keys:
+            sequence.keys = self._memo.keys(sequence.root, sequence.tokens(0, sequence.num_tokens))
         return sequence.keys_to(sequence.num_tokens, self._cache.block_size)
 
     def _report(self, sequence: Sequence, lease: Lease, keys: list[bytes]) -> CacheReport:
@@ -80,12 +84,15 @@ class PrefixKeeper:
         before_last = (len(sequence.prompt_token_ids) - 1) // size * size
         return sequence.lease.branch_tokens, before_last
 
-    def keep(self, sequence: Sequence, *, checkpoint: bool) -> None:
+    def keep(
+        self, sequence: Sequence, *, checkpoint: bool, saved: tuple[int, int] | None = None
+    ) -> None:
         """Publish a sequence's full blocks, and keep its states if they are at a block's end.
 
         Args:
             sequence: whose tokens up to num_computed are computed.
             checkpoint: keep the states wherever that is; else only every so often.
+            saved: a place before, and the slot that has the states there; they are kept, too.
         """
         cache, lease, size = self._cache, sequence.lease, self._cache.block_size
         if lease is None or not cache.keeps_prefixes or lease.is_detached:
@@ -94,6 +101,9 @@ class PrefixKeeper:
         if num_full > len(lease.nodes):
             keys = sequence.keys_to(num_full * size, size)
             cache.publish(lease, keys, sequence.root, sequence.tokens)
+        if saved is not None:
+            cache.checkpoint(lease, saved[0], slot=saved[1])
+            sequence.last_checkpoint = saved[0]
         # The state has been folded up to here; it can be kept if this is a block's end too.
         place = sequence.anchor
         in_flight = sequence.num_in_flight

@@ -27,6 +27,7 @@ class Prompts:
         waiting: in the order of arrival.
         max_num_seqs: slots.
         preempt: takes a running one's memory.
+        save_slot: see Scheduler.
     """
 
     def __init__(
@@ -39,10 +40,13 @@ class Prompts:
         max_num_seqs: int,
         *,
         preempt: Callable[[Sequence], None],
+        save_slot: int | None = None,
     ) -> None:
         self._shares, self._cache, self._prefixes = shares, cache, prefixes
         self._running, self._waiting, self._max_num_seqs = running, waiting, max_num_seqs
-        self._preempt = preempt
+        self._preempt, self._save_slot = preempt, save_slot
+        # What a chosen sequence is to leave, and where (see ScheduledSequence); at most one's.
+        self.saves: dict[Sequence, tuple[int, int]] = {}
 
     def begin_step(self, step: int) -> None:
         """Take a slot from the owner that has most above its share, if another is owed one."""
@@ -68,7 +72,7 @@ class Prompts:
         self,
         chosen: dict[Sequence, int],
         budget: int,
-        running: Iterable[Sequence],
+        running: list[Sequence],
         waiting: Iterable[Sequence],
     ) -> bool:
         """Give what is left of a step to prompts.
@@ -81,9 +85,10 @@ class Prompts:
         Returns:
             Whether one found no memory; then nobody is admitted after it.
         """
+        self.saves = {}
         if self._shares.are_needed:
             return self._add_by_share(chosen, budget, running, list(waiting))
-        for sequence in running:
+        for sequence in running if len(chosen) < len(running) else ():
             if sequence not in chosen and budget > 0 and _can_go_on(sequence):
                 chosen[sequence] = self._chunk(sequence, budget)
                 budget -= chosen[sequence]
@@ -109,6 +114,7 @@ class Prompts:
     ) -> bool:
         """The same, each chunk to the owner whose turn it is."""
         shares, slots = self._shares, self._slots()
+        budget = min(budget, shares.step_tokens)
         wanted = Counter(sequence.owner for sequence in self._waiting)
         for sequence, count in chosen.items():
             shares.serve(sequence.owner, count)
@@ -165,13 +171,20 @@ class Prompts:
         return True
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
-        """How many tokens of a sequence to compute next; ends where a checkpoint will be wanted."""
+        """How many tokens of a sequence to compute next; ends where a checkpoint will be wanted.
+
+        Where one sequence's states can be left on the way, a step may go on after such a place:
+        a step of its own for the last tokens of a prompt would read most of the weights again.
+        """
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget)
-        for place in self._prefixes.cuts(sequence):
+        for place in sorted(set(self._prefixes.cuts(sequence))):
             # The states that a step leaves are those of its last anchor, wherever it ends.
-            if start < place < last_anchor(end):
-                end = place
+            if not start < place < last_anchor(end):
+                continue
+            if self._save_slot is None or self.saves:
+                return place - start
+            self.saves[sequence] = place, self._save_slot
         return end - start
 
     def _take_blocks(self, sequence: Sequence, lost: list[Sequence]) -> bool:

@@ -37,7 +37,7 @@ from lingflash.core.types import (
     TokenEvent,
 )
 from lingflash.engine.schedule.counters import Counters
-from lingflash.engine.schedule.finish import last_event, take_result
+from lingflash.engine.schedule.finish import last_event, progress_event, take_result
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
 from lingflash.engine.schedule.prompts import Prompts
 from lingflash.engine.schedule.sequence import Sequence, check_limits, sequences_of
@@ -55,10 +55,13 @@ class Scheduler:
     Args:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in a step.
+        max_num_shared_tokens: of prompts in a step while several keys are served; None if no fewer.
         max_num_waiting: requests that wait at once; one more is refused.
         max_model_len: prompt and answer together.
         vocab_size: token ids are below it.
         stop_token_ids: the model's own.
+        save_slot: a state slot beyond those of sequences, in which a step can leave one sequence's
+            states as they were within its tokens; None if it cannot.
     """
 
     def __init__(
@@ -67,10 +70,12 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_num_shared_tokens: int | None = None,
         max_num_waiting: int,
         max_model_len: int,
         vocab_size: int,
         stop_token_ids: Iterable[int],
+        save_slot: int | None = None,
     ) -> None:
         if cache.blocks_for(max_model_len) > cache.num_blocks or cache.num_slots < 1:
             raise ValueError("the cache cannot hold one sequence of max_model_len tokens.")
@@ -90,7 +95,8 @@ class Scheduler:
         self._has_deadlines = False
         self._lacks_memory = False  # the first that waits found too little, and none was freed
         self.suspects = Suspects()
-        self.shares = Shares(self.max_num_seqs, max_num_batched_tokens, max_num_waiting)
+        shared = min(max_num_shared_tokens or max_num_batched_tokens, max_num_batched_tokens)
+        self.shares = Shares(self.max_num_seqs, shared, max_num_waiting)
         self._prompts = Prompts(
             self.shares,
             cache,
@@ -99,6 +105,7 @@ class Scheduler:
             self._waiting,
             self.max_num_seqs,
             preempt=self._preempt,
+            save_slot=save_slot,
         )
 
     @property
@@ -199,18 +206,20 @@ class Scheduler:
         may_admit = num_preemptions == self._counters.preemptions
         can_begin = waiting if may_admit else ()
         self._lacks_memory |= self._prompts.add(chosen, budget, running, can_begin)
+        scheduled, may_draft = output.scheduled, bool(self.num_draft_tokens)
         for sequence, count in chosen.items():
             start, num_tokens = sequence.num_computed, sequence.num_tokens
             wants_token = start + count >= num_tokens < sequence.max_total_tokens
             item = ScheduledSequence(sequence, start, count, wants_token)
+            item.save = self._prompts.saves.get(sequence)
             if sequence.draft_tokens:
                 item.draft_tokens = sequence.draft_tokens[: max(start + count - num_tokens, 0)]
                 sequence.draft_tokens = []
                 output.has_drafts |= bool(item.draft_tokens)
-            if self.num_draft_tokens and wants_token and not item.draft_tokens:
+            if may_draft and wants_token and not item.draft_tokens:
                 self._look_ahead(sequence)
             sequence.num_in_flight += count
-            output.scheduled.append(item)
+            scheduled.append(item)
         if chosen:  # after the last block was leased
             output.memory_ops = self.cache.take_ops()
         return output
@@ -258,11 +267,16 @@ class Scheduler:
     def _add_decoding(self, chosen: dict[Sequence, int], running: list[Sequence]) -> int:
         """Give each decoding sequence a token, or the youngest's memory; the budget left."""
         budget = self.max_num_batched_tokens
+        block_size = self.cache.block_size
         for sequence in list(running):
             lease, num_tokens = sequence.lease, sequence.num_tokens
-            if lease is None or not sequence.is_decoding:
+            # All but the last token are computed. (Nothing here is called that need not be: it is
+            # done for each sequence of each step.)
+            if lease is None or num_tokens - sequence.num_computed != 1:
                 continue
-            if num_tokens > len(lease.blocks) * self.cache.block_size:
+            if sequence.matcher is not None and sequence.waits_for_mask:
+                continue
+            if num_tokens > len(lease.blocks) * block_size:
                 while sequence.lease is not None and not self.cache.grow(lease, num_tokens):
                     is_shared = self.shares.are_needed
                     victim = self._prompts.victim() if is_shared else self._running[-1]
@@ -414,9 +428,9 @@ class Scheduler:
         # Worth keeping: the end of a prompt, and where a chunk was cut on purpose.
         ends_prompt = num_certain > 1 and end == sequence.num_tokens
         is_cut = sequence.anchor in self.prefixes.cuts(sequence)
-        self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut)
+        self.prefixes.keep(sequence, checkpoint=ends_prompt or is_cut, saved=item.save)
         if end < sequence.num_tokens:
-            return None
+            return progress_event(sequence, end)
         if not item.wants_token:
             return self._finish(sequence, "length")
         num_generated = len(sequence.output_token_ids)

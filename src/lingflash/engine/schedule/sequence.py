@@ -41,6 +41,7 @@ class Sequence:
         may_draft: False once a step with drafts gave logits that were not finite.
         mtp_first, mtp_end: positions of the MTP layer's rows that its blocks hold; mtp_end is -1
             from admission until the first step that speculates.
+        wants_progress: chunks of its prompt are told of.
     """
 
     request_id: str
@@ -70,16 +71,12 @@ class Sequence:
     may_draft: bool = True
     mtp_first: int = 0
     mtp_end: int = -1
+    wants_progress: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Prompt and generated tokens."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
-
-    @property
-    def is_decoding(self) -> bool:
-        """Whether all but its last token are computed, and nothing stands in the way of that."""
-        return self.num_tokens - self.num_computed == 1 and not self.waits_for_mask
 
     @property
     def waits_for_mask(self) -> bool:
@@ -180,6 +177,7 @@ def sequences_of(
             root=root,
             owner=request.owner,
             matcher=None if matcher is None else matcher.copy(),
+            wants_progress=request.wants_progress and choice == 0,
         )
         for choice in range(sampling.n)
     ]

@@ -3,6 +3,8 @@
 A request's owner is its key. While there is only one, requests go first come, first served, and
 nothing here is asked. With several:
 
+- Prompts have fewer tokens of a step than they might: whoever decodes, or has a short prompt, waits
+  for all of it.
 - The next chunk of a prompt, or the next admission, is that of the owner with the fewest tokens
   served, and no prompt takes all of a step while another owner has one (start-time fair queueing,
   Goyal 1996: who had nothing to do starts level with who has least of the others, so that nobody
@@ -61,15 +63,13 @@ class Shares:
 
     Args:
         max_num_seqs: slots.
-        max_num_batched_tokens: tokens in a step.
+        step_tokens: of prompts in a step while there are several.
         max_num_waiting: requests that wait at once.
     """
 
-    def __init__(
-        self, max_num_seqs: int, max_num_batched_tokens: int, max_num_waiting: int
-    ) -> None:
+    def __init__(self, max_num_seqs: int, step_tokens: int, max_num_waiting: int) -> None:
         self._max_num_seqs = max_num_seqs
-        self._max_num_batched_tokens = max_num_batched_tokens
+        self.step_tokens = step_tokens
         self._max_num_waiting = max_num_waiting
         self._owners: dict[str, _Owner] = {}
         self._virtual = 0  # tokens that had been served to whom the last chunk went
@@ -162,7 +162,7 @@ class Shares:
         name = min(names, key=lambda n: self._owners[n].served)
         least = self._owners[name].served
         self._virtual = max(self._virtual, least)
-        most = least + _MOST_STEPS_AHEAD * self._max_num_batched_tokens
+        most = least + _MOST_STEPS_AHEAD * self.step_tokens
         for other in names:
             self._owners[other].served = min(self._owners[other].served, most)
         return name
@@ -175,7 +175,7 @@ class Shares:
 
     def longest_chunk(self, num_others: int) -> int:
         """Most tokens of a prompt in a step where so many other owners have one."""
-        most = self._max_num_batched_tokens
+        most = self.step_tokens
         return most - most // _CHUNK_PARTS if num_others else most
 
     def serve(self, name: str, num_tokens: int) -> None:
@@ -190,5 +190,5 @@ class Shares:
         """An owner lost blocks with so many computed tokens to another."""
         owner = self._owners[name]
         steps = max(owner.peace_until - self._step, 0)
-        steps += max(-(-2 * num_tokens // self._max_num_batched_tokens), 1)
+        steps += max(-(-2 * num_tokens // self.step_tokens), 1)
         owner.peace_until = self._step + min(steps, _MOST_PEACE_STEPS)

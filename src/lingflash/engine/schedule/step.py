@@ -22,6 +22,8 @@ class ScheduledSequence:
         num_tokens: how many, drafts included.
         wants_token: whether the last one's logits give the next token.
         draft_tokens: guesses at the next tokens, to be verified; the last of num_tokens.
+        save: a position within its tokens at which its states are left in a slot, too, and that
+            slot.
     """
 
     sequence: Sequence
@@ -29,6 +31,7 @@ class ScheduledSequence:
     num_tokens: int
     wants_token: bool
     draft_tokens: Seq[int] = ()
+    save: tuple[int, int] | None = None
 
     @property
     def num_certain(self) -> int:

@@ -55,6 +55,7 @@ def plan_lightning(
     device: torch.device,
     allow_decode: bool,
     num_certain: Sequence[int] | None = None,
+    saves: Sequence[tuple[int, int] | None] | None = None,
     for_gpu: bool | None = None,
 ) -> LightningPlan:
     """Lay a batch out for decoding, in chunks, or in segments for the GPU.
@@ -66,11 +67,13 @@ def plan_lightning(
         chunk: tokens per chunk, a multiple of ANCHOR.
         allow_decode: plan the cheaper single-token form when every sequence has one query token.
         num_certain: query tokens of each that may be folded, the rest being drafts; all by default.
+        saves: anchor within each sequence's query tokens whose states are left in a slot, too, and
+            that slot; only for a GPU. None for none.
         for_gpu: lay out for Triton's kernels; by default if `device` is a GPU.
 
     Raises:
         ValueError: chunk is no multiple of ANCHOR, the lengths differ, or (in chunks) a chunk would
-            be folded in part and go on in drafts.
+            be folded in part and go on in drafts, or states are to be saved.
     """
     if chunk % ANCHOR or chunk <= 0:
         raise ValueError(f"chunk is {chunk}; a positive multiple of {ANCHOR} is needed.")
@@ -98,6 +101,8 @@ def plan_lightning(
         )
     certain = query_lens if num_certain is None else num_certain
     if not for_gpu:
+        if saves is not None and any(saves):
+            raise ValueError("states are saved within a step by the GPU's kernels alone.")
         chunks = cut_chunks(
             starts, anchors, query_lens, certain, state_slots, chunk=chunk, device=device
         )
@@ -106,5 +111,7 @@ def plan_lightning(
         max(last_anchor(start + sure) - anchor, 0)
         for start, sure, anchor in zip(starts, certain, anchors, strict=True)
     ]
-    segments = cut_segments(tails, query_lens, folds, state_slots, device=device)
+    if saves is not None:
+        saves = [s and (s[0] - start, s[1]) for s, start in zip(saves, starts, strict=True)]
+    segments = cut_segments(tails, query_lens, folds, state_slots, device=device, saves=saves)
     return LightningPlan(chunk, num_tokens, for_gpu, segments=segments)

@@ -26,6 +26,8 @@ _TILE = 64
 # allows.
 _SEGMENTS_WANTED = 4
 _LEAST_TOKENS, _MOST_TOKENS = 256, 8192
+# Columns of the tables, see SegmentTables.
+SEGMENT_WIDTH, SEQUENCE_WIDTH = 3, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,21 @@ class SegmentTables:
 
     Args:
         segments: int32 [S, 3]: first row, row after the last, sequence.
-        sequences: int32 [N, 9]: state slot, tail tokens, tail tokens that are folded, first
+        sequences: int32 [N, 11]: state slot, tail tokens, tail tokens that are folded, first
             segment, the segment after the last folded one, segment after the last, first row,
             query tokens before the first that stays in the tail (negative: old tail tokens stay
-            too), query tokens.
+            too), query tokens, the segment after the one whose state is left in another slot, too
+            (0: none), that slot.
         num_rows: T, query tokens.
         longest: most query tokens of a sequence.
+        has_gaps: rows may be no sequence's, and segments without rows; such rows give 0.
     """
 
     segments: Tensor
     sequences: Tensor
     num_rows: int
     longest: int
+    has_gaps: bool = False
 
     @property
     def num_segments(self) -> int:
@@ -71,6 +76,7 @@ def cut_segments(
     state_slots: Sequence[int],
     *,
     device: torch.device,
+    saves: Sequence[tuple[int, int] | None] | None = None,
     most_tokens: int | None = None,
 ) -> SegmentTables:
     """Cut each sequence's query tokens at its fold, and what lies before it evenly.
@@ -79,29 +85,41 @@ def cut_segments(
         tail_lens: tokens of each between its anchor and its first query token.
         query_lens: query tokens of each, at least 1.
         folds: tokens past the anchor that are folded into the state, a multiple of ANCHOR.
+        saves: query tokens of each after which its state is left in a slot, and that slot; at an
+            anchor, before the fold. None for none.
         most_tokens: of a segment; by the size of the step if None.
     """
     most = segment_tokens(sum(query_lens)) if most_tokens is None else most_tokens
     segments: list[tuple[int, int, int]] = []
     sequences: list[tuple[int, ...]] = []
     row = 0
-    for index, (tail, length, fold, slot) in enumerate(
-        zip(tail_lens, query_lens, folds, state_slots, strict=True)
+    if saves is None:
+        saves = [None] * len(tail_lens)
+    for index, (tail, length, fold, slot, save) in enumerate(
+        zip(tail_lens, query_lens, folds, state_slots, saves, strict=True)
     ):
         split = fold - tail  # query tokens that are folded, if positive
         first = len(segments)
-        edges = _edges(0, max(split, 0), most)
+        edges, saved, save_slot = [0], 0, 0
+        if save is not None:
+            place, save_slot = save
+            assert 0 < place < split
+            edges = _edges(0, place, most)
+            saved = first + len(edges) - 1
+        edges += _edges(edges[-1], max(split, 0), most)[1:]
         folded = first + len(edges) - 1
         edges += _edges(max(split, 0), length, most)[1:]
         segments += [(row + lo, row + hi, index) for lo, hi in pairwise(edges)]
         end = len(segments)
-        sequences.append((slot, tail, min(fold, tail), first, folded, end, row, split, length))
+        sequences.append(
+            (slot, tail, min(fold, tail), first, folded, end, row, split, length, saved, save_slot)
+        )
         row += length
     flat = np.array([x for part in (segments, sequences) for line in part for x in line], np.int32)
     tables = torch.from_numpy(flat).to(device, non_blocking=True)
     return SegmentTables(
         tables[: 3 * len(segments)].view(-1, 3),
-        tables[3 * len(segments) :].view(-1, 9),
+        tables[3 * len(segments) :].view(-1, SEQUENCE_WIDTH),
         row,
         max(query_lens, default=0),
     )

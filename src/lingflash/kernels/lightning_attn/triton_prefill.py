@@ -25,12 +25,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lingflash.kernels.lightning_attn.segments import SegmentTables
+from lingflash.kernels.lightning_attn.segments import (
+    SEGMENT_WIDTH,
+    SEQUENCE_WIDTH,
+    SegmentTables,
+)
 from lingflash.kernels.triton_dot import dot
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 # Columns of a segment's and of a sequence's row of tables, see SegmentTables.
-_SEGMENT_WIDTH, _SEQUENCE_WIDTH = tl.constexpr(3), tl.constexpr(9)
+_SEGMENT_WIDTH, _SEQUENCE_WIDTH = tl.constexpr(SEGMENT_WIDTH), tl.constexpr(SEQUENCE_WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ def _update_kernel(
     line = segment_ptr + segment * _SEGMENT_WIDTH
     begin = tl.load(line)
     num_rows = tl.load(line + 1) - begin
+    if num_rows == 0:  # padding
+        return
     line = sequence_ptr + tl.load(line + 2) * _SEQUENCE_WIDTH
     first, end = tl.load(line + 3), tl.load(line + 5)
     rate = tl.load(rate_ptr + head)
@@ -209,6 +215,8 @@ def _attend_kernel(
     line = segment_ptr + segment * _SEGMENT_WIDTH
     begin = tl.load(line)
     num_rows = tl.load(line + 1) - begin
+    if num_rows == 0:  # padding
+        return
     sequence = sequence_ptr + tl.load(line + 2) * _SEQUENCE_WIDTH
     start = tl.load(sequence + 3)
     at = memory_ptr + (start.to(tl.int64) * HEADS + head) * KEY * VALUE
@@ -260,6 +268,10 @@ def _attend_kernel(
         slot = tl.load(sequence).to(tl.int64) * HEADS + head
         at = states_ptr + slot * KEY * VALUE + channel[None, :] * VALUE + column[:, None]
         tl.store(at, state, mask=inside)
+    if segment == tl.load(sequence + 9) - 1:
+        slot = tl.load(sequence + 10).to(tl.int64) * HEADS + head
+        at = states_ptr + slot * KEY * VALUE + channel[None, :] * VALUE + column[:, None]
+        tl.store(at, state, mask=inside)
     if segment == tl.load(sequence + 5) - 1:
         # Each program writes its own value columns; one of them the keys.
         _keep(v_ptr, v_stride, tail_v_ptr, sequence, head, column, has_value,
@@ -309,7 +321,8 @@ def lightning_prefill_triton(
     num_rows, heads, key_dim = q.shape
     value_dim = v.shape[-1]
     _check(q, k, v, states, tail_k, tail_v, segments)
-    out = torch.empty(num_rows, heads, value_dim, dtype=out_dtype or q.dtype, device=q.device)
+    make = torch.zeros if segments.has_gaps else torch.empty
+    out = make(num_rows, heads, value_dim, dtype=out_dtype or q.dtype, device=q.device)
     if not num_rows:
         return out
     c = config or (_FLOAT32 if q.dtype == torch.float32 else _BF16)

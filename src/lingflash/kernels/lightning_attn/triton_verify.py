@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lingflash.kernels.lightning_attn.segments import SegmentTables
+from lingflash.kernels.lightning_attn.segments import SEQUENCE_WIDTH, SegmentTables
 from lingflash.kernels.triton_launch import launch_options, start_next, wait_for_previous
 
 __all__ = ["MOST_VERIFIED", "MOST_VERIFIED_SEQUENCES", "lightning_verify_triton"]
@@ -24,7 +24,7 @@ __all__ = ["MOST_VERIFIED", "MOST_VERIFIED_SEQUENCES", "lightning_verify_triton"
 # the kernels for prompts (docs/gpu-notes-attention.md).
 MOST_VERIFIED, MOST_VERIFIED_SEQUENCES = 8, 2
 
-_SEQUENCE_WIDTH = tl.constexpr(9)
+_SEQUENCE_WIDTH = tl.constexpr(SEQUENCE_WIDTH)
 
 
 @triton.jit

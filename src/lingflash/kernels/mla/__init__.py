@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from lingflash.core.config import ROW_MULTIPLE
 from lingflash.kernels.cpu.mla_rows import attend_rows, can_attend_rows
 from lingflash.kernels.cpu.mla_run import attend_on_tiles, can_attend_on_tiles
-from lingflash.kernels.mla.gpu_plan import GpuPlan, plan_mla_gpu
+from lingflash.kernels.mla.gpu_plan import EXPANDED_KEYS, GpuPlan, plan_mla_gpu
 from lingflash.kernels.mla.reference import mla_attention_reference
 
 __all__ = ["MlaPlan", "mla_attention", "mla_attention_reference", "plan_mla"]
@@ -241,8 +241,10 @@ def _on_gpu(
         out[rows] = decode(q_nope[rows], q_rope[rows])
     for group in plan.groups:
         cached = latents.index_select(0, group.blocks).flatten(0, 1)
-        expanded = F.linear(cached[:, :rank], w_kvb.flatten(0, 1))
-        expanded = expanded.view(len(cached), num_heads, kv_width)
+        # A conversation's next turn finds room in the memory of this one.
+        room = -(-len(cached) // EXPANDED_KEYS) * EXPANDED_KEYS
+        expanded = cached.new_empty(room, num_heads, kv_width)[: len(cached)]
+        torch.mm(cached[:, :rank], w_kvb.flatten(0, 1).t(), out=expanded.flatten(1))
         mla_prefill_triton(q_nope, q_rope, expanded, cached[:, rank:], group.tiles, scale, out)
     return out
 

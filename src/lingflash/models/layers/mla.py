@@ -58,34 +58,51 @@ class MlaLayer:
         Returns:
             [T_pad, D], or [R, D] of the rows of `final` if it is given.
         """
-        c = self.config
         if final is None:
-            first, kv = linear(u, self.w_in).split([self.first_width, c.latent_dim], -1)
-        else:
-            w_first, w_kv = self.w_in.split([self.first_width, c.latent_dim])
-            first, kv = linear(u.index_select(0, final.rows), w_first), linear(u, w_kv)
+            q, q_rope = self.project(u, cos, sin, batch, cache)
+            return self.output(self.attend(q, q_rope, cache, batch.mla))
+        c, rows = self.config, final.rows
+        w_first, w_kv = self.w_in.split([self.first_width, c.latent_dim])
+        first = linear(u.index_select(0, rows), w_first)
+        self._write(linear(u, w_kv), cos, sin, batch, cache)
+        q, q_rope = self._queries(first, cos.index_select(0, rows), sin.index_select(0, rows))
+        return self.output(self.attend(q, q_rope, cache, final.mla))
+
+    def project(
+        self, u: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, cache: CacheTensors
+    ) -> tuple[Tensor, Tensor]:
+        """Write all tokens' latents; the queries of attend(). Of the batch only slots are read."""
+        first, kv = linear(u, self.w_in).split([self.first_width, self.config.latent_dim], -1)
+        self._write(kv, cos, sin, batch, cache)
+        return self._queries(first, cos, sin)
+
+    def attend(self, q: Tensor, q_rope: Tensor, cache: CacheTensors, plan: MlaPlan) -> Tensor:
+        """Queries [T, H, N + P] and their rotated part [T, H, P] to [T, H, V]."""
+        c, pool = self.config, cache.latents[self.latent_index]
+        q_nope = q[..., : c.qk_nope_head_dim]
+        return mla_attention(q_nope, q_rope, pool, self.w_kvb, c.softmax_scale, plan)
+
+    def output(self, out: Tensor) -> Tensor:
+        """What was attended to [T, H, V] to attention output [T, D]."""
+        return linear(out.flatten(1), self.w_dense)
+
+    def _write(
+        self, kv: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, cache: CacheTensors
+    ) -> None:
+        """Put the latents of [T_pad, R + P] where the batch's tokens have their slots."""
+        c = self.config
         latent = rms_norm(kv[:, : c.kv_lora_rank], self.w_kv_norm, c.rms_norm_eps)
         k_rope = apply_rope_interleaved(kv[:, None, c.kv_lora_rank :], cos, sin)[:, 0]
         pool = cache.latents[self.latent_index]
         pool.view(-1, c.latent_dim).index_copy_(
             0, batch.slot_mapping, torch.cat([latent, k_rope], -1)[: batch.num_tokens]
         )
-        if final is None:
-            return self._attend(first, cos, sin, pool, batch.mla)
-        rows = final.rows
-        cos, sin = cos.index_select(0, rows), sin.index_select(0, rows)
-        return self._attend(first, cos, sin, pool, final.mla)
 
-    def _attend(
-        self, first: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, plan: MlaPlan
-    ) -> Tensor:
-        """Queries' projection [T, first_width] to attention output [T, D]."""
+    def _queries(self, first: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries' projection [T, first_width] to queries and their rotated part."""
         c, rows = self.config, first.shape[0]
-        heads, nope = c.num_attention_heads, c.qk_nope_head_dim
         q = first
         if self.w_q_b is not None:
             q = linear(rms_norm(first, self.w_q_norm, c.rms_norm_eps), self.w_q_b)
-        q = q.reshape(rows, heads, nope + c.qk_rope_head_dim)
-        q_rope = apply_rope_interleaved(q[..., nope:], cos, sin)
-        out = mla_attention(q[..., :nope], q_rope, pool, self.w_kvb, c.softmax_scale, plan)
-        return linear(out.reshape(rows, heads * c.v_head_dim), self.w_dense)
+        q = q.reshape(rows, c.num_attention_heads, c.qk_nope_head_dim + c.qk_rope_head_dim)
+        return q, apply_rope_interleaved(q[..., c.qk_nope_head_dim :], cos, sin)

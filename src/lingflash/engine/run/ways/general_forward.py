@@ -163,6 +163,9 @@ class GeneralForward:
             and not any(map(wants_prompt_logprobs, scheduled))
         ):
             only_last = wanting
+        saves = None
+        if any(item.save for item in scheduled):
+            saves = [item.save for item in scheduled]
         leases = [item.sequence.lease for item in scheduled]
         num_certain = anchors = None
         if self._speculator is not None:
@@ -185,6 +188,7 @@ class GeneralForward:
             anchors=anchors,
             num_certain=num_certain,
             only_last=only_last,
+            saves=saves,
         )
         return batch, wanting
 

@@ -1,0 +1,1 @@
+"""Benchmarks with known answers, asked of any OpenAI-compatible server, over HTTP alone."""

@@ -1,0 +1,110 @@
+"""`ling eval`: a benchmark, asked of any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lingflash.core.errors import ConfigError
+
+
+def eval_command(
+    task: Annotated[str, typer.Argument(help="bfcl, ifbench, ...; `list` shows all.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="For the task `file`: JSON lines of the kind's schema.")
+    ] = None,
+    *,
+    base_url: Annotated[
+        str, typer.Option("--base-url", help="Of the server, with or without /v1.")
+    ] = "http://127.0.0.1:8000/v1",
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name that the server knows it by.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="OPENAI_API_KEY", help="Key of the server.")
+    ] = None,
+    categories: Annotated[
+        list[str] | None, typer.Option("--category", help="Only this one; repeat the flag.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Schema of FILE; docs/evidence.md has them.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Items, taken from all categories alike.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, max=1024, help="Most requests in flight.")
+    ] = 8,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Left to the server if below 0.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Sent with each request.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")
+    ] = None,
+    thinking: Annotated[
+        bool | None,
+        typer.Option("--thinking/--no-thinking", help="Sent as reasoning_effort medium or none."),
+    ] = None,
+    price: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option("--price", help="USD per million tokens: prompt, cached, completion."),
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, help="Longest time of one answer, in seconds.")
+    ] = 1800.0,
+    patience_s: Annotated[
+        float,
+        typer.Option("--patience", min=0, help="Give up when the server is silent for so long."),
+    ] = 300.0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="JSON lines; a file that is there is gone on with."),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Also a record for the report, JSON.")
+    ] = None,
+    allow_dirty: Annotated[
+        bool, typer.Option("--allow-dirty", help="Write --record although src/ is not committed.")
+    ] = False,
+) -> None:
+    """Score a model on a benchmark with known answers, and the tokens each solved task took."""
+    from lingflash.evals.endpoint import Asking
+    from lingflash.evals.evaluation import Evaluation, list_tasks
+    from lingflash.evals.summary import Price
+    from lingflash.evals.tasks.table import Choice, make_task
+    from lingflash.link.http_client import Address
+
+    if task == "list":
+        list_tasks()
+        return
+    chosen = make_task(task, Choice(categories=categories or (), file=file, kind=kind))
+    if model is None:
+        raise ConfigError("--model is missing; /v1/models of the server lists them.", param="model")
+    if price is not None and min(price) < 0:
+        raise ConfigError(f"--price is {price}; allowed: 0 or more.", param="price")
+    address = Address.parse_any(base_url, (api_key or "").strip() or None, "--base-url")
+    evaluation = Evaluation(
+        task=chosen,
+        address=address,
+        asking=Asking(
+            model=model,
+            temperature=None if temperature is None or temperature < 0 else temperature,
+            seed=seed,
+            max_tokens=max_tokens,
+            thinking=thinking,
+            timeout_s=timeout_s,
+            patience_s=patience_s,
+        ),
+        concurrency=concurrency,
+        limit=limit,
+        price=None if price is None else Price(*price),
+        out=out,
+        record=record,
+        allow_dirty=allow_dirty,
+    )
+    if not asyncio.run(evaluation.run()):
+        raise typer.Exit(1)

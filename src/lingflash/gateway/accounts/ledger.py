@@ -1,0 +1,299 @@
+"""Admissions and settlements: many to a transaction, each exactly once.
+
+Requests that ask while a transaction runs wait for the next one, which takes all of them: it locks
+the budgets that they touch, in one order, decides in memory, and writes what changed. So a hot key
+costs a few statements for all of its requests instead of a lock and a commit for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import bindparam, delete, insert, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine import Connection
+
+from lingflash.core.errors import LingflashError
+from lingflash.gateway.accounting import End, Start
+from lingflash.gateway.accounts.admission import HOUSE, KeyState, refusal_of
+from lingflash.gateway.accounts.balance import Balance, balance_of
+from lingflash.gateway.accounts.config import AccountsConfig
+from lingflash.gateway.accounts.rows import clean, generation_row, start_to_row
+from lingflash.gateway.accounts.sessions import SESSION_COLUMNS, SessionState
+from lingflash.httpd.error_map import http_error
+from lingflash.store.database import Database
+from lingflash.store.tables import api_key, budget, generation, reservation, session
+
+_MAX_BATCH = 256
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request that comes (no end yet), goes, or was refused before it got here.
+
+    Args:
+        done: None for one that is in; an error for one that is not; whether it was settled.
+    """
+
+    start: Start
+    end: End | None
+    is_refused: bool
+    created_at: int
+    done: asyncio.Future[LingflashError | bool | None]
+
+
+@dataclass(slots=True)
+class _Books:
+    """What one transaction has read and will write."""
+
+    keys: dict[str, KeyState]
+    balances: dict[str, Balance]
+    sessions: dict[tuple[str, str], SessionState]
+    taken: Mapping[str, tuple[int, int, int]]  # reservations that this transaction ended
+    reservations: list[dict[str, Any]] = field(default_factory=list[Any])
+    generations: list[dict[str, Any]] = field(default_factory=list[Any])
+    touched: set[tuple[str, str]] = field(default_factory=set[Any])
+
+
+class Ledger:
+    """The one writer of budgets, reservations, sessions and generations in this process.
+
+    Args:
+        process_id: whose reservations these are.
+        now_ms: the clock, milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        config: AccountsConfig,
+        process_id: str,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._config = config
+        self._process_id = process_id
+        self._now_ms = now_ms
+        self._waiting: list[_Job] = []
+        self._writer: asyncio.Task[None] | None = None
+        make = sqlite_insert if database.is_sqlite else postgres_insert
+        upsert = make(session)
+        self._put_session = upsert.on_conflict_do_update(
+            index_elements=["key_hash", "id"],
+            set_={name: upsert.excluded[name] for name in SESSION_COLUMNS[2:]},
+        )
+
+    async def admit(self, start: Start) -> LingflashError | None:
+        """Reserve; the error says why not, and then its row is written.
+
+        Raises:
+            CapacityError: the database failed; nothing is reserved.
+        """
+        result = await self._do(start, None, False)
+        assert not isinstance(result, bool)
+        return result
+
+    async def refuse(self, start: Start, error: LingflashError) -> None:
+        """Write the row of a request that was refused before it got here."""
+        await self._do(start, _refused_end(error), True)
+
+    async def settle(self, start: Start, end: End) -> bool:
+        """Pay, write the row; False if somebody else had done it."""
+        return bool(await self._do(start, end, False))
+
+    async def _do(
+        self, start: Start, end: End | None, is_refused: bool
+    ) -> LingflashError | bool | None:
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Job(start, end, is_refused, self._now_ms(), done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_all(), name="ledger")
+        return await done
+
+    async def close(self) -> None:
+        """Wait for what was asked."""
+        if self._writer is not None:
+            await asyncio.gather(self._writer, return_exceptions=True)
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            jobs, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
+            try:
+                await self._write(jobs)
+            except Exception as error:
+                if len(jobs) == 1:
+                    _fail(jobs[0], error)
+                    continue
+                for job in jobs:  # one of them is to blame; the others need not suffer
+                    try:
+                        await self._write([job])
+                    except Exception as own:
+                        _fail(job, own)
+
+    async def _write(self, jobs: Sequence[_Job]) -> None:
+        results = await self._database.write(lambda connection: self._run(connection, jobs))
+        for job, result in zip(jobs, results, strict=True):
+            if not job.done.done():
+                job.done.set_result(result)
+
+    def _run(
+        self, connection: Connection, jobs: Sequence[_Job]
+    ) -> list[LingflashError | bool | None]:
+        books = self._open(connection, jobs)
+        results: list[LingflashError | bool | None] = []
+        for job in jobs:
+            if job.end is None:
+                results.append(self._admit(books, job))
+            else:
+                results.append(self._settle(books, job, job.end))
+        self._save(connection, books)
+        return results
+
+    def _open(self, connection: Connection, jobs: Sequence[_Job]) -> _Books:
+        """Lock and read. Budgets come first, in their order: whoever has those has the rest."""
+        scopes = {HOUSE, *(job.start.caller.key_hash for job in jobs)}
+        query = (
+            select(budget, *_KEY_COLUMNS)
+            .join_from(budget, api_key, api_key.c.hash == budget.c.scope, isouter=True)
+            .where(budget.c.scope.in_(sorted(scopes)))
+            .order_by(budget.c.scope)
+            .with_for_update(of=budget)
+        )
+        rows = connection.execute(query).mappings().all()
+        now = self._now_ms()
+        balances = {row["scope"]: balance_of(row).at(now) for row in rows}
+        keys = {
+            row["scope"]: KeyState(
+                disabled=row["key_disabled"],
+                expires_at=row["key_expires_at"],
+                concurrency=row["key_concurrency"] or self._config.concurrency,
+            )
+            for row in rows
+            if row["key_hash"] is not None
+        }
+        ended = [job.start for job in jobs if job.end is not None and not job.is_refused]
+        taken: dict[str, tuple[int, int, int]] = {}
+        sessions: dict[tuple[str, str], SessionState] = {}
+        if ended:
+            removed = connection.execute(
+                delete(reservation)
+                .where(reservation.c.id.in_([start.id for start in ended]))
+                .returning(
+                    reservation.c.id,
+                    reservation.c.reserved,
+                    reservation.c.reserved_byok,
+                    reservation.c.created_at,
+                )
+            )
+            taken = {row[0]: (row[1], row[2], row[3]) for row in removed}
+            names = {_session_key(start) for start in ended if start.id in taken}
+            found = connection.execute(
+                select(session).where(tuple_(session.c.key_hash, session.c.id).in_(sorted(names)))
+            )
+            sessions = {
+                (row["key_hash"], row["id"]): SessionState(**row) for row in found.mappings()
+            }
+        return _Books(keys, balances, sessions, taken)
+
+    def _admit(self, books: _Books, job: _Job) -> LingflashError | None:
+        start = job.start
+        layers = self._layers(books, start)
+        key = books.keys.get(start.caller.key_hash)
+        error = refusal_of(start, key, layers, self._config, self._now_ms())
+        if error is not None:
+            end = _refused_end(error)
+            books.generations.append(
+                generation_row(start, end, step=0, parts=None, created_at=job.created_at)
+            )
+            return error
+        for layer in layers:
+            layer.reserve(start.reserve_pico, start.byok_reserve_pico)
+        if start.is_free and not start.is_byok:
+            layers[-1].free_used += 1
+        books.reservations.append(
+            {
+                "id": start.id,
+                "process_id": self._process_id,
+                "key_hash": start.caller.key_hash,
+                "reserved": start.reserve_pico,
+                "reserved_byok": start.byok_reserve_pico,
+                "start": start_to_row(start),
+                "created_at": job.created_at,
+            }
+        )
+        return None
+
+    def _settle(self, books: _Books, job: _Job, end: End) -> bool:
+        start = job.start
+        step, parts, created_at = 0, None, job.created_at
+        if not job.is_refused:
+            if start.id not in books.taken:
+                return False
+            own, byok, created_at = books.taken[start.id]
+            for layer in self._layers(books, start):
+                layer.give_back(own, byok)
+                layer.spend(end.cost.total, end.upstream_cost.total if end.byok_id else 0)
+            name = _session_key(start)
+            state = books.sessions.setdefault(name, SessionState(key_hash=name[0], id=name[1]))
+            parts = state.take(start, end, job.created_at)
+            step = state.steps
+            books.touched.add(name)
+        books.generations.append(
+            generation_row(start, end, step=step, parts=parts, created_at=created_at)
+        )
+        return True
+
+    def _layers(self, books: _Books, start: Start) -> list[Balance]:
+        """The budgets that a request is paid from, the key's own last."""
+        scopes = (HOUSE, start.caller.key_hash)
+        return [books.balances[scope] for scope in scopes if scope in books.balances]
+
+    def _save(self, connection: Connection, books: _Books) -> None:
+        if books.balances:
+            connection.execute(
+                _UPDATE_BUDGET,
+                [
+                    {
+                        "of_scope": scope,
+                        **{f"new_{name}": each for name, each in balance.counters().items()},
+                    }
+                    for scope, balance in sorted(books.balances.items())
+                ],
+            )
+        if books.reservations:
+            connection.execute(insert(reservation), books.reservations)
+        if books.touched:
+            rows = [books.sessions[name].row() for name in sorted(books.touched)]
+            connection.execute(self._put_session, rows)
+        if books.generations:
+            connection.execute(insert(generation), books.generations)
+
+
+_KEY_COLUMNS = (
+    api_key.c.hash.label("key_hash"),
+    api_key.c.disabled.label("key_disabled"),
+    api_key.c.expires_at.label("key_expires_at"),
+    api_key.c.concurrency.label("key_concurrency"),
+)
+_UPDATE_BUDGET = (
+    update(budget)
+    .where(budget.c.scope == bindparam("of_scope"))
+    .values({name: bindparam(f"new_{name}") for name in Balance(scope="").counters()})
+)
+
+
+def _session_key(start: Start) -> tuple[str, str]:
+    return start.caller.key_hash, clean(start.session_id, 256)
+
+
+def _refused_end(error: LingflashError) -> End:
+    return End(outcome="refused", status=http_error(error).status, error_code=error.code)
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.done.done():
+        job.done.set_exception(error)

@@ -1,0 +1,320 @@
+"""The whole file: its tables read, its secrets fetched, its names checked against each other."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lingflash.core.errors import ConfigError
+from lingflash.core.settings import nearest, settings_of
+from lingflash.gateway.accounting import Price
+from lingflash.gateway.accounts.config import AccountsConfig
+from lingflash.gateway.config.reader import TableReader
+from lingflash.gateway.config.tables import (
+    BreakerTable,
+    DeadlinesTable,
+    EndpointTable,
+    ModelTable,
+    PriceTable,
+    RequestsTable,
+    ServerTable,
+    Upstream,
+    UpstreamTable,
+)
+from lingflash.gateway.routing.catalog import FREE, Catalog, Endpoint, Model
+from lingflash.link.connection_pool import is_public
+from lingflash.link.http_client import Address
+
+# Pico-dollars per token of a dollar per million tokens.
+_PICO_PER_MTOK = 10**6
+_PICO_PER_USD = 10**12
+_SUFFIXES = (FREE, ":nitro", ":floor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """What a file says, ready to be used.
+
+    Args:
+        upstreams: by slug.
+        metrics_key: None leaves /metrics open.
+    """
+
+    file: str
+    server: ServerTable
+    deadlines: DeadlinesTable
+    breaker: BreakerTable
+    requests: RequestsTable
+    upstreams: Mapping[str, Upstream]
+    catalog: Catalog
+    metrics_key: str | None = field(repr=False)
+    accounts: AccountsConfig = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """The top of the file; `accounts` is a table of the accounts' own."""
+
+    server: ServerTable = field(default_factory=ServerTable)
+    deadlines: DeadlinesTable = field(default_factory=DeadlinesTable)
+    breaker: BreakerTable = field(default_factory=BreakerTable)
+    requests: RequestsTable = field(default_factory=RequestsTable)
+    upstream: tuple[UpstreamTable, ...] = ()
+    model: tuple[ModelTable, ...] = ()
+
+
+def load_config(path: Path, environ: Mapping[str, str]) -> GatewayConfig:
+    """Read the gateway's file.
+
+    Raises:
+        ConfigError: it cannot be used; one sentence with the file and the key.
+    """
+    given = _read_toml(path)
+    return read_config(given, environ, file=str(path), folder=path.parent)
+
+
+def read_config(
+    given: Mapping[str, Any], environ: Mapping[str, str], *, file: str, folder: Path
+) -> GatewayConfig:
+    """The same from tables that were parsed; files that they name are in `folder`."""
+    loader = _Loader(file, folder, environ)
+    accounts = loader.accounts(given.get("accounts", {}))
+    tables = loader.tables({k: v for k, v in given.items() if k != "accounts"})
+    upstreams = loader.upstreams(tables.upstream)
+    return GatewayConfig(
+        file=file,
+        server=tables.server,
+        deadlines=tables.deadlines,
+        breaker=tables.breaker,
+        requests=tables.requests,
+        upstreams=upstreams,
+        catalog=loader.catalog(tables.model, upstreams),
+        metrics_key=loader.secret(
+            "server.metrics_key", tables.server.metrics_key_variable, tables.server.metrics_key_file
+        ),
+        accounts=accounts,
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.", param="config") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8.", param="config") from None
+    try:
+        return tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}.", param="config") from None
+
+
+class _Loader:
+    def __init__(self, file: str, folder: Path, environ: Mapping[str, str]) -> None:
+        self._reader = TableReader(file)
+        self.refuse = self._reader.refuse
+        self._folder = folder
+        self._environ = environ
+
+    def tables(self, given: Mapping[str, Any]) -> _File:
+        tops = [*_File.__dataclass_fields__, "accounts"]
+        for key in given:
+            if key not in tops:
+                raise self.refuse(key, f"is not a known key{nearest(key, tops)}")
+        file = self._reader.read(_File, given, "")
+        for name, tables in (("upstream", file.upstream), ("model", file.model)):
+            if not tables:
+                raise self.refuse(name, f"is missing; write at least one [[{name}]].")
+        return file
+
+    def accounts(self, given: Any) -> AccountsConfig:
+        """`[accounts]`; what is secret may be in a variable of the environment instead."""
+        settings = settings_of(AccountsConfig)
+        secrets = {
+            name: self._environ[told.variable]
+            for name, told in settings.items()
+            if told.is_secret and self._environ.get(told.variable)
+        }
+        table = {**secrets, **given} if isinstance(given, Mapping) else given
+        read = self._reader.read(AccountsConfig, table, "accounts")
+        if read.master_key_file is None:
+            return read
+        return replace(read, master_key_file=self._folder / read.master_key_file)
+
+    def secret(self, where: str, variable: str | None, file: Path | None) -> str | None:
+        """What a variable or a file holds; None if neither is named."""
+        if variable is not None and file is not None:
+            raise self.refuse(f"{where}_variable", f"and {where}_file are two sources; keep one.")
+        if variable is not None:
+            value, named = self._environ.get(variable, "").strip(), f"{where}_variable"
+            if not value:
+                raise self.refuse(named, f"names {variable}, which is not set or empty.")
+        elif file is not None:
+            named = f"{where}_file"
+            try:
+                value = (self._folder / file).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                why = getattr(error, "strerror", None) or "it is no text"
+                raise self.refuse(named, f"names {file}, which cannot be read: {why}.") from None
+            if not value:
+                raise self.refuse(named, f"names {file}, which is empty.")
+        else:
+            return None
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise self.refuse(named, "leads to a key with characters that no HTTP header holds.")
+        return value
+
+    def upstreams(self, tables: Sequence[UpstreamTable]) -> dict[str, Upstream]:
+        found: dict[str, Upstream] = {}
+        for i, table in enumerate(tables):
+            where = f"upstream[{i}]"
+            slug = table.slug or re.sub(r"[^a-z0-9.]+", "-", table.name.lower()).strip("-")
+            names = {name.lower() for each in found.values() for name in (each.name, each.slug)}
+            for name in (table.name, slug):
+                if name.lower() in names:
+                    raise self.refuse(f"{where}.name", f"is {name!r}, as another's.")
+            key = self.secret(f"{where}.api_key", table.api_key_variable, table.api_key_file)
+            path = urlsplit(table.base_url).path.rstrip("/") or "/v1"
+            found[slug] = Upstream(table, slug, self._address(table, key, where), path)
+        return found
+
+    def _address(self, table: UpstreamTable, key: str | None, where: str) -> Address:
+        where = f"{where}.base_url"
+        parts = urlsplit(table.base_url)
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise self.refuse(where, "holds more than scheme, host, port and path.")
+        try:
+            address = Address.parse_any(table.base_url, key)
+        except ConfigError:
+            example = "https://api.example.com/v1"
+            raise self.refuse(
+                where, f"is {table.base_url!r}; a base URL such as {example} is needed."
+            ) from None
+        if not table.allow_private_address and _is_private(address.host):
+            raise self.refuse(
+                where,
+                f"is {table.base_url!r}, a private address; write allow_private_address = true "
+                "if that is meant.",
+            )
+        return replace(address, prefix="")
+
+    def catalog(self, tables: Sequence[ModelTable], upstreams: Mapping[str, Upstream]) -> Catalog:
+        models: dict[str, Model] = {}
+        aliases: dict[str, str] = {}
+        taken: set[str] = set()
+        for i, table in enumerate(tables):
+            where = f"model[{i}]"
+            for j, name in enumerate((table.name, *table.aliases)):
+                key = f"{where}.aliases" if j else f"{where}.name"
+                if name in taken:
+                    raise self.refuse(key, f"is {name!r}, as another's.")
+                if name.endswith(_SUFFIXES):
+                    raise self.refuse(
+                        key, f"is {name!r}; the ending means something: see `free` of an endpoint."
+                    )
+                taken.add(name)
+                if j:
+                    aliases[name] = table.name
+            if not table.endpoint:
+                raise self.refuse(
+                    f"{where}.endpoint", f"is missing; {table.name} needs a [[model.endpoint]]."
+                )
+            endpoints = [
+                self._endpoint(each, table.name, upstreams, f"{where}.endpoint[{k}]")
+                for k, each in enumerate(table.endpoint)
+            ]
+            if len({each.id for each in endpoints}) < len(endpoints):
+                raise self.refuse(f"{where}.endpoint", "has the same upstream twice.")
+            models[table.name] = Model(
+                name=table.name,
+                title=table.title or table.name,
+                description=table.description,
+                endpoints=endpoints,
+            )
+        return Catalog(list(models.values()), aliases, created=int(time.time()))
+
+    def _endpoint(
+        self, table: EndpointTable, model: str, upstreams: Mapping[str, Upstream], where: str
+    ) -> Endpoint:
+        names = {each.name: each for each in upstreams.values()}
+        upstream = names.get(table.upstream)
+        if upstream is None:
+            raise self.refuse(
+                f"{where}.upstream",
+                f"is {table.upstream!r}, which no [[upstream]] is named"
+                f"{nearest(table.upstream, names)}",
+            )
+        if table.free and any(map(_costs, table.price)):
+            raise self.refuse(f"{where}.price", "is of a free endpoint; only zeros are allowed.")
+        name = model + (FREE if table.free else "")
+        suffix = "" if table.quantization == "unknown" else f"/{table.quantization}"
+        prices = [(p.valid_from, self._price(p, f"{where}.price[{k}]"))
+                  for k, p in enumerate(table.price)]  # fmt: skip
+        if len({first for first, _ in prices}) < len(prices):
+            raise self.refuse(f"{where}.price", "has two entries for one valid_from.")
+        told = upstream.table
+        return Endpoint(
+            id=f"{name}@{upstream.slug}{suffix}",
+            provider=upstream.name,
+            slug=upstream.slug,
+            model=name,
+            upstream_model=table.upstream_model or model,
+            dialects=frozenset(told.dialects),
+            context_tokens=table.context_tokens,
+            max_output_tokens=min(
+                table.max_output_tokens or table.context_tokens, table.context_tokens
+            ),
+            is_free=table.free,
+            quantization=table.quantization,
+            has_tools=table.tools,
+            is_exacto=table.exacto,
+            parameters=frozenset(table.parameters),
+            keeps_no_prompts=told.data_collection == "deny" or told.zdr,
+            is_zdr=told.zdr,
+            is_distillable=told.distillable_text,
+            has_house_key=told.api_key_variable is not None
+            or told.api_key_file is not None
+            or told.allow_private_address,
+            prices=sorted(prices, key=lambda each: each[0], reverse=True),
+        )
+
+    def _price(self, table: PriceTable, where: str) -> Price:
+        def whole(key: str, dollars: Decimal | None, unit: int) -> int:
+            pico = (table.prompt if dollars is None else dollars) * unit
+            if pico != pico.to_integral_value():
+                raise self.refuse(
+                    f"{where}.{key}", f"is {dollars}, finer than a pico-dollar per token."
+                )
+            return int(pico)
+
+        return Price(
+            prompt=whole("prompt", table.prompt, _PICO_PER_MTOK),
+            completion=whole("completion", table.completion, _PICO_PER_MTOK),
+            cache_read=whole("cache_read", table.cache_read, _PICO_PER_MTOK),
+            cache_write=whole("cache_write", table.cache_write, _PICO_PER_MTOK),
+            request=whole("request", table.request, _PICO_PER_USD),
+        )
+
+
+def _costs(price: PriceTable) -> bool:
+    parts = (price.prompt, price.completion, price.cache_read, price.cache_write, price.request)
+    return any(parts)
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is private by its name alone; others are looked at on connecting."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not is_public(host)

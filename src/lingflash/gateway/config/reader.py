@@ -1,0 +1,124 @@
+"""TOML tables to settings classes: every key is one of its fields, within its bound, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from lingflash.core.errors import ConfigError
+from lingflash.core.settings import nearest, settings_of
+
+Table = TypeVar("Table")
+
+
+class TableReader:
+    """Reads tables of one file; its messages name the file and the key.
+
+    Args:
+        file: as messages call it.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def refuse(self, where: str, problem: str) -> ConfigError:
+        """What is wrong with one key, to be raised."""
+        return ConfigError(f"{self.file}: {where} {problem}", param=where)
+
+    def read(self, cls: type[Table], given: Any, where: str) -> Table:
+        """One table.
+
+        Args:
+            where: its name, such as `upstream[1]`.
+
+        Raises:
+            ConfigError: a key is unknown, missing, of the wrong type or outside of its bound.
+        """
+        if not isinstance(given, Mapping):
+            raise self.refuse(where, f"is {_shown(given)}; it must be a table.")
+        hints = get_type_hints(cls)
+        names = [each.name for each in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]  # all callers' are
+        settings = settings_of(cls)
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            path = f"{where}.{key}" if where else key
+            if key not in names:
+                raise self.refuse(path, f"is not a known key{nearest(key, names)}")
+            told = settings.get(key)
+            shown = "..." if told is not None and told.is_secret else _shown(value)
+            values[key] = self._value(hints[key], value, path, shown)
+            if told is not None and told.bound is not None:
+                items = values[key] if isinstance(values[key], tuple) else (values[key],)
+                if not all(map(told.bound.holds, items)):
+                    raise self.refuse(path, f"is {shown}; allowed: {told.bound.text}.")
+        for name, told in settings.items():
+            if told.default is dataclasses.MISSING and name not in values:
+                raise self.refuse(where or name, f"lacks the key {name!r}: {told.help}")
+        return cls(**values)
+
+    def _value(self, hint: Any, value: Any, path: str, shown: str) -> Any:
+        origin = get_origin(hint)
+        if origin in (types.UnionType, typing.Union):
+            hint = next(each for each in get_args(hint) if each is not type(None))
+            origin = get_origin(hint)
+        if origin is tuple:
+            if not isinstance(value, list):
+                raise self.refuse(path, f"is {shown}; it must be an array.")
+            item = get_args(hint)[0]
+            if dataclasses.is_dataclass(item):
+                kind = typing.cast(type, item)
+                return tuple(self.read(kind, v, f"{path}[{i}]") for i, v in enumerate(value))
+            return tuple(self._value(item, each, path, shown) for each in value)
+        if dataclasses.is_dataclass(hint):
+            return self.read(typing.cast(type, hint), value, path)
+        if origin is Literal:
+            hint = str
+        made = _converted(hint, value)
+        if made is None:
+            raise self.refuse(path, f"is {shown}; it must be {_KINDS[hint]}.")
+        return made
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    """The value as this type; None if it is another."""
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else None
+    if kind is str or kind is Path:
+        return kind(value) if isinstance(value, str) and value else None
+    if kind is int:
+        return value if isinstance(value, int) else None
+    if kind is date:
+        return value if isinstance(value, date) and not isinstance(value, datetime) else None
+    # Numbers: TOML's floats were read as decimals, so that a price is what was written.
+    if isinstance(value, str) and kind is Decimal:
+        try:
+            value = Decimal(value)
+        except ArithmeticError:
+            return None
+    is_number = isinstance(value, int | Decimal) and Decimal(value).is_finite()
+    return kind(value) if is_number else None
+
+
+_KINDS = {
+    bool: "true or false",
+    str: "a text that is not empty",
+    Path: "the path of a file",
+    int: "a whole number",
+    float: "a number",
+    Decimal: "a number",
+    date: "a date such as 2026-11-30",
+}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Decimal | date):
+        return str(value)
+    return repr(value)[:80]

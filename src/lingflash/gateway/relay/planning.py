@@ -1,0 +1,117 @@
+"""A call's plan: what routing has to know of the caller, and what nobody may serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from lingflash.core.errors import NotFoundError
+from lingflash.gateway.accounting import Caller, ProviderKey
+from lingflash.gateway.relay.call import Call
+from lingflash.gateway.routing.catalog import Wanted
+from lingflash.gateway.routing.plan import Candidate, Plan, Situation, make_plan
+from lingflash.gateway.state import GatewayState
+
+_MAX_REASONS = 12
+
+
+async def plan_call(state: GatewayState, call: Call) -> tuple[Call, Plan, list[str]]:
+    """Decide who may serve a call.
+
+    Returns:
+        The call, which goes on with the session of the response that it follows; its plan; and
+        every secret of the plan, for what is not to be quoted.
+
+    Raises:
+        NotFoundError: no endpoint may serve it; the message says why for each.
+        InvalidRequestError: the request's routing cannot be followed.
+    """
+    config = state.config
+    home = state.home_of(call.previous_response, call.caller) if call.previous_response else None
+    if home is not None and not call.is_session_named:
+        call = replace(call, session_id=home.session_id)
+    wanted = [config.catalog.resolve(name) for name in call.wish.models]
+    session, keys = await asyncio.gather(
+        state.accounts.session(call.caller, call.session_id),
+        _stored_keys(state, call.caller, wanted),
+    )
+    plan = make_plan(
+        config.catalog,
+        call.wish,
+        call.dialect,
+        Situation(
+            session=session,
+            keys=keys,
+            rests_s=state.rests_s,
+            measurements=state.measurements,
+            day=datetime.now(UTC).date(),
+            takes_inline_keys=config.requests.inline_provider_keys,
+        ),
+    )
+    if call.previous_response is not None:
+        plan = _at_home(plan, call, home.endpoint if home else None, home.key_id if home else None)
+    if not plan.candidates and not plan.resting:
+        raise _nobody(plan)
+    secrets = [key.secret for stored in keys.values() for key in stored]
+    secrets += [u.address.api_key for u in config.upstreams.values() if u.address.api_key]
+    secrets += [call.wish.inline_key] if call.wish.inline_key else []
+    return call, plan, secrets
+
+
+async def _stored_keys(
+    state: GatewayState, caller: Caller, wanted: Sequence[Wanted]
+) -> dict[str, list[ProviderKey]]:
+    """The caller's keys for these models, by the provider's short name."""
+    places = {
+        (endpoint.slug, name, each.name): None
+        for each in wanted
+        for endpoint in each.model.served_as(is_free=each.is_free)
+        # Whoever stored a key may have written either.
+        for name in dict.fromkeys((endpoint.slug, endpoint.provider.lower()))
+    }
+    found: dict[str, list[ProviderKey]] = {}
+    for slug, name, model in places:
+        keys = await state.accounts.provider_keys(caller, name, model)
+        known = found.setdefault(slug, [])
+        known += [key for key in keys if key.id not in {each.id for each in known}]
+    return found
+
+
+def _at_home(plan: Plan, call: Call, endpoint: str | None, key_id: str | None) -> Plan:
+    """Only the endpoint that has the response which a call goes on from.
+
+    Raises:
+        NotFoundError: nobody knows which one that is.
+    """
+    every = [*plan.candidates, *(each for each, _ in plan.resting)]
+    if endpoint is None:
+        if len({each.endpoint.id for each in every}) <= 1:
+            return plan  # if anybody has it, this one does
+        raise NotFoundError(
+            f"previous_response_id: {call.previous_response!r} was not made through this gateway, "
+            "or too long ago, so it is not known which provider has it; name one with "
+            "provider.only, or send the whole conversation.",
+            param="previous_response_id",
+        )
+
+    def is_there(candidate: Candidate) -> bool:
+        return candidate.endpoint.id == endpoint and candidate.key.id == key_id
+
+    return replace(
+        plan,
+        candidates=[each for each in plan.candidates if is_there(each)],
+        resting=[(each, seconds) for each, seconds in plan.resting if is_there(each)],
+        rule="response",
+    )
+
+
+def _nobody(plan: Plan) -> NotFoundError:
+    names = ", ".join(each.name for each in plan.wanted)
+    reasons = [f"{each.provider} {why}" for each, why in plan.excluded[:_MAX_REASONS]]
+    if not reasons:
+        reasons = ["no provider has a key that may be used for it"]
+    return NotFoundError(
+        f"No provider may serve {names} for this request: {'; '.join(reasons)}.", param="provider"
+    )

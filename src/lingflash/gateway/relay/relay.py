@@ -1,0 +1,593 @@
+"""One request from its plan to its row: admitted, tried, answered, settled exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from lingflash.core.errors import CapacityError, LingflashError, UpstreamTimeoutError
+from lingflash.core.log import log_event
+from lingflash.core.types import Usage
+from lingflash.gateway.accounting import Admission, Attempt, Cost, End, Outcome, Start, UsageSource
+from lingflash.gateway.relay.additions import Additions
+from lingflash.gateway.relay.answers import read_answer
+from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, open_attempt, read_body
+from lingflash.gateway.relay.bill import Bill, money
+from lingflash.gateway.relay.call import Call
+from lingflash.gateway.relay.failures import (
+    AttemptFailed,
+    Quoter,
+    broken,
+    broken_error,
+    empty,
+    error_event,
+)
+from lingflash.gateway.relay.frames import Frames, frames_of
+from lingflash.gateway.relay.last_words import last_words
+from lingflash.gateway.relay.usage import read_usage
+from lingflash.gateway.routing.plan import Candidate, Plan
+from lingflash.gateway.state import GatewayState, Home
+from lingflash.httpd.body import json_response
+from lingflash.httpd.client_gone import ClientGone, until_client_gone
+from lingflash.httpd.error_map import envelope, headers_of, http_error
+from lingflash.link.http_client import Answer, BadAnswer
+
+logger = logging.getLogger("lingflash.gateway")
+
+# A reader that takes nothing for so long is given up.
+_STALL_S = 60.0
+_PROGRESS_EVERY_S = 0.25
+# After a stream's last event its connection's last bytes are waited for, to keep it.
+_LINGER_S = 0.05
+
+
+class _BrokeOff(Exception):
+    """An upstream failed after content; the client has been told."""
+
+    def __init__(self, error: LingflashError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class RelayedAnswer(Response):
+    """The answer to a call; everything happens while it is being sent."""
+
+    def __init__(self, state: GatewayState, call: Call, plan: Plan, secrets: list[str]) -> None:
+        self.background = None
+        self._state = state
+        self._call = call
+        self._run = _Run(state, call, plan, secrets)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve; whoever leaves ends the work upstream."""
+        run, call = self._run, self._call
+        self._state.in_flight[call.id] = run.abort
+        try:
+            await until_client_gone(
+                run.serve(send), receive, is_stalled=run.is_stalled, check_every_s=_STALL_S / 4
+            )
+        except ClientGone:
+            return
+        except LingflashError as error:
+            self._state.metrics.request_errors.labels(error.code).inc()
+            response = json_response(
+                envelope(error, self._state.dialect_of(scope["path"])),
+                status=http_error(error).status,
+                headers={**run.headers(), **headers_of(error)},
+            )
+            await response(scope, receive, send)
+        finally:
+            self._state.in_flight.pop(call.id, None)
+
+
+class _Run:
+    """The state of one call."""
+
+    def __init__(self, state: GatewayState, call: Call, plan: Plan, secrets: list[str]) -> None:
+        self._state = state
+        self._config = state.config
+        self._call = call
+        self._plan = plan
+        self._bill = Bill(self._config.requests, datetime.now(UTC).date())
+        self._quote = Quoter(secrets)
+        self._started_s = time.monotonic()
+        self._deadline_s = self._started_s + self._config.deadlines.total_s
+        self._attempts: list[Attempt] = []
+        self._candidate: Candidate | None = None  # of the attempt under way, or the last
+        self._admission: Admission | None = None
+        # Of the answer.
+        self._frames: Frames | None = None
+        self._usage: Usage | None = None
+        self._counted = 0
+        self._finish_reason: str | None = None
+        self._answer_id: str | None = None
+        self._first_content_s: float | None = None
+        self._is_begun = False  # the client has had its first byte
+        self._noted_s = 0.0
+        self._sending_since: float | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._is_aborted = False
+        self._is_settled = False
+
+    def is_stalled(self) -> bool:
+        """Whether the client has stopped reading."""
+        since = self._sending_since
+        return since is not None and time.monotonic() - since > _STALL_S
+
+    def abort(self) -> None:
+        """End the call: the gateway has to."""
+        self._is_aborted = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def headers(self) -> dict[str, str]:
+        """What every answer carries, errors included."""
+        rule = self._plan.rule
+        if len(self._attempts) > 0:
+            rule += f"; attempt {len(self._attempts) + (1 if self._is_begun else 0)}"
+        found = {"x-lingflash-route": rule, "x-generation-id": self._call.id}
+        if self._is_begun and self._candidate is not None:
+            name = self._candidate.endpoint.provider
+            found["x-lingflash-provider"] = name.encode("ascii", "replace").decode()
+        if self._admission is not None:
+            found |= self._admission.limit_headers
+        return found
+
+    async def serve(self, send: Send) -> None:
+        """Admit, try, answer, settle.
+
+        Raises:
+            LingflashError: no answer has begun, and none will.
+        """
+        self._task = asyncio.current_task()
+        admission = self._admission = await self._admit()
+        outcome: Outcome = "failed"
+        failure: LingflashError | None = None
+        try:
+            await self._try_all(send)
+            return
+        except _BrokeOff as broke:
+            failure = broke.error
+        except LingflashError as error:
+            failure = error
+            raise
+        except asyncio.CancelledError:
+            if not self._is_aborted or self._task is None:
+                outcome = "cancelled"
+                raise
+            self._task.uncancel()
+            failure = CapacityError("The gateway is shutting down; try again.")
+            if not self._is_begun:
+                raise failure from None
+            await self._send_last_words(send, failure)
+        except Exception:
+            failure = LingflashError("The gateway failed on this request.")
+            raise
+        finally:
+            await self._settle(admission, outcome, failure)
+        await self._send(send, b"", more=False)
+
+    # Admission
+
+    async def _admit(self) -> Admission:
+        call, plan = self._call, self._plan
+        most = self._bill.reserve(call, plan)
+        start = Start(
+            id=call.id,
+            request_id=call.request_id,
+            caller=call.caller,
+            dialect=call.dialect,
+            model=plan.wanted[0].name,
+            is_streamed=call.is_streamed,
+            session_id=call.session_id,
+            reserve_pico=most.own_pico,
+            byok_reserve_pico=most.byok_pico,
+            prompt_tokens=most.prompt_tokens,
+            completion_tokens=most.completion_tokens,
+            is_free=all(each.is_free for each in plan.wanted),
+            is_byok=plan.is_byok_only,
+            parts=call.parts,
+        )
+        admitting = asyncio.ensure_future(self._state.accounts.admit(start))
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            # The client left meanwhile, but what was reserved has to be given back.
+            with contextlib.suppress(LingflashError):
+                await self._settle(await admitting, "cancelled", None)
+            raise
+
+    # Attempts
+
+    async def _try_all(self, send: Send) -> None:
+        last: AttemptFailed | None = None
+        breakers = self._state.breakers
+        for candidate in self._plan.candidates:
+            if time.monotonic() >= self._deadline_s:
+                break
+            name = self._state.breaker_of(candidate)
+            if not breakers.begin(name, time.monotonic()):
+                continue
+            self._candidate = candidate
+            started_s = time.monotonic()
+            try:
+                await self._try(candidate, send)
+            except AttemptFailed as failed:
+                last = failed
+                self._judge(name, failed)
+                self._note_attempt(candidate, started_s, failed.status, failed.error.code)
+                if failed.is_final:
+                    break
+            except _BrokeOff as broke:
+                breakers.fail(name, time.monotonic())
+                self._note_attempt(candidate, started_s, 200, broke.error.code)
+                raise
+            except asyncio.CancelledError:
+                breakers.drop(name)
+                self._note_attempt(candidate, started_s, 0, "cancelled")
+                raise
+            except BaseException:
+                breakers.drop(name)
+                raise
+            else:
+                breakers.succeed(name)
+                return
+        if last is not None:
+            raise last.error
+        raise self._nobody()
+
+    def _nobody(self) -> LingflashError:
+        if time.monotonic() >= self._deadline_s:
+            return UpstreamTimeoutError("The request took longer than it may in all.")
+        return CapacityError(
+            f"No provider takes requests for {self._plan.wanted[0].name} now; try again."
+        )
+
+    def _judge(self, name: str, failed: AttemptFailed) -> None:
+        breakers = self._state.breakers
+        match failed.verdict:
+            case "fail":
+                breakers.fail(name, time.monotonic())
+            case "cool":
+                breakers.cool(name, time.monotonic(), failed.retry_after_s)
+            case "succeed":
+                breakers.succeed(name)
+
+    def _note_attempt(
+        self, candidate: Candidate, started_s: float, status: int, code: str | None
+    ) -> None:
+        self._attempts.append(self._attempt_of(candidate, started_s, status, code))
+        provider = candidate.endpoint.provider
+        self._state.metrics.attempts.labels(provider, code or "ok").inc()
+
+    def _attempt_of(
+        self, candidate: Candidate, started_s: float, status: int, code: str | None
+    ) -> Attempt:
+        endpoint = candidate.endpoint
+        return Attempt(
+            provider=endpoint.provider,
+            endpoint=endpoint.id,
+            model=endpoint.model,
+            status=status,
+            is_byok=candidate.key.is_brought,
+            error=code,
+            duration_ms=round((time.monotonic() - started_s) * 1000),
+        )
+
+    async def _try(self, candidate: Candidate, send: Send) -> None:
+        call = self._call
+        started_s = time.monotonic()
+        opening = open_attempt(
+            self._state.pool,
+            self._config,
+            call,
+            candidate,
+            deadline_s=self._deadline_s,
+            quote=self._quote,
+        )
+        try:
+            async with opening as answer:
+                if call.is_streamed:
+                    await self._stream(candidate, answer, send, started_s)
+                else:
+                    await self._relay_whole(candidate, answer, send, started_s)
+        except (OSError, BadAnswer) as error:
+            if not self._is_begun:
+                raise broken(candidate, error) from None
+            failure = broken_error(candidate.endpoint.provider, error)
+            await self._send_last_words(send, failure)
+            raise _BrokeOff(failure) from None
+
+    async def _relay_whole(
+        self, candidate: Candidate, answer: Answer, send: Send, started_s: float
+    ) -> None:
+        call = self._call
+        body = await read_body(answer, MAX_BODY_BYTES)
+        if not call.is_free_of_charge:
+            read = read_answer(call.dialect, body)
+            if read.error:
+                raise error_event(candidate, read.error, self._quote)
+            self._usage, self._counted = read.usage, read.counted
+            self._finish_reason, self._answer_id = read.finish_reason, read.answer_id
+            self._first_content_s = time.monotonic()
+            if call.is_openrouters:
+                body = self._additions(candidate).to_body(body, read.data)
+            self._state.measurements.add(candidate.endpoint.id, time.monotonic() - started_s, None)
+        self._is_begun = True
+        headers = self.headers()
+        await self._complete(candidate, started_s)
+        headers |= {"content-type": "application/json", "content-length": str(len(body))}
+        await self._begin(send, headers)
+        await self._send(send, body, more=False)
+
+    async def _stream(
+        self, candidate: Candidate, answer: Answer, send: Send, started_s: float
+    ) -> None:
+        frames = self._frames = frames_of(self._call.dialect)
+        additions = self._additions(candidate)
+        waiting: list[bytes] = []
+        end: bytes | None = None
+        async for events in answer.event_batches():
+            for event in events:
+                try:
+                    kind, data = frames.read(event)
+                except BadAnswer:
+                    await self._flush(send, waiting)  # what came before it was in order
+                    raise
+                if kind == "error":
+                    failed = error_event(candidate, frames.error, self._quote)
+                    if not frames.has_content:
+                        raise failed
+                    await self._flush(send, waiting)
+                    await self._send_last_words(send, failed.error)
+                    raise _BrokeOff(failed.error)
+                if kind == "end":
+                    end = event
+                    break
+                waiting.append(additions.to_event(event, kind, data))
+            await self._flush(send, waiting)
+            self._note_progress(candidate, started_s)
+            if end is not None:
+                break
+        if not frames.has_content:
+            raise empty(candidate)
+        if end is None and not frames.is_finished:
+            raise BadAnswer("the stream ended before the answer did")
+        await self._complete(candidate, started_s)
+        await self._send(send, end or b"", more=False)
+        await _linger(answer)
+
+    async def _flush(self, send: Send, waiting: list[bytes]) -> None:
+        """Send what waits, once there was content; the first of it begins the answer."""
+        assert self._frames is not None
+        if not self._frames.has_content:
+            return
+        if not self._is_begun:
+            self._first_content_s = time.monotonic()
+            self._is_begun = True
+            await self._begin(send, {**_STREAM_HEADERS, **self.headers()})
+        data = b"".join(waiting)
+        waiting.clear()
+        if data:
+            await self._send(send, data, more=True)
+
+    async def _complete(self, candidate: Candidate, started_s: float) -> None:
+        """Settle an answer that is whole, before its client knows that it is."""
+        self._take_frames()
+        now_s = time.monotonic()
+        first_s = self._first_content_s
+        if self._call.is_streamed and first_s is not None:
+            num_tokens = self._usage_so_far()[0].completion_tokens
+            span_s = now_s - first_s
+            rate = (num_tokens - 1) / span_s if num_tokens > 1 and span_s > 0 else None
+            self._state.measurements.add(candidate.endpoint.id, first_s - started_s, rate)
+        self._note_attempt(candidate, started_s, 200, None)
+        if self._call.dialect == "responses" and self._answer_id is not None:
+            home = Home(
+                candidate.endpoint.id,
+                candidate.key.id,
+                self._call.caller.key_hash,
+                self._call.session_id,
+            )
+            self._state.keep_home(self._answer_id, home)
+        assert self._admission is not None
+        await self._settle(self._admission, "completed", None)
+
+    def _take_frames(self) -> None:
+        frames = self._frames
+        if frames is not None:
+            self._usage, self._counted = frames.usage, frames.counted
+            self._finish_reason, self._answer_id = frames.finish_reason, frames.answer_id
+
+    # What the client gets
+
+    def _additions(self, candidate: Candidate) -> Additions:
+        call = self._call
+
+        def of_usage(given: Any) -> Mapping[str, Any]:
+            usage = read_usage(call.dialect, given)
+            if usage is None:
+                return {}
+            return money(self._bill.costs(candidate, usage), is_byok=candidate.key.is_brought)
+
+        return Additions(
+            dialect=call.dialect,
+            provider=candidate.endpoint.provider,
+            adds=call.is_openrouters,
+            shows_usage=call.shows_usage,
+            money=of_usage,
+            metadata=(lambda: self._metadata(candidate)) if call.wants_metadata else None,
+        )
+
+    def _metadata(self, candidate: Candidate) -> Mapping[str, Any]:
+        plan = self._plan
+        tried = [
+            {"provider": each.provider, "model": each.model, "status": each.status}
+            for each in self._attempts
+        ]
+        own = candidate.endpoint
+        tried.append({"provider": own.provider, "model": own.model, "status": 200})
+        available = dict.fromkeys(each.endpoint.provider for each in plan.candidates)
+        return {
+            "requested": self._call.wish.models[0],
+            "strategy": plan.rule,
+            "attempt": len(tried),
+            "attempts": tried,
+            "endpoints": {
+                "available": list(available),
+                "total": len(plan.candidates) + len(plan.resting) + len(plan.excluded),
+            },
+            "is_byok": candidate.key.is_brought,
+        }
+
+    async def _begin(self, send: Send, headers: Mapping[str, str]) -> None:
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
+        self._sending_since = time.monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sending_since = None
+
+    async def _send_last_words(self, send: Send, error: LingflashError) -> None:
+        if self._candidate is None or self._frames is None:
+            return  # a whole answer is on its way
+        provider = self._candidate.endpoint.provider
+        await self._send(send, last_words(self._call, self._frames, error, provider), more=True)
+
+    # What is paid
+
+    def _usage_so_far(self) -> tuple[Usage, UsageSource]:
+        self._take_frames()
+        known = self._usage
+        if known is not None and (self._finish_reason or known.completion_tokens >= self._counted):
+            return known, "upstream"
+        prompt = self._call.estimated_prompt_tokens if known is None else known.prompt_tokens
+        cached = 0 if known is None else known.cached_tokens
+        usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=self._counted)
+        return usage, "counted" if self._counted else "estimated"
+
+    def _note_progress(self, candidate: Candidate, started_s: float) -> None:
+        now_s = time.monotonic()
+        if self._admission is None or now_s - self._noted_s < _PROGRESS_EVERY_S:
+            return
+        self._noted_s = now_s
+        usage, _ = self._usage_so_far()
+        own, vendors = self._bill.costs(candidate, usage)
+        self._state.accounts.note_progress(
+            self._admission,
+            usage,
+            own,
+            attempt=self._attempt_of(candidate, started_s, 200, None),
+            upstream_cost=vendors,
+        )
+
+    async def _settle(
+        self, admission: Admission, outcome: Outcome, failure: LingflashError | None
+    ) -> None:
+        """Pay and write the row, once; a caller that is cancelled meanwhile waits for it."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        end = self._end(outcome, failure)
+        self._report(end)
+        settling = asyncio.ensure_future(self._state.accounts.settle(admission, end))
+        try:
+            await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            await settling
+            raise
+
+    def _end(self, outcome: Outcome, failure: LingflashError | None) -> End:
+        candidate = self._candidate
+        # An upstream that was left in the middle has read the prompt, whatever it sent of it.
+        was_served = self._is_begun or (outcome == "cancelled" and candidate is not None)
+        usage: Usage | None = None
+        source: UsageSource = "upstream"
+        own = vendors = Cost()
+        if was_served and candidate is not None and not self._call.is_free_of_charge:
+            usage, source = self._usage_so_far()
+            own, vendors = self._bill.costs(candidate, usage)
+        endpoint = candidate.endpoint if was_served and candidate is not None else None
+        key = candidate.key if candidate is not None and endpoint is not None else None
+        first_s = self._first_content_s
+        status = 200 if self._is_begun else 499 if outcome == "cancelled" else 500
+        if failure is not None and not self._is_begun:
+            status = http_error(failure).status
+        return End(
+            outcome=outcome,
+            status=status,
+            error_code=None if failure is None else failure.code,
+            attempts=tuple(self._attempts),
+            endpoint=endpoint.id if endpoint else None,
+            provider=endpoint.provider if endpoint else None,
+            model=endpoint.model if endpoint else None,
+            usage=usage,
+            usage_source=source,
+            cost=own,
+            upstream_cost=vendors,
+            byok_id=key.id if key is not None and key.is_brought else None,
+            ttft_ms=None if first_s is None else round((first_s - self._started_s) * 1000),
+            duration_ms=round((time.monotonic() - self._started_s) * 1000),
+            wire={
+                "finish_reason": self._finish_reason,
+                "upstream_id": self._answer_id,
+                "route": self._plan.rule,
+            },
+        )
+
+    def _report(self, end: End) -> None:
+        metrics = self._state.metrics
+        model = self._plan.wanted[0].name
+        metrics.requests.labels(model, self._call.dialect, end.outcome).inc()
+        metrics.duration_s.observe(end.duration_ms / 1000)
+        if end.ttft_ms is not None:
+            metrics.first_content_s.observe(end.ttft_ms / 1000)
+        usage = end.usage
+        if usage is not None and end.provider is not None:
+            for kind, count in (
+                ("prompt", usage.prompt_tokens),
+                ("cached", usage.cached_tokens),
+                ("completion", usage.completion_tokens),
+            ):
+                metrics.tokens.labels(end.provider, kind).inc(count)
+            metrics.cost_usd.labels(end.provider).inc(end.cost.total / 10**12)
+        fields = {
+            "request_id": self._call.request_id,
+            "generation": self._call.id,
+            "model": model,
+            "provider": end.provider,
+            "route": self._plan.rule,
+            "attempts": len(end.attempts),
+            "outcome": end.outcome,
+            "error": end.error_code,
+            "prompt_tokens": usage.prompt_tokens if usage else None,
+            "cached_tokens": usage.cached_tokens if usage else None,
+            "completion_tokens": usage.completion_tokens if usage else None,
+            "ttft_ms": end.ttft_ms,
+            "duration_ms": end.duration_ms,
+        }
+        log_event(logger, "relayed", fields)
+
+
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+
+async def _linger(answer: Answer) -> None:
+    """Read what ends a stream's connection, so that it can be used again."""
+    with contextlib.suppress(OSError, BadAnswer):
+        async with asyncio.timeout(_LINGER_S):
+            async for _ in answer.parts():
+                pass

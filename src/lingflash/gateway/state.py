@@ -1,0 +1,121 @@
+"""What the routes of one gateway share."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from lingflash.core.errors import AuthenticationError
+from lingflash.gateway.accounting import Accounts, Caller
+from lingflash.gateway.config.load import GatewayConfig
+from lingflash.gateway.dialects import error_dialect_of
+from lingflash.gateway.metrics import GatewayMetrics
+from lingflash.gateway.routing.breaker import Breakers
+from lingflash.gateway.routing.measurements import Measurements
+from lingflash.gateway.routing.plan import Candidate
+from lingflash.httpd.auth import given_key
+from lingflash.httpd.context import HttpContext, context_of
+from lingflash.httpd.limits import ConnectionLimits
+from lingflash.link.connection_pool import ConnectionPool
+
+_MAX_HOMES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a stored response is, and whose it is."""
+
+    endpoint: str
+    key_id: str
+    key_hash: str
+    session_id: str
+
+
+class GatewayState(HttpContext):
+    """What `httpd` shares, and configuration, accounts, breakers and connections of one gateway.
+
+    Args:
+        accounts: whoever made them closes them.
+    """
+
+    def __init__(self, config: GatewayConfig, accounts: Accounts) -> None:
+        self.metrics = GatewayMetrics(
+            lambda: self.breakers.states(time.monotonic()), lambda: self.not_ready is None
+        )
+        server = config.server
+        super().__init__(
+            self.metrics,
+            api_keys=() if config.metrics_key is None else (config.metrics_key,),
+            max_body_bytes=int(server.max_body_mb * 2**20),
+            drain_timeout_s=server.drain_timeout_s,
+            cors_origins=server.cors_origins,
+            connections=ConnectionLimits(max_connections=server.max_connections),
+            dialect_of=error_dialect_of,
+        )
+        self.config = config
+        self.accounts = accounts
+        self.breakers = Breakers(config.breaker)
+        self.measurements = Measurements()
+        self.pool = ConnectionPool()
+        self._homes: OrderedDict[str, Home] = OrderedDict()
+        # Brought keys are told apart by digests that mean nothing outside of this process.
+        self._salt = secrets.token_bytes(16)
+
+    def take_config(self, config: GatewayConfig) -> None:
+        """Use another configuration from the next request on; running ones keep theirs.
+
+        The address and what the accounts were opened with stay as they are.
+        """
+        self.config = config
+        self.breakers.settings = config.breaker
+        self.api_keys = () if config.metrics_key is None else (config.metrics_key,)
+
+    async def caller_of(self, request: Request) -> Caller:
+        """Whoever sent a request.
+
+        Raises:
+            AuthenticationError: no key, or one that is not of this gateway.
+        """
+        key = given_key(request)
+        if not key:
+            raise AuthenticationError(
+                "No API key was given; send the header 'Authorization: Bearer KEY' or "
+                "'x-api-key: KEY'."
+            )
+        return await self.accounts.authenticate(key)
+
+    def breaker_of(self, candidate: Candidate) -> str:
+        """The name of the breaker of an upstream and key."""
+        key = candidate.key
+        tag = key.id
+        if key.kind == "inline" and key.secret is not None:
+            tag = hashlib.blake2b(key.secret.encode(), key=self._salt, digest_size=12).hexdigest()
+        return f"{candidate.endpoint.slug}#{tag}"
+
+    def rests_s(self, candidate: Candidate) -> float:
+        """For how long an upstream and key are left alone."""
+        return self.breakers.rests_s(self.breaker_of(candidate), time.monotonic())
+
+    def keep_home(self, response_id: str, home: Home) -> None:
+        """Remember where a response is stored."""
+        self._homes[response_id] = home
+        self._homes.move_to_end(response_id)
+        if len(self._homes) > _MAX_HOMES:
+            self._homes.popitem(last=False)
+
+    def home_of(self, response_id: str, caller: Caller) -> Home | None:
+        """Where a response of this caller's is stored, if this process relayed it."""
+        home = self._homes.get(response_id)
+        return home if home is not None and home.key_hash == caller.key_hash else None
+
+
+def state_of(request: Request) -> GatewayState:
+    """The state of the application that a request came to."""
+    state = context_of(request)
+    assert isinstance(state, GatewayState)
+    return state

@@ -1,0 +1,52 @@
+"""API keys in a server's settings: `api_keys`, and those of `api_key_file`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from lingflash.core.errors import ConfigError
+from lingflash.core.settings import Bound
+
+KEY = Bound(
+    lambda key: key != "" and key.isascii() and key.isprintable(), "non-empty printable ASCII"
+)
+
+
+class _HasKeys(Protocol):
+    """A dataclass with these settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def api_keys(self) -> tuple[str, ...]: ...
+
+    @property
+    def api_key_file(self) -> Path | None: ...
+
+
+Config = TypeVar("Config", bound=_HasKeys)
+
+
+def with_keys_of_file(config: Config) -> Config:
+    """Add the keys of `api_key_file`, if there is one, to the others.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no key.
+    """
+    path = config.api_key_file
+    if path is None:
+        return config
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--api-key-file {str(path)!r} cannot be read: {error}.", param="api_key_file"
+        ) from None
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise ConfigError(
+            f"--api-key-file {str(path)!r} holds no key; write one a line.", param="api_key_file"
+        )
+    return replace(config, api_keys=(*config.api_keys, *keys))

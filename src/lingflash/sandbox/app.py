@@ -1,0 +1,97 @@
+"""Puts the sandbox server together."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+
+from lingflash.core.metrics import CONTENT_TYPE
+from lingflash.httpd.app import make_app
+from lingflash.httpd.auth import require_key
+from lingflash.httpd.body import json_response
+from lingflash.httpd.error_map import RETRY_AFTER_S
+from lingflash.httpd.openapi import install_openapi
+from lingflash.httpd.server import run_server
+from lingflash.sandbox.cgroup import Cgroups
+from lingflash.sandbox.config import SandboxConfig
+from lingflash.sandbox.e2b import code, control, files, filesystem, processes
+from lingflash.sandbox.e2b.access import E2B_ERRORS, SandboxContext, sandbox_of, state_of
+from lingflash.sandbox.jail.argv import Interpreter
+from lingflash.sandbox.manager import Manager, SandboxMetrics
+
+_plain = APIRouter()
+
+
+@_plain.get("/")
+async def root() -> Response:
+    """Say what answers here."""
+    return json_response({"name": "lingflash sandbox", "api": "e2b", "openapi": "/openapi.json"})
+
+
+@_plain.get("/health")
+async def health(request: Request) -> Response:
+    """With a sandbox's token or id whether it runs; without, that the process answers."""
+    if request.headers.get("x-access-token") or request.headers.get("e2b-sandbox-id"):
+        sandbox_of(request, id_is_enough=True)
+        return Response(status_code=204)
+    return json_response({"status": "alive"})
+
+
+@_plain.get("/ready")
+async def ready(request: Request) -> Response:
+    """Say whether a sandbox can be had."""
+    reason = state_of(request).not_ready
+    if reason is None:
+        return json_response({"status": "ready"})
+    return json_response(
+        {"status": "not ready", "reason": reason},
+        status=503,
+        headers={"retry-after": str(RETRY_AFTER_S)},
+    )
+
+
+@_plain.get("/metrics", dependencies=[Depends(require_key)])
+async def metrics(request: Request) -> Response:
+    """Give all series in Prometheus' text format."""
+    content = state_of(request).metrics.render()
+    return Response(content, headers={"content-type": CONTENT_TYPE})
+
+
+def create_app(
+    config: SandboxConfig, interpreter: Interpreter, groups: Cgroups | None = None
+) -> FastAPI:
+    """Build the application; `app.state.context.manager` is to be started and stopped.
+
+    Args:
+        interpreter: of the sandboxes.
+        groups: where their cgroups are made, if anywhere.
+    """
+    numbers = SandboxMetrics()
+    context = SandboxContext(
+        numbers,
+        api_keys=config.api_keys,
+        drain_timeout_s=config.drain_timeout_s,
+        dialect_of=lambda path: E2B_ERRORS,
+    )
+    context.manager = Manager(config, interpreter, numbers, groups)
+    app = make_app(context)
+    app.include_router(_plain)
+    app.include_router(control.router, dependencies=[Depends(require_key)])
+    for module in (files, filesystem, processes, code):
+        app.include_router(module.router)  # by the sandbox's own token
+    install_openapi(app)
+    return app
+
+
+async def serve(app: FastAPI, socks: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:
+    """Serve until a signal.
+
+    Raises:
+        LingflashError: a wall does not hold, or no sandbox can be started.
+    """
+    context: SandboxContext = app.state.context
+    await run_server(
+        app, context, context.manager, socks[0], more_socks=socks[1:], on_ready=on_ready
+    )

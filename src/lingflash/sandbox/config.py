@@ -1,0 +1,130 @@
+"""Settings of the sandbox server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lingflash.core.log import LEVELS
+from lingflash.core.settings import (
+    at_least,
+    between,
+    check_settings,
+    one_of,
+    require,
+    setting,
+)
+from lingflash.httpd.keys import KEY
+from lingflash.sandbox.jail.limits import Limits
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxConfig:
+    """How the server listens, what a sandbox may use and how many there may be.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    VARIABLE_PREFIX: ClassVar[str] = "LINGFLASH_SANDBOX_"
+
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(8049, "0 takes a free one.", bound=between(0, 65535))
+    more_ports: tuple[int, ...] = setting(
+        (),
+        "Another port with the same answers, for clients that insist on theirs; repeat it.",
+        flag="--also-port",
+        bound=between(1, 65535),
+    )
+    api_keys: tuple[str, ...] = setting(
+        (), "Accepted key; repeat it for several.", flag="--api-key", bound=KEY, is_secret=True
+    )
+    api_key_file: Path | None = setting(None, "File with accepted keys, one a line.")
+    user: str | None = setting(None, "Become this user; needed where root starts the server.")
+    python: Path | None = setting(
+        None, "Interpreter of sandboxes, with ipykernel for run_code; this one if left out."
+    )
+    internet: Literal["deny", "strict", "allow"] = setting(
+        "deny",
+        "deny: no network, asked for or not; strict: refuse who asks; allow: the host's network.",
+        bound=one_of(("deny", "strict", "allow")),
+    )
+    cgroups: Literal["auto", "require", "off"] = setting(
+        "auto",
+        "Memory and process counts by cgroup: where there are some, always, or never.",
+        bound=one_of(("auto", "require", "off")),
+    )
+    max_sandboxes: int = setting(64, "In all.", bound=at_least(1))
+    max_sandboxes_per_key: int = setting(64, "Of one API key.", bound=at_least(1))
+    warm: int = setting(1, "Started and waiting, each with a Python kernel.", bound=between(0, 64))
+    default_timeout_s: float = setting(
+        300.0, "Life of a sandbox whose creator gives none.", bound=between(1, 86400)
+    )
+    max_timeout_s: float = setting(
+        86400.0, "Longest life, counted from each renewal.", bound=between(1, 30 * 86400)
+    )
+    memory_bytes: int = setting(
+        1024 * _MIB,
+        "Of the processes of a sandbox, in MiB.",
+        flag="--memory-mb",
+        unit=_MIB,
+        bound=at_least(64 * _MIB),
+    )
+    disk_bytes: int = setting(
+        512 * _MIB,
+        "Of the files of a sandbox, in MiB; they lie in memory.",
+        flag="--disk-mb",
+        unit=_MIB,
+        bound=at_least(_MIB),
+    )
+    disk_inodes: int = setting(50_000, "Files and folders of a sandbox.", bound=at_least(100))
+    processes: int = setting(128, "Processes and threads of a sandbox.", bound=at_least(8))
+    cpu_s: int = setting(600, "CPU seconds of one process.", bound=at_least(1))
+    output_bytes: int = setting(
+        16 * _MIB,
+        "Of one command or execution, in MiB; what comes beyond is thrown away.",
+        flag="--output-mb",
+        unit=_MIB,
+        bound=at_least(1),
+    )
+    max_upload_bytes: int = setting(
+        512 * _MIB,
+        "Largest upload, in MiB.",
+        flag="--max-upload-mb",
+        unit=_MIB,
+        bound=at_least(1),
+    )
+    drain_timeout_s: float = setting(
+        10.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
+    )
+    log_level: str = setting("info", "debug, info, warning or error.", bound=one_of(LEVELS))
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        require(
+            self,
+            self.max_timeout_s >= self.default_timeout_s,
+            "max_timeout_s",
+            "no less than --default-timeout-s",
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """Of each sandbox."""
+        return Limits(
+            memory_bytes=self.memory_bytes,
+            disk_bytes=self.disk_bytes,
+            disk_inodes=self.disk_inodes,
+            processes=self.processes,
+            cpu_s=self.cpu_s,
+            output_bytes=self.output_bytes,
+        )
+
+
+def cpu_count() -> int:
+    """CPUs that a sandbox sees."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,86 @@
+// The page's frame: which screens there are, and whether the server can serve.
+import { html, render, View } from "./lib/html.js";
+import { server } from "./lib/server.js";
+import { history } from "./dashboard/history.js";
+import { Dashboard } from "./dashboard/screen.js";
+import { Playground } from "./playground/screen.js";
+
+// By the names that `install_page` takes; the server says which of them it has.
+const SCREENS = {
+  playground: { title: "Playground", view: Playground },
+  dashboard: { title: "Dashboard", view: Dashboard },
+};
+
+class App extends View {
+  state = { screen: location.hash.slice(2) };
+
+  stores() {
+    return [server];
+  }
+
+  componentDidMount() {
+    super.componentDidMount();
+    addEventListener("hashchange", () => this.setState({ screen: location.hash.slice(2) }));
+  }
+
+  render(_, { screen }) {
+    const names = (server.about?.screens ?? []).filter((name) => name in SCREENS);
+    const shown = names.includes(screen) ? screen : names[0];
+    return html`<header class="top">
+        <h1>lingflash</h1>
+        <nav aria-label="Screens">
+          ${names.map(
+            (name) =>
+              html`<a href=${`#/${name}`} aria-current=${name === shown ? "page" : undefined}>
+                ${SCREENS[name].title}
+              </a>`,
+          )}
+        </nav>
+        <${State} />
+      </header>
+      <${Notices} />
+      <main>${shown && html`<${SCREENS[shown].view} key=${shown} />`}</main>`;
+  }
+}
+
+const STATES = {
+  connecting: "connecting",
+  loading: "not ready",
+  ready: "ready",
+  offline: "not reachable",
+};
+
+function State() {
+  const about = server.about && `${server.about.server} ${server.about.version}`;
+  return html`<p class=${`state ${server.state}`} role="status">
+    <span class="dot" aria-hidden="true"></span>${STATES[server.state]}
+    ${about && html`<span class="about">${about}</span>`}
+  </p>`;
+}
+
+function Notices() {
+  const wantsKey = server.about?.needs_key && (!server.hasKey || server.keyTrouble);
+  const isUp = server.state === "ready" || server.state === "connecting";
+  return html`${!isUp &&
+    html`<p class=${`notice ${server.state}`} role="alert">
+      ${server.reason} This page looks again every second.
+    </p>`}
+    ${wantsKey && html`<${KeyForm} />`}`;
+}
+
+function KeyForm() {
+  const use = (event) => {
+    event.preventDefault();
+    server.useKey(new FormData(event.target).get("key"));
+  };
+  return html`<form class="notice key" onSubmit=${use}>
+    <label for="key">${server.keyTrouble || "This server asks for an API key."}</label>
+    <input id="key" name="key" type="password" autocomplete="off" required />
+    <button type="submit">Use it</button>
+    <span class="note">It stays in this tab's memory until you leave.</span>
+  </form>`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));
+server.follow();
+history.follow();
