@@ -30,6 +30,7 @@ from lingflash.train.data.stream import IGNORE, BatchStream, StreamConfig, make_
 from lingflash.train.data.thinking import with_thinking
 from lingflash.train.data.words import Words, is_held_out
 from lingflash.train.evaluate import expected_text, prompt_text
+from lingflash.train.tokenizer import add_characters
 
 ASSETS = resources.files("lingflash").joinpath("assets/ling-nano")
 
@@ -206,6 +207,26 @@ def test_tokenizer_when_a_value_is_quoted_then_its_tokens_are_the_same(tokenizer
             assert any(whole[i : i + len(ids)] == ids for i in range(len(whole)))
 
 
+def test_add_characters_when_added_then_a_character_is_a_token_and_all_text_round_trips(
+    tmp_path, tokenizer
+):
+    (tmp_path / "tokenizer.json").write_bytes(ASSETS.joinpath("tokenizer.json").read_bytes())
+    before = tokenizer.get_vocab_size()
+    add_characters(tmp_path, before + 64, count=150)
+    grown = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert grown.get_vocab_size() == before + 64
+    assert len(grown.encode("的", add_special_tokens=False).ids) == 1
+    rng = random.Random(14)
+    words = Words(held_out=False)
+    for _ in range(60):
+        dialogue = chinese_dialogue(rng, words)
+        for text, _ in render_segments(dialogue.messages, dialogue.tools):
+            ids = grown.encode(text, add_special_tokens=False).ids
+            assert grown.decode(ids, skip_special_tokens=False) == text
+            if text.isascii():
+                assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+
+
 def test_config_when_compared_with_the_tokenizer_then_ids_agree(tokenizer):
     config = json.loads(ASSETS.joinpath("config.json").read_text())
     generation = json.loads(ASSETS.joinpath("generation_config.json").read_text())
@@ -288,7 +309,9 @@ def test_agent_dialogues_when_a_step_needs_a_result_then_the_result_has_it():
                     v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
                     for v in call["function"]["arguments"].values()
                 ]
-                chained += any(json.dumps(t, ensure_ascii=False)[1:-1] in before["content"] for t in texts)
+                chained += any(
+                    json.dumps(t, ensure_ascii=False)[1:-1] in before["content"] for t in texts
+                )
     assert chained > 100
 
 

@@ -47,7 +47,7 @@ def test_forward_when_packed_behind_another_document_then_matches_golden(length,
 
 
 def test_ahead_when_several_passes_then_each_is_what_a_draft_finds():
-    """Emulated draft by draft: one row at a time reads the layer's output instead of the model's."""
+    """Emulated draft by draft: single rows read the layer's output instead of the model's."""
     model = load(GOLDEN / "checkpoint").eval()
     length, passes = 64, 3
     tokens = torch.arange(length + 2)[None] + 3
@@ -194,6 +194,28 @@ def test_trainer_when_paused_and_resumed_then_equals_an_unbroken_run(tmp_path):
         whole.model.state_dict().items(), second.model.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+def test_trainer_when_the_recipe_has_a_larger_vocabulary_then_begins_with_the_bundled_weights(
+    tmp_path,
+):
+    config = load_model_config(ASSETS)
+    grown = replace(
+        RECIPES["smoke"],
+        vocab_size=config.vocab_size + 128,
+        stream=StreamConfig(rows=1, row_tokens=256, copy_steps=0, short_steps=0),
+    )
+    run = RunConfig(
+        recipe=grown, device="cpu", minutes=1, out=tmp_path, init_from=ASSETS, workers=0,
+        compiled=False, flex=False,
+    )  # fmt: skip
+    trainer = Trainer(run)
+    assert trainer.model.lm_head.weight.shape[0] == config.vocab_size + 128
+    assert trainer.tokenizer.get_vocab_size() == config.vocab_size + 128
+    known = load(ASSETS).lm_head.weight
+    assert torch.equal(trainer.model.lm_head.weight[: config.vocab_size], known)
+    again = load_model_config(trainer.export())
+    assert again.vocab_size == config.vocab_size + 128
 
 
 def test_train_model_when_tied_embeddings_then_refused():

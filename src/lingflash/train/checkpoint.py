@@ -143,7 +143,7 @@ def widen(state: dict[str, Tensor], model: TrainModel) -> dict[str, Tensor]:
             fitted[name] = value
         else:
             raise ModelLoadError(
-                f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(target.shape)} in the "
-                "model; only a larger vocabulary can be begun with."
+                f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(target.shape)} in "
+                "the model; only a larger vocabulary can be begun with."
             )
     return fitted

@@ -477,9 +477,7 @@ class TrainModel(nn.Module):
         (ahead,) = self.ahead(tokens, hidden, context, 1)
         return logits, self.lm_head(ahead.flatten(0, 1)[index])
 
-    def ahead(
-        self, tokens: Tensor, hidden: Tensor, context: Context, passes: int
-    ) -> list[Tensor]:
+    def ahead(self, tokens: Tensor, hidden: Tensor, context: Context, passes: int) -> list[Tensor]:
         """The MTP layer's output [B, T, D] for the token after the next, as each draft finds it.
 
         Pass 1 reads the model's hidden states, as a first draft does. In pass n the last n - 1 of

@@ -23,6 +23,8 @@ class Recipe:
         bias_rate: step of expert_bias towards balance.
         num_heldout: generated held-out cases in these evaluations.
         final_heldout: generated held-out cases in the last evaluation.
+        vocab_size, max_position_embeddings: of the model, if more than the bundled one's; the
+            tokens are Chinese characters.
     """
 
     name: str
@@ -39,11 +41,14 @@ class Recipe:
     save_every_s: float = 120.0
     num_heldout: int = 400
     final_heldout: int = 1000
+    vocab_size: int = 0
+    max_position_embeddings: int = 0
 
 
 RECIPES: dict[str, Recipe] = {
     "nano": Recipe(name="nano"),
     # The second edition: from the weights of the first (--init-from), which can copy and call.
+    # It has tokens for Chinese characters.
     "nano-second": Recipe(
         name="nano-second",
         stream=StreamConfig(copy_steps=0, short_steps=0, seed=20),
@@ -53,6 +58,8 @@ RECIPES: dict[str, Recipe] = {
         evaluate_every_s=120.0,
         save_every_s=150.0,
         num_heldout=200,
+        vocab_size=3072,
+        max_position_embeddings=32_768,
     ),
     # A short while more from a trained checkpoint (--init-from), without compilation.
     "nano-polish": Recipe(

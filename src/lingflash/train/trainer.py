@@ -36,6 +36,7 @@ from lingflash.train.model import (
 from lingflash.train.optimizer import Optimizer
 from lingflash.train.recipe import Recipe
 from lingflash.train.report import Progress, draw_loss_curve
+from lingflash.train.tokenizer import add_characters
 
 ASSETS = (
     "config.json",
@@ -84,6 +85,28 @@ def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
     return rate * max(recipe.floor, min(1.0, left))
 
 
+def _text_side(recipe: Recipe, out: Path) -> Path:
+    """The folder of config, tokenizer and template: the bundled one, or a grown copy in out."""
+    bundled = Path(str(resources.files("lingflash").joinpath("assets/ling-nano")))
+    config: dict[str, Any] = json.loads((bundled / "config.json").read_text())
+    wanted = {
+        "vocab_size": max(recipe.vocab_size, config["vocab_size"]),
+        "max_position_embeddings": max(
+            recipe.max_position_embeddings, config["max_position_embeddings"]
+        ),
+    }
+    if wanted.items() <= config.items():
+        return bundled
+    folder = out / "text"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ASSETS:
+        shutil.copyfile(bundled / name, folder / name)
+    if wanted["vocab_size"] > config["vocab_size"]:
+        add_characters(folder, wanted["vocab_size"])
+    (folder / "config.json").write_text(json.dumps({**config, **wanted}, indent=2) + "\n")
+    return folder
+
+
 _BLOCK = 128
 
 
@@ -122,7 +145,7 @@ class Trainer:
         self.recipe = replace(run.recipe, stream=stream)
         self.device = torch.device(run.device)
         self.cuda = self.device.type == "cuda"
-        self.assets = Path(str(resources.files("lingflash").joinpath("assets/ling-nano")))
+        self.assets = _text_side(self.recipe, run.out)
         self.tokenizer = Tokenizer.from_file(str(self.assets / "tokenizer.json"))
         config = load_model_config(self.assets)
         if self.tokenizer.get_vocab_size() > config.vocab_size:
@@ -195,9 +218,7 @@ class Trainer:
                     return self._layer(module, (x,), document, masks[1], 0)
                 hidden, _, earlier = rest
                 number = len(earlier) + 1
-                return self._layer(
-                    module, (x, hidden, earlier), document, masks[number], number
-                )
+                return self._layer(module, (x, hidden, earlier), document, masks[number], number)
 
             model.call = call
             context = Context(document, None, *self.angles)
@@ -242,9 +263,9 @@ class Trainer:
         return tuple(tensors)
 
     def _train_step(self, batch: Batch, lr: float, bias_rate: float, passes: int) -> Tensor:
-        inputs = self._to_device(batch)
+        tokens, document, index, labels, ahead = self._to_device(batch)
         try:
-            main, mtp = self._loss(*inputs, passes)
+            main, mtp = self._loss(tokens, document, index, labels, ahead, passes)
         except Exception as error:
             # A compiler that fails here must not cost the run; anything later is a real error.
             if self._compiled_once or not self.run.compiled:
@@ -337,7 +358,7 @@ class Trainer:
         progress.say(
             f"{num_parameters(self.model):,} parameters on {run.device}, "
             f"{batch_tokens:,} tokens a step, "
-            + (f"resumed at step {self.step}" if resumed else "from nothing")
+            + (f"resumed at step {self.step}" if resumed else f"from {run.init_from or 'nothing'}")
         )
         stream = BatchStream(self.assets / "tokenizer.json", recipe.stream, run.workers, self.step)
         for sig in (signal.SIGTERM, signal.SIGINT):

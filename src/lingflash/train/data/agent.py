@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lingflash.train.data import answers, chinese
-from lingflash.train.data.dialogue import draw_tools
+from lingflash.train.data.dialogue import draw_tools, foreign_request
 from lingflash.train.data.phrases import Chosen, choose_arguments, request
 from lingflash.train.data.quantities import integer, number
 from lingflash.train.data.render import Dialogue, Message
@@ -18,8 +18,19 @@ from lingflash.train.data.values import KINDS
 from lingflash.train.data.words import Words
 
 _TEXTS = read_table("agent.toml")
-_LONG = ("str:text", "str:title", "str:query", "str:address", "str:unicode", "text", "title", "query")
-_MENDED = {"str:" + k for k in ("city", "person", "id", "word", "filename", "email", "date", "path")}
+_LONG = (
+    "str:text",
+    "str:title",
+    "str:query",
+    "str:address",
+    "str:unicode",
+    "text",
+    "title",
+    "query",
+)
+_MENDED = {
+    "str:" + k for k in ("city", "person", "id", "word", "filename", "email", "date", "path")
+}
 _MENDED |= {"city", "person", "id", "word", "filename", "email", "date", "day"}
 
 
@@ -30,7 +41,9 @@ class _Agent:
         self.rng, self.words, self.is_chinese, self.scale = rng, words, is_chinese, scale
         self.texts: dict[str, Any] = _TEXTS["zh" if is_chinese else "en"]
         count = rng.choice((1, 2, 2, 3, 3, 4, 5))
-        self.tools: list[Any] = (chinese.draw_tools if is_chinese else draw_tools)(rng, words, count)
+        self.tools: list[Any] = (chinese.draw_tools if is_chinese else draw_tools)(
+            rng, words, count
+        )
         self.messages: list[Message] = []
 
     def plain(self, tool: Any) -> Any:
@@ -103,9 +116,7 @@ class _Agent:
             return (english if rng.random() < 0.5 else label), label
         if name and rng.random() < 0.5:
             return name, name.replace("_", " ")
-        key = (
-            rng.choice(POOLS["result_keys"]) if rng.random() < 0.5 else self.words.word(rng)
-        )
+        key = rng.choice(POOLS["result_keys"]) if rng.random() < 0.5 else self.words.word(rng)
         if rng.random() < 0.2:
             key += rng.choice(("_", "_", " ")) + self.words.word(rng)
         return key, key.replace("_", " ")
@@ -153,10 +164,12 @@ class _Agent:
 
 def _referable(agent: _Agent, chosen: list[Chosen]) -> list[int]:
     return [
-        i for i, (p, value, _) in enumerate(chosen)
-        if p.kind not in _LONG and isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        and p.kind != "enum"
-    ]  # fmt: skip
+        i
+        for i, (p, value, _) in enumerate(chosen)
+        if p.kind not in (*_LONG, "enum")
+        and isinstance(value, (str, int, float))
+        and not isinstance(value, bool)
+    ]
 
 
 def _chain(agent: _Agent) -> bool:
@@ -166,7 +179,7 @@ def _chain(agent: _Agent) -> bool:
     picked = [rng.choice(agent.tools) for _ in range(count)]
     steps: list[tuple[Any, list[Chosen]]] = []
     results: list[dict[str, Any]] = []
-    text = ""
+    text = surface = ""
     for i, tool in enumerate(picked):
         chosen = agent.arguments(tool)
         shown = list(chosen)
@@ -183,7 +196,7 @@ def _chain(agent: _Agent) -> bool:
             surface = agent.say("references", k=label)
             shown[at] = (replace(param, kind="ref", preps=()), value, surface)
         asked = agent.ask(tool, shown)
-        if i and shown[at][2] not in asked:
+        if surface not in asked:
             return False
         lowered = asked[0].lower() + asked[1:] if rng.random() < 0.8 else asked
         text += agent.say("then" if i else "first", r=lowered)
@@ -264,7 +277,7 @@ def _mend(agent: _Agent) -> bool:
     elif x < 0.65:
         agent.result({"error": agent.say("again")})
         agent.call((tool, chosen))
-    if x < 0.15 or x >= 0.65 or not places and x < 0.5:
+    if x < 0.15 or x >= 0.65 or (not places and x < 0.5):
         about = rng.choice(chosen) if chosen else None
         label = about[0].name.replace("_", " ") if about else "id"
         shown = str(about[1]) if about else "id"
@@ -335,7 +348,18 @@ def _rows(agent: _Agent) -> bool:
     return True
 
 
-_LOOPS = (_chain, _chain, _chain, _each, _mend, _mend, _field, _field, _rows)
+def _foreign(agent: _Agent) -> bool:
+    """A request that no tool fits, between the others."""
+    if agent.is_chinese:
+        agent.user(chinese.foreign_request(agent.rng, agent.words, agent.tools))
+        agent.answer(chinese.TEXTS["refusal"])
+    else:
+        agent.user(foreign_request(agent.rng, agent.words, agent.tools))
+        agent.answer(answers.REFUSAL)
+    return True
+
+
+_LOOPS = (_chain, _chain, _chain, _each, _mend, _mend, _field, _field, _rows, _foreign)
 
 
 def agent_dialogue(rng: random.Random, words: Words, scale: int = 1) -> Dialogue:

@@ -83,7 +83,7 @@ def draw_tools(rng: random.Random, words: Words, count: int) -> list[Tool]:
     return tools
 
 
-def _foreign_request(rng: random.Random, words: Words, tools: list[Tool]) -> str:
+def foreign_request(rng: random.Random, words: Words, tools: list[Tool]) -> str:
     """Word a request that none of the tools fits."""
     x = rng.random()
     if x < 0.25:
@@ -223,20 +223,20 @@ def tool_dialogue(rng: random.Random, words: Words, max_turns: int = 4, scale: i
     for turn in range(number_turns):
         x = rng.random()
         last = turn == number_turns - 1
-        if x < 0.12:
+        if x < 0.18:
             messages += [
-                {"role": "user", "content": _foreign_request(rng, words, tools)},
+                {"role": "user", "content": foreign_request(rng, words, tools)},
                 {"role": "assistant", "content": answers.REFUSAL},
             ]
             continue
-        if x < 0.16:
+        if x < 0.21:
             text, answer = answers.small_talk(rng)
             messages += [
                 {"role": "user", "content": text},
                 {"role": "assistant", "content": answer},
             ]
             continue
-        if x < 0.195:
+        if x < 0.245:
             asked = _ask_turn(rng, words, tools)
             if asked:
                 messages += [

@@ -82,6 +82,4 @@ def with_long_prompt(
             about = function.get("description", "")
             function["description"] = f"{about}\n\n{long_text(rng, words, share)}".strip()
         tools.append({"type": "function", "function": function})
-    return Dialogue(
-        [{"role": "system", "content": content}, *messages], tools, dialogue.thinking
-    )
+    return Dialogue([{"role": "system", "content": content}, *messages], tools, dialogue.thinking)

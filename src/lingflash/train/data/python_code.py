@@ -80,8 +80,10 @@ def _expression(rng: random.Random) -> str:
 
 
 def _shown(expression: str) -> str:
-    return f"print(round({expression}, 6))" if "/" in expression or "." in expression else (
-        f"print({expression})"
+    return (
+        f"print(round({expression}, 6))"
+        if "/" in expression or "." in expression
+        else (f"print({expression})")
     )
 
 
@@ -173,7 +175,9 @@ def _over(form: str, head: str = "") -> Callable[[random.Random, Words], Questio
 def _words_list(form: str) -> Callable[[random.Random, Words], Question]:
     def make(rng: random.Random, words: Words) -> Question:
         items = [words.word(rng) for _ in range(rng.randint(3, 6))]
-        texts = ", ".join(items) if rng.random() < 0.6 else ", ".join(items[:-1]) + " and " + items[-1]
+        texts = (
+            ", ".join(items) if rng.random() < 0.6 else ", ".join(items[:-1]) + " and " + items[-1]
+        )
         return {"x": texts}, form.format(x=items)
 
     return make
@@ -211,46 +215,65 @@ def _range(rng: random.Random, words: Words) -> Question:
 _STATISTICS = "import statistics\n"
 FAMILIES: dict[str, Callable[[random.Random, Words], Question]] = {
     "arithmetic": lambda rng, words: (lambda e: ({"x": e}, _shown(e)))(_expression(rng)),
-    "words_add": _pair("{a} + {b}"), "words_subtract": _pair("{a} - {b}"),
-    "words_multiply": _pair("{a} * {b}"), "words_divide": _pair("{a} / {b}"),
-    "remainder": _pair("{a} % {b}", True), "power": _power,
+    "words_add": _pair("{a} + {b}"),
+    "words_subtract": _pair("{a} - {b}"),
+    "words_multiply": _pair("{a} * {b}"),
+    "words_divide": _pair("{a} / {b}"),
+    "remainder": _pair("{a} % {b}", True),
+    "power": _power,
     "square": _single("print({n} ** 2)", 999),
     "root": _single("import math\nprint(round(math.sqrt({n}), 6))", 9999),
-    "percent_of": _percent("{a} * {p} / 100"), "percent_more": _percent("{a} * (100 + {p}) / 100"),
-    "percent_less": _percent("{a} * (100 - {p}) / 100"), "percent_ratio": _pair("{a} / {b} * 100"),
+    "percent_of": _percent("{a} * {p} / 100"),
+    "percent_more": _percent("{a} * (100 + {p}) / 100"),
+    "percent_less": _percent("{a} * (100 - {p}) / 100"),
+    "percent_ratio": _pair("{a} / {b} * 100"),
     "percent_change": _pair("({b} - {a}) / {a} * 100"),
-    "days_between": _between, "weekday": _weekday, "days_after": _shift("+"), "days_before": _shift("-"),
+    "days_between": _between,
+    "weekday": _weekday,
+    "days_after": _shift("+"),
+    "days_before": _shift("-"),
     "leap": _single("import calendar\nprint(calendar.isleap({n}))", 2400),
-    "sort": _over("print(sorted({x}))"), "sort_down": _over("print(sorted({x}, reverse=True))"),
+    "sort": _over("print(sorted({x}))"),
+    "sort_down": _over("print(sorted({x}, reverse=True))"),
     "sort_words": _words_list("print(sorted({x}))"),
     "sort_length": _words_list("print(sorted({x}, key=len))"),
-    "count_letter": _letter, "length": _over_word("print(len('{w}'))"),
+    "count_letter": _letter,
+    "length": _over_word("print(len('{w}'))"),
     "vowels": _over_word("print(sum(c in 'aeiou' for c in '{w}'.lower()))"),
     "reverse": _over_word("print('{w}'[::-1])"),
     "palindrome": _over_word("word = '{w}'.lower()\nprint(word == word[::-1])"),
-    "upper": _over_word("print('{w}'.upper())"), "count_words": _phrase_words,
+    "upper": _over_word("print('{w}'.upper())"),
+    "count_words": _phrase_words,
     "mean": _over("print(round(statistics.mean({x}), 6))", _STATISTICS),
     "median": _over("print(statistics.median({x}))", _STATISTICS),
     "stdev": _over("print(round(statistics.stdev({x}), 6))", _STATISTICS),
     "variance": _over("print(round(statistics.variance({x}), 6))", _STATISTICS),
     "mode": _over("print(statistics.mode({x}))", _STATISTICS),
-    "sum": _over("print(round(sum({x}), 6))"), "product": _over("print(math.prod({x}))", "import math\n"),
-    "largest": _over("print(max({x}))"), "smallest": _over("print(min({x}))"),
+    "sum": _over("print(round(sum({x}), 6))"),
+    "product": _over("print(math.prod({x}))", "import math\n"),
+    "largest": _over("print(max({x}))"),
+    "smallest": _over("print(min({x}))"),
     "spread": _over("numbers = {x}\nprint(round(max(numbers) - min(numbers), 6))"),
     "count_above": _over("print(sum(n > {n} for n in {x}))"),
     "count_below": _over("print(sum(n < {n} for n in {x}))"),
     "count_even": _over("print(sum(n % 2 == 0 for n in {x}))"),
-    "unique": _over("print(len(set({x})))"), "range_sum": _range,
+    "unique": _over("print(len(set({x})))"),
+    "range_sum": _range,
     "factorial": _single("import math\nprint(math.factorial({n}))", 20),
-    "gcd": _pair("math.gcd({a}, {b})", True), "lcm": _pair("math.lcm({a}, {b})", True),
-    "prime": _single("n = {n}\nprint(n > 1 and all(n % d for d in range(2, int(n ** 0.5) + 1)))", 999),
-    "binary": _single("print(bin({n})[2:])", 999), "hexadecimal": _single("print(hex({n})[2:])", 9999),
+    "gcd": _pair("math.gcd({a}, {b})", True),
+    "lcm": _pair("math.lcm({a}, {b})", True),
+    "prime": _single(
+        "n = {n}\nprint(n > 1 and all(n % d for d in range(2, int(n ** 0.5) + 1)))", 999
+    ),
+    "binary": _single("print(bin({n})[2:])", 999),
+    "hexadecimal": _single("print(hex({n})[2:])", 9999),
     "rounded": _round,
     "circle": lambda rng, words: (
         lambda a: ({"a": a}, f"import math\nprint(round(math.pi * {a} ** 2, 6))")
     )(_amount(rng)),
-    "rectangle": _pair("{a} * {b}"), "speed": _pair("{a} / {b}"),
-}  # fmt: skip
+    "rectangle": _pair("{a} * {b}"),
+    "speed": _pair("{a} / {b}"),
+}
 _NAMES = tuple(FAMILIES)
 _WEIGHTS = tuple({"arithmetic": 5, "count_letter": 2}.get(name, 1) for name in _NAMES)
 
@@ -314,7 +337,9 @@ def _code_turn(
         error = rng.choice(("ZeroDivisionError: division by zero", "TimeoutError", "MemoryError",
                             "ValueError: " + phrase(rng, words, 2, 5)))  # fmt: skip
         shown = f'Traceback (most recent call last):\n  File "<string>", line 1\n{error}'
-        failed = chinese.TEXTS["failed"].format(s=error) if is_chinese else f"{answers.FAILED}{error}."
+        failed = (
+            chinese.TEXTS["failed"].format(s=error) if is_chinese else f"{answers.FAILED}{error}."
+        )
         return [
             *messages,
             {"role": "tool", "content": shown if rng.random() < 0.7 else error},
@@ -322,7 +347,9 @@ def _code_turn(
         ]
     shown = printed + ("\n" if x < 0.6 else "")
     if x > 0.9:
-        shown = json.dumps({rng.choice(("stdout", "output", "result")): printed}, ensure_ascii=False)
+        shown = json.dumps(
+            {rng.choice(("stdout", "output", "result")): printed}, ensure_ascii=False
+        )
     said = TEXTS["chinese_answers" if is_chinese else "answers"][0].format(x=printed)
     return [
         *messages, {"role": "tool", "content": shown}, {"role": "assistant", "content": said}
