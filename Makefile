@@ -4,6 +4,7 @@
 #   make check   lint, types, import rules
 #   make test    the fast tests (under 10 minutes on two cores)
 #   make base-install   the wheel without torch, alone in an empty environment, and what it must do
+#   make fresh-machine  deploy/install.sh in a bare Debian made for it, as root
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 HAS_NVIDIA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: serve chat programs services test test-slow check base-install format bench-peers bench-report lock clean help evals
+.PHONY: serve chat programs services test test-slow check base-install fresh-machine format bench-peers bench-report lock clean help evals
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -102,6 +103,9 @@ base-install:
 	$(BASE)/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(BASE) .
 	$(BASE)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(BASE)/*.whl
 	$(BASE)/venv/bin/python -I tests/base_install.py
+
+fresh-machine:
+	tests/fresh_machine.sh
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests

@@ -164,6 +164,10 @@ def check_server() -> None:
         ]
         assert "".join(pieces) == text
         show("the server answers, whole and streamed")
+        for name in ("/ui", "/ui/app.js", "/ui/vendor/preact.mjs"):
+            with urllib.request.urlopen(url + name, timeout=30) as answer:
+                assert len(answer.read()) > 500, name
+        show("the server has its page")
         said = ling("chat", "--url", url, "--max-tokens", "16", text="Hello!")
         assert said.returncode == 0, said.stderr
         assert said.stdout == text + "\n"

@@ -578,7 +578,7 @@ class RunningGateway:
 
         def look():
             tasks = [t for t in asyncio.all_tasks() if "RelayedAnswer" in repr(t.get_coro())
-                     or "_Run" in repr(t.get_coro())]  # fmt: skip
+                     or "Run." in repr(t.get_coro())]  # fmt: skip
             return [*tasks, *self.accounts.open, *self.state.in_flight, *self.accounts.faults]
 
         return self.in_loop(look)

@@ -53,6 +53,7 @@ async def test_victim_when_served_then_streams_and_a_growing_conversation_are_ti
     address, monkeypatch
 ):
     monkeypatch.setattr(hostile_module, "_ANSWER_LEN", (8, 16))
+    monkeypatch.setattr(hostile_module, "_BETWEEN_STARTS_S", 0.01)
     victim = await be_served(address, 1.0, 2048, seed=1)
     assert victim.errors() == []
     assert len(victim.streams) > 8

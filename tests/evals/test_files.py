@@ -7,8 +7,10 @@ import json
 
 import pytest
 
+from lingflash.cli import _run, report_errors
 from lingflash.core.errors import ConfigError
-from lingflash.evals.tasks.files import FileTask, choice_prompt, judge_choice, read_items
+from lingflash.evals.tasks.files import choice_prompt, judge_choice, read_items
+from lingflash.evals.tasks.human_eval import code_of
 
 CHOICE = {"question": "Two?", "choices": ["1", "2", "3"], "answer": "B"}
 BOXED = {"question": "Two?", "answer": "2"}
@@ -57,10 +59,19 @@ def test_read_items_when_an_id_comes_twice_then_it_is_refused(tmp_path):
         read_items(path, "choice")
 
 
-def test_code_when_there_is_no_sandbox_then_it_is_refused_by_name(tmp_path):
-    path = write(tmp_path / "f.jsonl", {"question": "q", "tests": [{"input": "", "output": ""}]})
-    with pytest.raises(ConfigError, match="needs a sandbox"):
-        FileTask(path, "code")
+@pytest.mark.parametrize("words", [["human-eval"], ["file", "F", "--kind", "code"]])
+def test_code_when_no_sandbox_is_named_then_it_is_refused_by_name(words, capsys):
+    assert report_errors(lambda: _run(["eval", *words, "--model", "x"])) == 2
+    assert "start one with `ling sandbox` and say with --sandbox-url" in capsys.readouterr().err
+
+
+def test_code_of_then_the_block_with_the_function_counts():
+    text = (
+        "Use it:\n```python\nf(1)\n```\nor\n```python\ndef f(x):\n    return x\n```\n```\nno\n```"
+    )
+    assert code_of(text, "f") == "def f(x):\n    return x\n"
+    assert code_of("    return x", "f") == "    return x"
+    assert code_of("```py\ndef f(): pass", "f") == "def f(): pass"
 
 
 def test_gpqa_when_it_is_the_published_csv_then_choices_are_shuffled_the_same_way(tmp_path):

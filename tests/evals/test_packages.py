@@ -17,11 +17,16 @@ import pytest
 
 from api_support import RunningServer, engine_info
 from evals_gold import damage, gold_calls
+from evals_support import OddServer, answer, stream
 from lingflash.api.config import ServerConfig
 from lingflash.core.hub import bundled_folder
+from lingflash.evals.endpoint import Asking
 from lingflash.evals.environment import environment_python
+from lingflash.evals.evaluation import Evaluation
+from lingflash.evals.judge import Judge
 from lingflash.evals.package_process import PackageProcess
 from lingflash.evals.task import Reply
+from lingflash.evals.tasks.aa_lcr import AaLcr
 from lingflash.evals.tasks.bfcl import AST, CATEGORIES, MULTI_TURN, NO_CALL, Bfcl, package_result
 from lingflash.evals.tasks.ifbench import IfBench
 from lingflash.text.tokenizer import Tokenizer
@@ -288,6 +293,35 @@ async def test_multi_if_then_its_verifiers_are_those_of_ifeval():
             assert said == wanted, text
     finally:
         await package.stop()
+
+
+async def test_aa_lcr_when_a_judge_compares_then_its_word_is_read_and_its_tokens_are_not_counted(
+    tmp_path,
+):
+    def reply(body, number):
+        text = body["messages"][0]["content"]
+        if "Reply only with CORRECT or INCORRECT." in text:
+            verdicts = {"one": "CORRECT", "two": "INCORRECT", "six": "Maybe"}
+            answered = text.split("CANDIDATE ANSWER TO ASSESS: ")[1].split("\n")[0]
+            return answer(stream(verdicts[answered]))
+        assert len(text) > 50_000 or not body.get("stream")
+        asked.append(text)
+        return answer(stream(["one", "two", "six"][len(asked) % 3]))
+
+    asked = []
+    server = await OddServer(reply).start()
+    judge = Judge(server.address, "toy", is_judged=True)
+    run = Evaluation(
+        task=AaLcr(judge), address=server.address, asking=Asking(model="toy"), concurrency=2,
+        limit=9, price=None, out=tmp_path / "out.jsonl", record=tmp_path / "r.json",
+        allow_dirty=True,
+    )  # fmt: skip
+    assert await run.run()
+    record = json.loads((tmp_path / "r.json").read_text())
+    found = record["derived"]["all"]
+    assert (found["items"], found["solved"], found["completion_tokens"]) == (9, 3, 36)
+    assert record["derived"]["reasons"] == {"another answer": 3, "the judge said neither": 3}
+    assert "judged by toy, the model itself" in record["notes"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from lingflash.core.errors import AuthenticationError, ConfigError, EngineError,
 from lingflash.evals import endpoint as endpoint_module
 from lingflash.evals.endpoint import Asking, Endpoint
 from lingflash.evals.evaluation import Evaluation
+from lingflash.evals.index import MISSING, print_index
 from lingflash.evals.results import ResultsFile
 from lingflash.evals.summary import Summary
 from lingflash.evals.task import Item, take_evenly
@@ -371,11 +372,13 @@ def test_command_when_it_is_killed_again_and_again_then_the_file_is_as_without(t
     [
         (["bfcl", "--model", "x", "--base-url", "ftp://x"], "--base-url is 'ftp://x'"),
         (["bfcl"], "--model is missing"),
+        (["bfcl", "--model", "x", "--price", "1", "-1", "1"], "--price is"),
+        (["aa-lcr", "--model", "x", "--judge-url", "x"], "--judge-url is 'x'"),
         (["nothing", "--model", "x"], "TASK is 'nothing'; allowed: bfcl"),
         (["CCAlignBench", "--model", "x"], "no public source"),
         (["bfcl", "--model", "x", "--category", "memory"], "memory needs an embedding model"),
         (["bfcl", "--model", "x", "--category", "odd"], "--category is odd; allowed: simple"),
-        (["ifbench", "--model", "x", "--category", "a"], "only bfcl has"),
+        (["ifbench", "--model", "x", "--category", "a"], "only bfcl does"),
         (["file", "--model", "x"], "--kind is None; allowed: choice"),
         (["file", "--model", "x", "--kind", "choice"], "FILE is missing"),
         (["file", "/nowhere", "--model", "x", "--kind", "choice"], "FILE is /nowhere; it cannot"),
@@ -387,3 +390,20 @@ def test_command_when_something_is_wrong_then_one_line_says_what(words, said, ca
     assert report_errors(lambda: _run(["eval", *words])) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_index_then_each_part_is_printed_and_the_missing_ones_are_named(capsys):
+    group = Summary.of([summary_line(True, 10), summary_line(False, 30)]).whole
+    print_index("toy", {"IFBench": group})
+    said = capsys.readouterr().out
+    assert re.search(r"IFBench .*50\.0 .* 40 .* 40\.0", said)
+    assert all(f"missing: {part}: " in said for part in MISSING)
+    assert "missing: AA-LCR" not in said
+    assert "not computed" in said
+
+
+def test_index_when_one_file_is_named_for_all_parts_then_it_is_refused(capsys):
+    from lingflash.cli import _run
+
+    assert report_errors(lambda: _run(["eval", "index", "--model", "x", "--out", "f"])) == 2
+    assert "--out is not for index" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import event, text, update
 
 from accounts_support import (
     PRICE,
@@ -368,3 +368,42 @@ async def test_secrets_when_everything_was_done_then_in_no_row_log_or_repr(
     for hidden in (secret, vendor, "ab" * 32):
         assert hidden not in dump
         assert hidden not in caplog.text + repr(found) + repr(caller) + repr(accounts.config)
+
+
+async def test_requests_when_they_are_many_then_no_statement_reads_a_whole_table(sqlite_url):
+    accounts = await opened(sqlite_url)
+    caller = await new_caller(accounts)
+    statements = {}
+
+    @event.listens_for(accounts.database._engine, "before_cursor_execute")
+    def note(connection, cursor, statement, parameters, context, executemany):
+        statements[statement] = parameters[0] if executemany else parameters
+
+    accounts.forget_key(caller.key_hash)
+    starts = [start_of(caller, session_id=f"s{number}") for number in range(3)]
+    admitted = await asyncio.gather(*(accounts.admit(start) for start in starts))
+    for each in admitted:
+        accounts.note_progress(each, Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1),
+                               Cost())  # fmt: skip
+    await accounts._progress.write()
+    await asyncio.gather(*(accounts.settle(each, end_of()) for each in admitted))
+    await accounts.session(caller, "s1")
+    own = {k: v for k, v in statements.items() if not k.startswith(("BEGIN", "INSERT", "EXPLAIN"))}
+
+    def plans(connection):
+        return [
+            (statement, row[3])
+            for statement, parameters in own.items()
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        ]
+
+    found = await accounts.database.read(plans)
+    await accounts.close()
+    assert len(own) >= 6
+    assert [each for each in found if each[1].startswith("SCAN") and "process" not in each[0]] == []
+
+
+async def test_open_when_several_start_at_once_then_all_do(database_url):
+    many = await asyncio.gather(*(opened(database_url, budget_usd=1) for _ in range(5)))
+    for each in many:
+        await each.close()

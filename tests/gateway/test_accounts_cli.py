@@ -22,6 +22,14 @@ from lingflash.httpd.server import bind_socket
 from lingflash.store.database import Database
 
 
+@pytest.fixture
+def file(sqlite_url, tmp_path) -> str:
+    """A gateway's file; what these commands do not need of it, its upstreams, is not there."""
+    path = tmp_path / "gateway.toml"
+    path.write_text('[accounts]\ndatabase = "sqlite:///gateway.db"\nmaster_key_file = "masters"\n')
+    return str(path)
+
+
 def run(app, *arguments: str) -> str:
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -37,8 +45,8 @@ def failed(capsys, app, *arguments: str) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
-def test_keys_when_made_listed_changed_and_revoked_then_a_gateway_sees_it(sqlite_url):
-    db = ("--database", sqlite_url)
+def test_keys_when_made_listed_changed_and_revoked_then_a_gateway_sees_it(sqlite_url, file):
+    db = ("--config", file)
     secret = run(
         keys, "create", "agent", "--limit", "2.5", "--reset", "daily", "--rpm", "60", *db
     ).strip()
@@ -85,19 +93,43 @@ async def _find(url, name):
         (("revoke", "agnt"), "There is no key 'agnt'; did you mean agent?"),
         (("revoke", "twin"), "2 keys are 'twin'; give the hash of one"),
         (("update", "agent"), "Nothing to change was given"),
-        (("rotate-master", "--master-key-file", "/nowhere"), "cannot be read: No such file"),
+        (("rotate-master",), "cannot be read: No such file"),
     ],
 )
-def test_keys_when_wrong_then_one_sentence(sqlite_url, capsys, arguments, says):
+def test_keys_when_wrong_then_one_sentence(file, capsys, arguments, says):
     for name in ("agent", "twin", "twin"):
-        run(keys, "create", name, "--database", sqlite_url)
-    code, said = failed(capsys, keys, *arguments, "--database", sqlite_url)
+        run(keys, "create", name, "--config", file)
+    code, said = failed(capsys, keys, *arguments, "--config", file)
     assert code in (1, 2)
     assert says in said
     assert len(said.strip().split("\n")) == 1
 
 
-def test_rotate_master_when_new_key_is_first_then_old_one_can_go(sqlite_url, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot be read: No such file"),
+        ("[accounts", "is not TOML"),
+        ("accounts = 1", "accounts is 1; it must be a table"),
+        (
+            "[accounts]\ndatabse = 'x'",
+            "accounts.databse is not a known key; did you mean",
+        ),
+        ("[accounts]\ndatabase = 'mysql://u:sentinel@h/x'", "of the kind 'mysql'"),
+        ("[accounts]\ndatabase_variable = 'NOT_SET'", "names NOT_SET, which is not set or empty"),
+    ],
+)
+def test_keys_when_file_is_wrong_then_one_sentence(tmp_path, capsys, text, says):
+    path = tmp_path / "gateway.toml"
+    if text is not None:
+        path.write_text(text)
+    code, said = failed(capsys, keys, "list", "--config", str(path))
+    assert code == 2
+    assert says in said
+    assert "sentinel" not in said
+
+
+def test_rotate_master_when_new_key_is_first_then_old_one_can_go(sqlite_url, tmp_path, file):
     old, new = "01" * 32, "02" * 32
 
     async def vault(key: str) -> tuple[Database, Vault]:
@@ -118,8 +150,7 @@ def test_rotate_master_when_new_key_is_first_then_old_one_can_go(sqlite_url, tmp
 
     asyncio.run(store())
     (tmp_path / "masters").write_text(f"{new}\n{old}\n")
-    options = ("--master-key-file", str(tmp_path / "masters"), "--database", sqlite_url)
-    assert "encrypted 1 keys under" in run(keys, "rotate-master", *options)
+    assert "encrypted 1 keys under" in run(keys, "rotate-master", "--config", file)
     asyncio.run(check())
 
 

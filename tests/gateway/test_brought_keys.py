@@ -214,3 +214,23 @@ def test_secrets_when_anything_happens_then_in_no_answer_log_or_metric(
         assert secret not in captured.out + captured.err
     assert "event=relayed" in captured.err
     assert keys_seen(novita) == [f"Bearer {BROUGHT}"]
+
+
+def test_stored_key_when_stored_after_requests_without_then_used_a_moment_later(vendors):
+    gateway, novita, _ = vendors(priced)
+    body = {
+        "model": "inclusionai/ling-2.6-flash",
+        "messages": ANNOUNCED["messages"],
+        "provider": {"only": ["Novita"]},
+    }
+    assert gateway.client.post("/v1/chat/completions", json=body).is_success
+    key = ProviderKey(id="k1", provider="novita", name="mine", secret=BROUGHT)
+    gateway.accounts.stored_keys = {"novita": [key]}
+
+    def is_used():
+        assert gateway.client.post("/v1/chat/completions", json=body).is_success
+        return keys_seen(novita)[-1] == f"Bearer {BROUGHT}"
+
+    wait_until(is_used)
+    gateway.accounts.stored_keys = {}
+    assert not is_used()

@@ -190,6 +190,9 @@ def test_reservation_then_the_most_that_the_request_can_cost(make_gateway):
     assert start.completion_tokens == 3 * 64
     assert start.reserve_pico == start.prompt_tokens * 100_000 + 192 * 300_000
     assert open_ended.completion_tokens == 8192
+    gateway.post("/v1/responses", previous_response_id="resp_of_anybody")
+    stored, _ = gateway.accounts.rows[-1]
+    assert stored.prompt_tokens == 8192
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lingflash.core.types import SamplingParams
 from lingflash.engine.memory.tensors import GRAPH_ROWS, graph_sizes
 from lingflash.engine.run.cuda_graphs import NOT_FINITE, DecodeGraphs
 from lingflash.engine.schedule.step import ScheduledSequence, SchedulerOutput
+from lingflash.kernels.graph_capture import capture_graph
 from lingflash.models.cuda_decoder import CudaDecoder
 from lingflash.models.forward_batch import make_forward_batch
 from models_support import BLOCK, load, new_cache
@@ -146,6 +147,19 @@ def test_launch_when_logits_are_not_finite_then_says_so_and_the_next_step_runs(m
     tokens = second()
     assert tokens[0] >= 0
     assert tokens[1] == NOT_FINITE
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no NVIDIA GPU on this machine")
+def test_capture_when_what_is_read_is_on_its_way_then_waits_for_it():
+    given, copied = torch.zeros(8, device=DEVICE), torch.zeros(8, device=DEVICE)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(500_000_000)
+    given.fill_(7.0)
+    graph, _ = capture_graph(lambda: copied.copy_(given))  # takes no memory, which would wait, too
+    assert copied.eq(7.0).all()
+    given.fill_(8.0)
+    graph.replay()
+    assert copied.eq(8.0).all()
 
 
 @pytest.mark.parametrize("num_tokens", [0, 2])

@@ -57,7 +57,7 @@ def test_steps_when_padded_then_are_those_of_the_model_and_touch_nothing_else(mo
         pool.normal_()  # what the padding must not write
     cache.forget_slots([0, 1, 3])
     if not HAS_GPU:  # the interpreter is slow
-        monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", {3: [40], 7: [56]})
+        monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", {3: [24], 7: [32]})
     graphs = new_graphs(model, cache)
     tables = [list(range(20)), list(range(20, 30)), list(range(30, 40))]
     slots = [3, 0, 1]
@@ -66,7 +66,7 @@ def test_steps_when_padded_then_are_those_of_the_model_and_touch_nothing_else(mo
 
     # Query tokens of each sequence; rows of the last layer that are wanted.
     for lens, wanted in (
-        ([37, 0, 0], [0]), ([11, 0, 0], []), ([1, 5, 40], [0, 2]), ([1, 1, 9], [0, 1, 2]),
+        ([19, 0, 0], [0]), ([9, 0, 0], []), ([1, 5, 18], [0, 2]),
     ):  # fmt: skip
         who = [i for i in range(3) if lens[i]]
         batch = make_forward_batch(
@@ -116,7 +116,7 @@ class SavingRunner(model_runner.ModelRunner):
 def test_turns_when_states_are_left_on_the_way_then_take_one_step_and_are_found_as_before(
     model, monkeypatch
 ):
-    monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", {5: [64]})
+    monkeypatch.setattr(prompt_graphs, "PROMPT_ROWS", {5: [48]})
 
     def talk(runner_type):
         loop = new_engine(
@@ -132,18 +132,18 @@ def test_turns_when_states_are_left_on_the_way_then_take_one_step_and_are_found_
         loop.runner.way_of = noting
 
         def ask(prompt):
-            loop.add(request("r", prompt, max_tokens=2, temperature=0.0, ignore_eos=True))
+            loop.add(request("r", prompt, max_tokens=1, temperature=0.0, ignore_eos=True))
             events = finish(loop)
             found.append(events[0].num_cached_tokens)
             answers.append(tokens_of(events)["r", 0])
             return answers[-1]
 
-        said = [(7 * t) % 100 for t in range(60)]
+        said = [(7 * t) % 100 for t in range(48)]
         for turn in range(2):
             answer = ask(said)
-            said += answer + [(5 * t + turn) % 100 for t in range(58)]
+            said += answer + [(5 * t + turn) % 100 for t in range(47)]
         # The last prompt again: its states are found where a block ends.
-        ask(said[:-60])
+        ask(said[:-48])
         return [s for s in steps if max(s[1]) > 1], found, answers
 
     cut_steps, cut_found, cut_answers = talk(model_runner.ModelRunner)
@@ -153,10 +153,10 @@ def test_turns_when_states_are_left_on_the_way_then_take_one_step_and_are_found_
     assert answers == cut_answers
     assert {way for way, _ in steps} == {PromptGraph}
     assert {way for way, _ in cut_steps} == {GeneralForward}
-    assert [counts for _, counts in steps] == [[60], [59], [24]]
-    assert [counts for _, counts in cut_steps] == [[32], [28], [35], [24], [24]]
-    # The whole first turn and its answer but for the last token; the second to its last block.
-    assert found == [0, 61, 96]
+    assert [counts for _, counts in steps] == [[48], [48], [32]]
+    assert [counts for _, counts in cut_steps] == [[32], [16], [16], [32], [32]]
+    # The whole first turn; of the second all but the block of its last token.
+    assert found == [0, 48, 64]
 
 
 def test_steps_when_too_large_or_of_another_kind_then_are_left_to_the_general_path(model):

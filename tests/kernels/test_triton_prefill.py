@@ -161,12 +161,12 @@ def test_lightning_prefill_when_padded_then_gaps_are_zeros_and_touch_nothing():
     )  # fmt: skip
     before = [pool.clone() for pool in memory.pools]
     out = lightning_prefill_triton(q, k, v, memory.tables.log2_rate, *memory.pools, padded)
-    expected, _ = lightning_attention_reference(*(x[:33].double() for x in (q, k, v)), RATE)
+    expected, _ = lightning_attention_reference(*(x[:33].cpu().double() for x in (q, k, v)), RATE)
     near(out[:33], expected, torch.float32)
     assert not out[33:].any()
     near(
         memory.pools[0][2],
-        lightning_attention_reference(*(x[:32].double() for x in (q, k, v)), RATE)[1],
+        lightning_attention_reference(*(x[:32].cpu().double() for x in (q, k, v)), RATE)[1],
         torch.float32,
     )
     for pool, old in zip(memory.pools, before, strict=True):

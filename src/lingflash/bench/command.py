@@ -346,6 +346,26 @@ def serve(
     """Stream answers to many clients over HTTP: latencies, tokens/s, goodput."""
 
 
+@_benchmark("over_http", gateway="What the gateway costs")
+def gateway(
+    num_clients: Annotated[int, typer.Option("--clients", help="Streams at once.")] = 64,
+    num_tokens: Annotated[int, typer.Option("--tokens", help="Of each of their answers.")] = 512,
+    step_ms: Annotated[
+        float, typer.Option("--step-ms", help="Time between an answer's tokens.")
+    ] = 4.0,
+    num_first: Annotated[
+        int, typer.Option("--first-tokens", help="Requests of one client, direct and through.")
+    ] = 300,
+    num_rounds: Annotated[int, typer.Option("--rounds", help="Counted rounds.")] = 5,
+    num_memory: Annotated[
+        int, typer.Option("--memory", help="Requests to watch the memory over; 0 leaves it out.")
+    ] = 100_000,
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """The gateway before a vendor that replays: added first token, tokens/s, accounts, memory."""
+
+
 @_benchmark("over_http", soak="Endurance")
 def soak(
     model: ModelOption = BUNDLED_MODEL,

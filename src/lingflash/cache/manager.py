@@ -88,7 +88,6 @@ class CacheManager:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in all."""
         return self._kept.blocks.size
 
     @property
@@ -117,7 +116,6 @@ class CacheManager:
         return self.checkpoint_blocks > 0
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
     def bytes_by_use(self) -> dict[str, int]:

@@ -213,7 +213,6 @@ class PrefixTree:
         return iter(self._nodes.values())
 
     def get(self, key: bytes) -> PrefixNode | None:
-        """The node with this key."""
         return self._nodes.get(key)
 
     def match(self, keys: Sequence[bytes]) -> list[PrefixNode]:

@@ -112,7 +112,6 @@ class EngineBackend(ChatBackend):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stream(self, messages: Messages) -> Iterator[str | PromptProgress]:
-        """See ChatBackend."""
         assert self._engine is not None
         engine = self._engine
         token_ids = self._text.encode_chat(messages)
@@ -167,7 +166,6 @@ class EngineBackend(ChatBackend):
                 yield piece
 
     def cancel(self) -> None:
-        """See ChatBackend."""
         if self._current is not None and self._engine is not None:
             self._loop.call_soon_threadsafe(self._engine.abort, self._current)
 
@@ -197,7 +195,6 @@ class ServerBackend(ChatBackend):
         self._is_ours: bool | None = None
 
     def stream(self, messages: Messages) -> Iterator[str | PromptProgress]:
-        """See ChatBackend."""
         self._pieces = pieces = self._ask(messages)
         while (piece := self._runner.run(anext(pieces, None))) is not None:
             yield piece
@@ -240,7 +237,6 @@ class ServerBackend(ChatBackend):
         return self._is_ours
 
     def cancel(self) -> None:
-        """See ChatBackend."""
         if self._pieces is not None:
             self._runner.run(self._pieces.aclose())
 

@@ -62,7 +62,7 @@ def gateway(
         host, port = sock.getsockname()[:2]
 
         async def run() -> None:
-            accounts = await open_accounts(loaded.accounts)
+            accounts = await open_accounts(loaded.accounts, os.environ, config.parent)
             shown = f"[{host}]" if ":" in host else host
             await serve_gateway(
                 loaded,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -26,15 +27,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DatabaseOption = Annotated[
-    str,
-    typer.Option(
-        "--database",
-        metavar="URL",
-        help="The gateway's database.",
-    ),
+ConfigOption = Annotated[
+    Path, typer.Option("--config", metavar="FILE", help="The gateway's file, for its database.")
 ]
-_DATABASE = "sqlite:///gateway.db"
+_CONFIG = Path("gateway.toml")
 LimitOption = Annotated[
     str | None,
     typer.Option(metavar="USD", help="What it may spend in a window; none if not given."),
@@ -73,21 +69,21 @@ def create(
     management: Annotated[
         bool, typer.Option("--management", help="It manages keys, and runs no model.")
     ] = False,
-    database: DatabaseOption = _DATABASE,
+    config: ConfigOption = _CONFIG,
 ) -> None:
     """Make a key and print it; it is shown this once and kept nowhere."""
     fields = _fields(limit, reset, include_byok, model, rpm, tpm, concurrency, expires)
     fields |= {"name": name, "is_management": management}
-    secret, _ = _with_database(database, lambda keys, _: keys.create(fields))
+    secret, _ = _with_database(config, lambda keys, _: keys.create(fields))
     typer.echo(secret)
 
 
 @app.command("list")
-def list_keys(database: DatabaseOption = _DATABASE) -> None:
+def list_keys(config: ConfigOption = _CONFIG) -> None:
     """Show all keys, what they may and what they have used."""
     names = ("name", "key", "hash", "spent", "limit", "requests/min", "tokens/min", "state")
     table = Table(*names, box=SIMPLE_HEAD)
-    for key in _with_database(database, lambda keys, _: keys.all()):
+    for key in _with_database(config, lambda keys, _: keys.all()):
         table.add_row(*map(str, _row(key)))
     console_for_tables().print(table)
 
@@ -108,7 +104,7 @@ def update(
         bool | None, typer.Option("--disable/--enable", help="Refuse it for now, or no more.")
     ] = None,
     no_limit: Annotated[bool, typer.Option("--no-limit", help="Take the limit away.")] = False,
-    database: DatabaseOption = _DATABASE,
+    config: ConfigOption = _CONFIG,
 ) -> None:
     """Change a key; what it has spent stays."""
     fields = _fields(limit, reset, include_byok, model, rpm, tpm, concurrency, expires)
@@ -121,14 +117,14 @@ def update(
     async def change(keys: Any, _: Any) -> Key:
         return await keys.update((await keys.find(key)).hash, fields)
 
-    changed = _with_database(database, change)
+    changed = _with_database(config, change)
     typer.echo(f"changed {changed.name} ({changed.label})")
 
 
 @app.command()
 def revoke(
     key: Annotated[str, typer.Argument(help="Its name, its hash, or how that begins.")],
-    database: DatabaseOption = _DATABASE,
+    config: ConfigOption = _CONFIG,
 ) -> None:
     """Delete a key for good; a running gateway refuses it from its next request on."""
 
@@ -137,44 +133,40 @@ def revoke(
         await keys.delete(found.hash)
         return found
 
-    gone = _with_database(database, remove)
+    gone = _with_database(config, remove)
     typer.echo(f"revoked {gone.name} ({gone.label})")
 
 
 @app.command("rotate-master")
 def rotate_master(
-    master_key_file: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE", help="Master keys, one a line: the new one first, then the old ones."
-        ),
-    ],
-    database: DatabaseOption = _DATABASE,
+    config: ConfigOption = _CONFIG,
 ) -> None:
-    """Encrypt all stored keys of vendors anew, under the first master key of a file.
+    """Encrypt all stored keys of vendors anew, under the first of the master keys.
 
-    Give running gateways the same file before, so that they can read both.
+    Write the new one before the old ones, and restart running gateways, so that they read both.
     """
-    from lingflash.gateway.accounts.config import AccountsConfig
     from lingflash.gateway.accounts.vault import Vault, read_master_keys
+    from lingflash.gateway.config.load import load_accounts
 
-    masters = read_master_keys(AccountsConfig(master_key_file=master_key_file), {}, Path())
+    masters = read_master_keys(load_accounts(config), os.environ, config.parent)
 
     async def rotate(_: Any, opened: Database) -> int:
         vault = Vault(opened, masters)
         await vault.check()
         return await vault.rotate()
 
-    count = _with_database(database, rotate)
+    count = _with_database(config, rotate)
     typer.echo(f"encrypted {count} keys under {masters.first[0]}; the old master keys can go")
 
 
-def _with_database(url: str, work: Callable[[Any, Database], Awaitable[T]]) -> T:
-    """Run something with the keys of a database that is opened for it."""
+def _with_database(config: Path, work: Callable[[Any, Database], Awaitable[T]]) -> T:
+    """Run something with the keys of the database that a gateway's file names."""
     from lingflash.gateway.accounts.keys import Keys
+    from lingflash.gateway.config.load import load_accounts
     from lingflash.store.database import Database
 
     async def run() -> T:
+        url = load_accounts(config).database_url(os.environ, config.parent)
         database = Database(url)
         await database.open()
         try:

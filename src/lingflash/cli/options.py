@@ -19,7 +19,6 @@ from lingflash.api.config import ServerConfig
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import PREFIX, Setting, nearest, settings_of
-from lingflash.gateway.accounts.config import AccountsConfig
 from lingflash.sandbox.config import SandboxConfig
 
 SETTINGS = (EngineConfig, ServerConfig, SandboxConfig)
@@ -39,8 +38,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
         ConfigError: one is unknown; the message names it and the closest known one. Or one that is
             for a key is set and holds none.
     """
-    classes = (*SETTINGS, AccountsConfig)
-    known = {each.variable: each for cls in classes for each in settings_of(cls).values()}
+    known = {each.variable: each for cls in SETTINGS for each in settings_of(cls).values()}
     for name in sorted(environ):
         if name in known and known[name].is_secret and not environ[name].strip():
             raise ConfigError(

@@ -18,6 +18,7 @@ EXTRAS = {
     "triton": "cuda",
     "asyncpg": "postgres",
     "redis": "redis",
+    "opentelemetry": "otel",
 }
 """The packages that only an extra of ours brings."""
 

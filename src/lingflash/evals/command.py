@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lingflash.core.errors import ConfigError
-
 
 def eval_command(
-    task: Annotated[str, typer.Argument(help="bfcl, ifbench, ...; `list` shows all.")],
+    task: Annotated[
+        str, typer.Argument(help="bfcl, ifbench, ...; `list` shows all, `index` runs several.")
+    ],
     file: Annotated[
         Path | None, typer.Argument(help="For the task `file`: JSON lines of the kind's schema.")
     ] = None,
@@ -31,6 +30,22 @@ def eval_command(
     ] = None,
     kind: Annotated[
         str | None, typer.Option("--kind", help="Schema of FILE; docs/evidence.md has them.")
+    ] = None,
+    sandbox_url: Annotated[
+        str | None,
+        typer.Option("--sandbox-url", help="Of `ling sandbox`, for tasks that run programs."),
+    ] = None,
+    sandbox_key: Annotated[
+        str | None, typer.Option("--sandbox-key", envvar="E2B_API_KEY", help="Key of it.")
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option("--judge-url", help="Of who judges answers; --base-url if none.")
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", help="Its name; --model if none.")
+    ] = None,
+    judge_key: Annotated[
+        str | None, typer.Option("--judge-key", envvar="JUDGE_API_KEY", help="Key of --judge-url.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Items, taken from all categories alike.")
@@ -72,39 +87,11 @@ def eval_command(
     ] = False,
 ) -> None:
     """Score a model on a benchmark with known answers, and the tokens each solved task took."""
-    from lingflash.evals.endpoint import Asking
-    from lingflash.evals.evaluation import Evaluation, list_tasks
-    from lingflash.evals.summary import Price
-    from lingflash.evals.tasks.table import Choice, make_task
-    from lingflash.link.http_client import Address
+    values = dict(locals())
+    # Late: it takes longer to import than `ling --help` may take in all.
+    from lingflash.evals.start import list_tasks, start
 
     if task == "list":
         list_tasks()
-        return
-    chosen = make_task(task, Choice(categories=categories or (), file=file, kind=kind))
-    if model is None:
-        raise ConfigError("--model is missing; /v1/models of the server lists them.", param="model")
-    if price is not None and min(price) < 0:
-        raise ConfigError(f"--price is {price}; allowed: 0 or more.", param="price")
-    address = Address.parse_any(base_url, (api_key or "").strip() or None, "--base-url")
-    evaluation = Evaluation(
-        task=chosen,
-        address=address,
-        asking=Asking(
-            model=model,
-            temperature=None if temperature is None or temperature < 0 else temperature,
-            seed=seed,
-            max_tokens=max_tokens,
-            thinking=thinking,
-            timeout_s=timeout_s,
-            patience_s=patience_s,
-        ),
-        concurrency=concurrency,
-        limit=limit,
-        price=None if price is None else Price(*price),
-        out=out,
-        record=record,
-        allow_dirty=allow_dirty,
-    )
-    if not asyncio.run(evaluation.run()):
+    elif not start(**values):
         raise typer.Exit(1)

@@ -15,7 +15,6 @@ from lingflash.evals.results import ResultsFile
 from lingflash.evals.runner import Counts, failures_text, run_items
 from lingflash.evals.summary import Group, Price, Summary
 from lingflash.evals.task import Item, Task, take_evenly
-from lingflash.evals.tasks.table import IMPOSSIBLE, TASKS
 from lingflash.link.http_client import Address
 from lingflash.records.record import Record
 
@@ -35,7 +34,11 @@ class Evaluation:
     allow_dirty: bool
 
     async def run(self) -> bool:
-        """Do it all; whether every item was answered.
+        """Do it all; whether every item was answered. See measure."""
+        return (await self.measure())[0]
+
+    async def measure(self) -> tuple[bool, Group]:
+        """Do it all; whether every item was answered, and what all come to.
 
         Raises:
             LingflashError: it cannot begin, or not go on.
@@ -57,7 +60,7 @@ class Evaluation:
         self._print(summary, items, counts, endpoint)
         self._fill(record, summary, items, counts, endpoint)
         record.save()
-        return not counts.num_unanswered
+        return not counts.num_unanswered, summary.whole
 
     def _path(self) -> Path:
         if self.out is not None:
@@ -176,13 +179,3 @@ class Evaluation:
         if self.price is not None:
             cells.append(f"{found['cost_usd']:.4f}")
         return cells
-
-
-def list_tasks() -> None:
-    """Print the tasks, and what cannot be run."""
-    table = Table(show_header=False, box=None)
-    for row in TASKS.values():
-        table.add_row(row.name, row.help)
-    for name, why in IMPOSSIBLE.items():
-        table.add_row(name, f"not here: {why}")
-    Console(highlight=False).print(table)

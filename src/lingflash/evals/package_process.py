@@ -38,7 +38,7 @@ class PackageProcess:
         python = await environment_python(self._name)
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ}
         # The order of sets must not change what a package gives.
-        kept |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+        kept |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "TQDM_DISABLE": "1"}
         self._process = await asyncio.create_subprocess_exec(
             str(python), "-s", str(PACKAGES / f"run_{self._name}.py"),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,

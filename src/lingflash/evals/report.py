@@ -112,10 +112,18 @@ CLAIMS = (
     Claim("BFCL-V4", _NO_FIGURE, _score("bfcl"), _EVAL.format("bfcl")),
     Claim("IFBench", _NO_FIGURE, _score("ifbench"), _EVAL.format("ifbench")),
     Claim("TAU2-bench", _NO_FIGURE, _nothing, "no task of ling eval yet"),
+    Claim(
+        "AA-LCR, a part of the Artificial Analysis Index", "-", _score("aa-lcr"),
+        _EVAL.format("aa-lcr"),
+    ),
     Claim("Multi-IF", _NO_FIGURE, _nothing, _FILE.format("multi_if")),
     Claim("LongBench-v2, GPQA-Diamond", _NO_FIGURE, _nothing, _FILE.format("choice")),
     Claim("AIME 2025, MATH-500", _NO_FIGURE, _nothing, _FILE.format("boxed")),
-    Claim("LiveCodeBench, HumanEval", _NO_FIGURE, _nothing, "needs the code sandbox"),
+    Claim("LiveCodeBench", _NO_FIGURE, _nothing, _FILE.format("code") + " --sandbox-url URL"),
+    Claim(
+        "HumanEval (not announced; stands for code)", "-", _score("human-eval"),
+        _EVAL.format("human-eval") + " --sandbox-url URL",
+    ),
     Claim("PinchBench", _NO_FIGURE, _nothing, "a running OpenClaw, pointed at the server"),
     Claim("CCAlignBench", _NO_FIGURE, _nothing, "none: it has no public source"),
 )  # fmt: skip

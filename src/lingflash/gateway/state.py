@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from lingflash.core.errors import AuthenticationError
+from lingflash.gateway import telemetry
 from lingflash.gateway.accounting import Accounts, Caller
 from lingflash.gateway.config.load import GatewayConfig
 from lingflash.gateway.dialects import error_dialect_of
@@ -24,6 +25,9 @@ from lingflash.httpd.limits import ConnectionLimits
 from lingflash.link.connection_pool import ConnectionPool
 
 _MAX_HOMES = 100_000
+# A key that was stored is used after so long at the latest; one that is deleted, never again.
+_KEYLESS_S = 1.0
+_MAX_KEYLESS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class GatewayState(HttpContext):
         self.breakers = Breakers(config.breaker)
         self.measurements = Measurements()
         self.pool = ConnectionPool()
+        self.telemetry = telemetry.connect() if server.opentelemetry else None
+        self._keyless: dict[tuple[str, str, str], float] = {}
         self._homes: OrderedDict[str, Home] = OrderedDict()
         # Brought keys are told apart by digests that mean nothing outside of this process.
         self._salt = secrets.token_bytes(16)
@@ -100,6 +106,17 @@ class GatewayState(HttpContext):
     def rests_s(self, candidate: Candidate) -> float:
         """For how long an upstream and key are left alone."""
         return self.breakers.rests_s(self.breaker_of(candidate), time.monotonic())
+
+    def is_keyless(self, caller: Caller, provider: str, model: str) -> bool:
+        """Whether a caller had no stored key there a moment ago; most never have one."""
+        until_s = self._keyless.get((caller.key_hash, provider, model))
+        return until_s is not None and time.monotonic() < until_s
+
+    def note_keyless(self, caller: Caller, provider: str, model: str) -> None:
+        """Remember for a moment that a caller has no stored key there."""
+        if len(self._keyless) >= _MAX_KEYLESS:
+            self._keyless.clear()
+        self._keyless[caller.key_hash, provider, model] = time.monotonic() + _KEYLESS_S
 
     def keep_home(self, response_id: str, home: Home) -> None:
         """Remember where a response is stored."""

@@ -23,7 +23,8 @@ def caller_of(request: Request) -> str:
     return _digest(given_key(request)).hex()
 
 
-def require_key(request: Request) -> None:
+# Coroutines: FastAPI would hand a plain function to a thread, for each request.
+async def require_key(request: Request) -> None:
     """Let a request pass if it carries one of the keys, or if there are none.
 
     Raises:
@@ -34,7 +35,7 @@ def require_key(request: Request) -> None:
         _require_one_of(keys, request)
 
 
-def require_admin_key(request: Request) -> None:
+async def require_admin_key(request: Request) -> None:
     """Let a request pass if it carries the admin key; the others' keys are not enough.
 
     Raises:

@@ -147,7 +147,6 @@ def _decoded(body: bytes) -> Any:
 def json_response(
     value: Any, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """A JSON answer."""
     return Response(
         msgspec.json.encode(value),
         status_code=status,

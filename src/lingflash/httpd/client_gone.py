@@ -49,6 +49,7 @@ async def until_client_gone(
                 raise ClientGone
         return task.result()
     finally:
-        task.cancel()
         gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

@@ -276,7 +276,6 @@ class Connection(HttpToolsProtocol):
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
         if self._is_resuming:
             return
         if len(self.pipeline) >= self._limits.pipelined:

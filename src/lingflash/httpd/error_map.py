@@ -64,7 +64,6 @@ def http_error(error: LingflashError) -> HttpError:
 
 
 def envelope(error: LingflashError, dialect: ErrorDialect = OPENAI_ERRORS) -> dict[str, Any]:
-    """The body for an error."""
     http = http_error(error)
     return dialect.write(
         WireError(
@@ -86,7 +85,6 @@ def status_envelope(
 
 
 def headers_of(error: LingflashError) -> dict[str, str]:
-    """Headers that go with an error."""
     result: dict[str, str] = {}
     if http_error(error).retry:
         result["retry-after"] = str(RETRY_AFTER_S)

@@ -61,7 +61,6 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     def send(self, message: Any) -> None:

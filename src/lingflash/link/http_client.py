@@ -124,7 +124,9 @@ class Address:
             lines.append(f"Authorization: Bearer {self.api_key}")
         lines += [f"{name}: {value}" for name, value in headers]
         if body is not None:
-            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+            if not any(name.lower() == "content-type" for name, _ in headers):
+                lines.append("Content-Type: application/json")
+            lines.append(f"Content-Length: {len(body)}")
         if not all(map(_is_sendable, lines)):
             raise ValueError("a header or the path holds what is no printable ASCII")
         return "\r\n".join([*lines, "", ""]).encode("ascii") + (body or b"")

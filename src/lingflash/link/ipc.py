@@ -136,7 +136,6 @@ class IpcEngineClient:
 
     @property
     def trouble(self) -> str | None:
-        """See EngineClient.trouble."""
         return None if self._is_ready else self._trouble
 
     @property
@@ -145,7 +144,6 @@ class IpcEngineClient:
         return None if self._process is None else self._process.pid
 
     async def wait_dead(self) -> EngineDeadError:
-        """See EngineClient.wait_dead."""
         await self._dead.wait()
         assert self._death is not None
         return self._death
@@ -170,7 +168,6 @@ class IpcEngineClient:
             raise
 
     async def submit(self, request: EngineRequest) -> EventStream:
-        """See EngineClient.submit."""
         process, loop = self._process, asyncio.get_running_loop()
         if not self._is_ready or process is None:
             raise EngineDeadError("The engine is not running; try again later.")
@@ -241,12 +238,10 @@ class IpcEngineClient:
             )
 
     def abort(self, request_id: str) -> None:
-        """See EngineClient.abort."""
         if self._process is not None:
             self._process.send(Abort(request_id))
 
     async def reset_prefix_cache(self) -> tuple[int, int]:
-        """See EngineClient.reset_prefix_cache."""
         if not self._is_ready or self._process is None:
             raise EngineDeadError("The engine is not running; try again later.")
         number = next(self._reset_numbers)
@@ -258,11 +253,9 @@ class IpcEngineClient:
             del self._resets[number]
 
     def drain(self) -> None:
-        """See EngineClient.drain."""
         self._draining = True
 
     async def stop(self) -> None:
-        """See EngineClient.stop."""
         self._stopping = True
         self._is_ready, self._trouble = False, "It is being stopped."
         for request_id in list(self._calls):

@@ -107,5 +107,4 @@ from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
 
 
 def frame(message: Any) -> bytes:
-    """One message, encoded."""
     return frames.frame(encoder.encode(message))

@@ -138,7 +138,6 @@ class ScriptedEngine:
 
     @property
     def trouble(self) -> str | None:
-        """See EngineClient.trouble."""
         return None if self._ready else "It is loading the model."
 
     async def start(self) -> None:
@@ -216,7 +215,6 @@ class ScriptedEngine:
         self._waiting.clear()
 
     async def wait_dead(self) -> EngineDeadError:
-        """See EngineClient.wait_dead."""
         await self._dead.wait()
         return EngineDeadError("The engine is gone and no restarts are left.")
 

@@ -72,11 +72,9 @@ class Peers:
         return x.numel() <= self._buffers.capacity
 
     def sum(self, parts: Tensor, out: Tensor, *, add: bool) -> None:
-        """See one_shot_sum."""
         one_shot_sum(parts, out, self._buffers, add=add)
 
     def gather(self, x: Tensor) -> Tensor:
-        """See one_shot_gather."""
         return one_shot_gather(x, self._buffers)
 
     def stop(self) -> None:

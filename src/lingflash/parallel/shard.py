@@ -89,7 +89,6 @@ class Cut:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what is cut out."""
         rows = sum(hi - lo for lo, hi in self.rows)
         return (rows,) if self.columns is None else (rows, self.columns[1] - self.columns[0])
 

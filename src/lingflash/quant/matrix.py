@@ -148,7 +148,6 @@ class QuantizedExperts:
         return len(self.values), *self.matrix(0).shape
 
     def matrix(self, expert: int) -> QuantizedMatrix:
-        """One expert's matrix as it is stored."""
         return QuantizedMatrix(
             self.values[expert], self.scale[expert], self.block, self.dtype, self.part_rows
         )

@@ -43,7 +43,6 @@ class Series:
         return statistics.median(self.samples)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON."""
         return {
             "unit": self.unit,
             "median": round_to(self.median),
@@ -66,7 +65,6 @@ class Ceiling:
         return statistics.median(self.samples)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON."""
         samples = [round_to(x) for x in self.samples]
         return {"what": self.what, "median": round_to(self.median), "samples": samples}
 
@@ -90,7 +88,6 @@ class Target:
         return self.value <= self.limit if self.kind == "at most" else self.value >= self.limit
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON."""
         return {
             "name": self.name,
             "value": round_to(self.value),

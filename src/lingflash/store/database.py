@@ -20,13 +20,15 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import create_engine, event
+from sqlalchemy import Table, create_engine, event
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -100,6 +102,19 @@ class Database:
         except LingflashError:
             await self.close()
             raise
+
+    def upsert(
+        self, table: Table, keys: Sequence[str], changes: Mapping[str, Any] | Sequence[str]
+    ) -> Any:
+        """An INSERT that changes the row instead if there is one with the same keys.
+
+        Args:
+            changes: columns with what they become, or those that become what was to be inserted.
+        """
+        insert = (sqlite_insert if self.is_sqlite else postgres_insert)(table)
+        if not isinstance(changes, Mapping):
+            changes = {name: insert.excluded[name] for name in changes}
+        return insert.on_conflict_do_update(index_elements=keys, set_=changes)
 
     @property
     def shown_url(self) -> str:
@@ -213,7 +228,6 @@ def _prepare_sqlite(engine: Engine) -> None:
             "journal_mode=WAL",
             # A commit outlives the process; a power cut may take the last ones, whole.
             "synchronous=NORMAL",
-            "foreign_keys=ON",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

@@ -133,7 +133,8 @@ class MessageList:
                     )
                 run.append(message)
                 continue
-            close_run()
+            if run:
+                close_run()
             result.append(message)
             if message["role"] == "assistant":
                 ids = [call["id"] for call in message.get("tool_calls", ()) if call["id"]]

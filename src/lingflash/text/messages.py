@@ -26,6 +26,8 @@ from lingflash.text.parts import Part, read_parts
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
+_PLAIN_ROLES = ("user", "assistant", "system")
+
 # The one argument of a custom tool, whose input is text.
 CUSTOM_ARGUMENT = "input"
 
@@ -45,6 +47,11 @@ def normalize_messages(
         refuse("messages", f"is {type(messages).__name__}; a list of messages is needed")
     into = MessageList(Dropped()) if into is None else into
     for i, message in enumerate(messages):
+        if type(message) is dict and len(message) == 2 and message.get("role") in _PLAIN_ROLES:
+            content = message.get("content")
+            if type(content) is str:  # what nearly all are, of which there may be hundreds
+                into.add(message["role"], (content,), f"messages[{i}]")
+                continue
         _message(message, f"messages[{i}]", into)
     return into.finish()
 

@@ -103,6 +103,8 @@ def read_part(part: Any, where: str, dropped: Dropped) -> list[Part]:
 
 def join_parts(parts: Sequence[Part], joint: str) -> str:
     """One text of parts, with a note for each that cannot be read, on lines of its own."""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return parts[0]
     text = ""
     after_note = False
     for i, part in enumerate(parts):

@@ -52,7 +52,6 @@ class Block:
 
     @property
     def text(self) -> str:
-        """All of it."""
         return "".join(self.pieces)
 
 

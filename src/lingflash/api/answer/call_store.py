@@ -111,7 +111,6 @@ class CallerHistory:
         self._caller = caller
 
     def turn(self, message: Mapping[str, Any], *, with_reasoning: bool) -> list[Piece] | None:
-        """See History.turn."""
         calls = message["tool_calls"]
         turn = self._store.find(self._caller, calls[-1]["id"] or "")
         if turn is None:

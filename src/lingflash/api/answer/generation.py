@@ -97,7 +97,6 @@ class Generation:
 
     @property
     def num_choices(self) -> int:
-        """Sequences in all."""
         return len(self.outputs)
 
     async def start(self, receive: Receive) -> None:

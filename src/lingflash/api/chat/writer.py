@@ -84,7 +84,6 @@ class ChatAnswer(CompletionWriter):
         self._choices = chat_choices(state, conversation, generation.num_choices, caller)
 
     def write(self, deltas: Deltas) -> bytes:
-        """See AnswerWriter.write."""
         chunks: list[bytes] = []
         is_plain = not self._wants_logprobs and not self._wants_token_ids
         for index, delta in deltas:

@@ -22,7 +22,6 @@ async def list_models(request: Request) -> Response:
 
 @router.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
-    """Describe one model."""
     state = state_of(request)
     return json_response(_entry(state, state.require_model(name)))
 

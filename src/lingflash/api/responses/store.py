@@ -85,7 +85,6 @@ class ResponseStore:
 
     @property
     def is_enabled(self) -> bool:
-        """Whether anything is stored."""
         return self._call_database is not None
 
     async def put(

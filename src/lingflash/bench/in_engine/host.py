@@ -100,7 +100,6 @@ class TimedRunner(ModelRunner):
         )
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
-        """See ModelRunner.launch."""
         if output.num_tokens > len(output.scheduled):
             return super().launch(output)
         self.memory.run(output.memory_ops)

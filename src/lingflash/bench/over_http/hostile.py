@@ -31,6 +31,7 @@ _NUM_STREAMS = 8
 _PROMPT_LEN = (16, 256)
 _ANSWER_LEN = (64, 256)
 _TURN_LEN = 48
+_BETWEEN_STARTS_S = 0.3
 _WORDS = ("weather", "Paris", "book", "train", "tomorrow", "seven", "list", "open", "why", "river")
 _MAX_QUIET_MINUTES = 3.0
 _WARM_UP_S = 8.0
@@ -75,6 +76,8 @@ async def be_served(address: Address, seconds: float, max_model_len: int, seed: 
 
     async def stream(number: int) -> None:
         rng = random.Random(seed * 1009 + number)
+        # All at once would be a burst of their own, and the worst first tokens those of its end.
+        await asyncio.sleep(number * _BETWEEN_STARTS_S)
         while time.monotonic() < end:
             prompt = [rng.randrange(SAFE_VOCAB) for _ in range(rng.randint(*_PROMPT_LEN))]
             payload = {"prompt": prompt, "temperature": 1, "seed": rng.randrange(2**31)}

@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from lingflash.bench.over_http.chunks import read_chunks
 from lingflash.link.http_client import Address, Answer
@@ -65,17 +65,19 @@ class _Reader(asyncio.Protocol):
             self._ended.set_result(None)
 
 
-async def stream_chat(address: Address, num_tokens: int) -> Stream:
+async def stream_chat(address: Address, num_tokens: int, model: str | None = None) -> Stream:
     """Ask for an answer of num_tokens tokens and take it in.
 
     Raises:
         OSError: the connection failed.
     """
-    body = {
+    body: dict[str, Any] = {
         "messages": [{"role": "user", "content": "How is the weather, and when does it leave?"}],
         "max_tokens": num_tokens,
         "stream": True,
     }
+    if model is not None:
+        body["model"] = model
     request = address.encode("POST", "/v1/chat/completions", json.dumps(body).encode())
     loop = asyncio.get_running_loop()
     ended = loop.create_future()

@@ -137,7 +137,6 @@ class DecodeGraphs:
         return wait
 
     def _compute(self, rows: int) -> tuple[Tensor, Tensor]:
-        """See _forward."""
         if not self._use_graphs:
             return self._forward(rows)
         if rows not in self._graphs:

@@ -324,13 +324,11 @@ class LeadModel(BailingHybrid):
     def forward(
         self, batch: ForwardBatch, cache: CacheTensors, trace: Trace | None = None
     ) -> Tensor:
-        """See BailingHybrid.forward."""
         self._ranks.tell("forward", batch)
         with self._ranks.stay_together():
             return super().forward(batch, cache, trace)
 
     def logits(self, hidden_states: Tensor, row_multiple: int = 1) -> Tensor:
-        """See BailingHybrid.logits."""
         self._ranks.tell("logits", hidden_states, row_multiple)
         with self._ranks.stay_together():
             return super().logits(hidden_states, row_multiple)
@@ -343,7 +341,6 @@ class LeadModel(BailingHybrid):
         cache: CacheTensors,
         trace: Trace | None = None,
     ) -> Tensor:
-        """See BailingHybrid.mtp_forward."""
         self._ranks.tell("mtp_forward", hidden_states, next_token_ids, batch)
         with self._ranks.stay_together():
             return super().mtp_forward(hidden_states, next_token_ids, batch, cache, trace)
@@ -361,7 +358,6 @@ class LeadMemory(CacheMemory):
         self._ranks = ranks
 
     def run(self, ops: list[MemoryOp]) -> None:
-        """See CacheMemory.run."""
         if ops:
             self._ranks.tell("run_memory", ops)
         super().run(ops)

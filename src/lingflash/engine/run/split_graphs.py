@@ -35,7 +35,6 @@ class LeadGraphs(DecodeGraphs):
         self._ranks = ranks
 
     def capture_all(self) -> None:
-        """See DecodeGraphs.capture_all."""
         self._ranks.tell("make_graphs")
         with self._ranks.stay_together():
             super().capture_all()

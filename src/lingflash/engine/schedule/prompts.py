@@ -15,6 +15,10 @@ from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
 from lingflash.engine.schedule.sequence import Sequence
 from lingflash.engine.schedule.shares import Shares
 
+# For so many steps others may go past one that has found no memory, with at most so many tokens to
+# come: they have given theirs back when it could begin.
+_PATIENCE_STEPS = 64
+
 
 class Prompts:
     """Chooses among the scheduler's sequences, whose lists it shares.
@@ -47,9 +51,14 @@ class Prompts:
         self._preempt, self._save_slot = preempt, save_slot
         # What a chosen sequence is to leave, and where (see ScheduledSequence); at most one's.
         self.saves: dict[Sequence, tuple[int, int]] = {}
+        self._step = 0
+        self._blocked_since: dict[str, int] = {}  # owners whose next one has found no memory
 
     def begin_step(self, step: int) -> None:
         """Take a slot from the owner that has most above its share, if another is owed one."""
+        self._step = step
+        waiting = {sequence.owner for sequence in self._waiting}
+        self._blocked_since = {n: at for n, at in self._blocked_since.items() if n in waiting}
         self._shares.begin_step(step, self._slots())
         if len(self._running) >= self._max_num_seqs and self.owes_slot():
             name = self._shares.most_above(self._slots(), self._shares.num_slots)
@@ -134,18 +143,22 @@ class Prompts:
                 del queues[name]
             if sequence.lease is None:
                 has_slot = len(self._running) < self._max_num_seqs
-                if not (may_admit and has_slot and shares.may_begin(name, slots, wanted)):
+                may_pass = may_admit or self._may_pass(sequence)
+                if not (may_pass and has_slot and shares.may_begin(name, slots, wanted)):
                     queues.pop(name, None)  # all that follow wait, too
                     continue
                 if sequence in lost or not self._may_begin(sequence):
                     continue
-                may_admit = self._begin(sequence)
-                if not may_admit and self._take_blocks(sequence, lost):
+                has_begun = self._begin(sequence)
+                if not has_begun and may_admit and self._take_blocks(sequence, lost):
                     budget += sum(chosen.pop(victim, 0) for victim in lost)
                     slots = self._slots()
-                    may_admit = self._begin(sequence)
-                if not may_admit:
+                    has_begun = self._begin(sequence)
+                if not has_begun:
+                    may_admit = False
+                    self._blocked_since.setdefault(name, self._step)
                     continue
+                self._blocked_since.pop(name, None)
                 slots[name] += 1
                 wanted[name] -= 1
             count = self._chunk(
@@ -155,6 +168,21 @@ class Prompts:
             budget -= count
             shares.serve(name, count)
         return not may_admit
+
+    def _may_pass(self, sequence: Sequence) -> bool:
+        """Whether one that waits may go past another's that has found no memory.
+
+        Not if that owner's own stands there. It is short, leaves its owner below half its share of
+        the blocks, and nobody has waited for long: after that what is given back is for who waits.
+        """
+        since = self._blocked_since
+        if sequence.owner in since or self._step - min(since.values()) > _PATIENCE_STEPS:
+            return False
+        if sequence.max_total_tokens - sequence.num_tokens > _PATIENCE_STEPS:
+            return False
+        share = self._shares.part_of(self._cache.num_blocks)
+        wanted = self._cache.blocks_for(sequence.max_total_tokens)
+        return 2 * (self._held()[sequence.owner] + wanted) <= share
 
     def _may_begin(self, sequence: Sequence) -> bool:
         """Not if it waits for a mask, or had better wait for what another is just computing."""

@@ -14,6 +14,8 @@ nothing here is asked. With several:
   owners that were here lately, so that not each of their requests takes one away.
 - Each may hold its share of the blocks in the same way; after an owner lost some, as many steps
   pass until the next loss as it takes to compute twice what was lost.
+- One that finds no memory holds the door until it does; what is short and needs little may go past
+  for a while, so that memory which is too little for the one is of use to the others (prompts.py).
 - Each may have its share of the queue waiting, however full others have made it.
 """
 

@@ -57,7 +57,6 @@ class SchedulerOutput:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the step."""
         return sum(item.num_tokens for item in self.scheduled)
 
 

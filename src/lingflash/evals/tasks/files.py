@@ -3,7 +3,7 @@
     choice     GPQA, LongBench-v2: a letter
     boxed      AIME, MATH-500: a formula in \\boxed{}
     multi_if   Multi-IF: three turns of verifiable instructions
-    code       LiveCodeBench: a program and its tests
+    code       LiveCodeBench: a program and its tests, in a sandbox
 
 The published files are read as they are, too (`published.py`).
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lingflash.core.errors import ConfigError
-from lingflash.evals.code import CodeRunner, require_code_runner
+from lingflash.evals.code import CodeRunner
 from lingflash.evals.environment import locked_versions
 from lingflash.evals.package_process import PackageProcess
 from lingflash.evals.task import Ask, Item, Verdict
@@ -39,6 +39,12 @@ _CHOICE_PROMPT = """{context}{question}
 
 Think about it, then end with a line "Answer: X", where X is one letter of {letters}."""
 _BOXED_PROMPT = "{question}\n\nReason step by step, and put the final answer within \\boxed{{}}."
+_CODE_PROMPT = (
+    "{question}\n\nWrite a Python program that reads standard input and prints the answer. End "
+    "with the whole program in one block of code:\n```python\n...\n```"
+)
+_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_TEST_S = 10.0
 _ANSWER_LINE = re.compile(r"(?i:answer)[\s:*]*(?i:is)?[\s:*$(]+([A-J])\b")
 _BOXED_LETTER = re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-J])\b")
 
@@ -143,8 +149,14 @@ def _check_turns(row: Mapping[str, Any]) -> str | None:
 
 
 def _check_tests(row: Mapping[str, Any]) -> str | None:
-    ok = all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in row["tests"])
-    return None if ok else "a test needs input and output"
+    texts = [(t.get("input"), t.get("output")) if isinstance(t, dict) else () for t in row["tests"]]
+    ok = all(len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in texts)
+    return None if ok else "a test needs input and output, both texts"
+
+
+def _calls_a_function(row: Mapping[str, Any]) -> bool:
+    """LiveCodeBench has such, too; we have no more than standard input and output."""
+    return any(test.get("testtype", "stdin") != "stdin" for test in row["tests"])
 
 
 CHECKS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
@@ -164,7 +176,12 @@ class FileTask:
 
     needs_tools = False
 
-    def __init__(self, file: Path | None = None, kind: str | None = None) -> None:
+    def __init__(
+        self,
+        file: Path | None = None,
+        kind: str | None = None,
+        code_runner: CodeRunner | None = None,
+    ) -> None:
         if kind not in SCHEMAS:
             raise ConfigError(f"--kind is {kind}; allowed: {', '.join(SCHEMAS)}.", param="kind")
         if file is None:
@@ -173,14 +190,22 @@ class FileTask:
         self.notes: Sequence[str] = (f"questions of {file.name}, kind {kind}",)
         self._kind = kind
         self._items = read_items(file, kind)
+        if kind == "code":
+            kept = [item for item in self._items if not _calls_a_function(item.data)]
+            if len(kept) < len(self._items):
+                missing = len(self._items) - len(kept)
+                self.notes = [*self.notes, f"{missing} items call a function: left out"]
+            self._items = kept
         self._digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        self._runner: CodeRunner | None = require_code_runner(kind) if kind == "code" else None
+        self._runner = code_runner
         name = {"boxed": "math", "multi_if": "ifbench"}.get(kind)
         self._package = None if name is None else PackageProcess(name)
         self._package_name = name
 
     async def open(self) -> None:
         """See Task."""
+        if self._kind == "code":
+            await self._runner_of().check()
         if self._package is not None:
             await self._package.start()
 
@@ -211,8 +236,25 @@ class FileTask:
                 return await self._judge_boxed(item.data["answer"], reply.content)
             case "multi_if":
                 return await self._attempt_turns(item.data["turns"], ask)
-        assert self._runner is not None
-        return await self._runner.attempt(item.data, ask)
+        prompt = _CODE_PROMPT.format(question=item.data["question"])
+        return await self.judge_code(item.data["tests"], (await ask(_user(prompt))).content)
+
+    def _runner_of(self) -> CodeRunner:
+        assert self._runner is not None, "the command line has asked for one"
+        return self._runner
+
+    async def judge_code(self, tests: Sequence[Mapping[str, Any]], text: str) -> Verdict:
+        """Whether the last block of code of an answer prints what each test wants."""
+        blocks = _BLOCK.findall(text)
+        if not blocks:
+            return Verdict(False, "no block of code")
+        for test in tests:
+            ran = await self._runner_of().run(blocks[-1], _TEST_S, test["input"])
+            if ran.code != 0:
+                return Verdict(False, ran.why or f"exit code {ran.code}")
+            if ran.stdout.split() != test["output"].split():
+                return Verdict(False, "another output")
+        return Verdict(True)
 
     async def _judge_boxed(self, gold: str, text: str) -> Verdict:
         assert self._package is not None

@@ -6,8 +6,11 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lingflash.core.errors import ConfigError
+from lingflash.evals.code import require_code_runner
+from lingflash.evals.judge import Judge
 from lingflash.evals.task import Task
 
 
@@ -18,6 +21,9 @@ class Choice:
     categories: Sequence[str] = ()
     file: Path | None = None
     kind: str | None = None
+    sandbox_url: str | None = None
+    sandbox_key: str | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,7 @@ class Row:
     Args:
         place: module and class, imported when it is run.
         help: in one line.
-        options: fields of Choice that it takes, as arguments of the class.
+        options: what of Choice it takes, as arguments of the class.
     """
 
     name: str
@@ -46,13 +52,24 @@ TASKS = {
             "IFBench: 294 of its 300 prompts, with verifiable instructions",
         ),
         Row(
+            "human-eval",
+            "human_eval:HumanEval",
+            "HumanEval: 164 functions, run in a sandbox",
+            ("code_runner",),
+        ),
+        Row("aa-lcr", "aa_lcr:AaLcr", "AA-LCR: 100 questions on long documents", ("judge",)),
+        Row(
             "file",
             "files:FileTask",
-            "FILE of --kind choice (GPQA, LongBench-v2), boxed (AIME, MATH-500) or multi_if",
-            ("file", "kind"),
+            "FILE of --kind choice (GPQA, LongBench-v2), boxed (AIME, MATH-500), multi_if or code",
+            ("file", "kind", "code_runner"),
         ),
     )
 }
+
+_FLAGS = {
+    "categories": "--category", "file": "FILE", "kind": "--kind", "code_runner": "--sandbox-url",
+}  # fmt: skip
 
 # Named in the announcement, or asked for often.
 IMPOSSIBLE = {
@@ -71,19 +88,26 @@ def make_task(name: str, choice: Choice) -> Task:
     if name.lower() in IMPOSSIBLE:
         raise ConfigError(f"TASK is {name}: {IMPOSSIBLE[name.lower()]}.", param="task")
     if name not in TASKS:
-        raise ConfigError(f"TASK is {name!r}; allowed: {', '.join(TASKS)}.", param="task")
+        raise ConfigError(f"TASK is {name!r}; allowed: {', '.join(TASKS)}, index.", param="task")
     row = TASKS[name]
-    given = {
-        "categories": choice.categories or None, "file": choice.file, "kind": choice.kind,
-    }  # fmt: skip
+    given: dict[str, Any] = {
+        "categories": choice.categories or None,
+        "file": choice.file,
+        "kind": choice.kind,
+        "code_runner": choice.sandbox_url,
+    }
     for option, value in given.items():
         if value is not None and option not in row.options:
-            flag = {"categories": "--category", "file": "FILE", "kind": "--kind"}[option]
-            takers = [r.name for r in TASKS.values() if option in r.options]
+            takers = ", ".join(r.name for r in TASKS.values() if option in r.options)
             raise ConfigError(
-                f"{flag} was given, and {name} has none; only {', '.join(takers)} has.",
+                f"{_FLAGS[option]} was given, and {name} takes none; only {takers} does.",
                 param=option,
             )
+    if "code_runner" in row.options and (name != "file" or choice.kind == "code"):
+        what = name if choice.kind is None else f"--kind {choice.kind}"
+        given["code_runner"] = require_code_runner(what, choice.sandbox_url, choice.sandbox_key)
+    if "judge" in row.options:
+        given["judge"] = choice.judge
     module, _, class_name = row.place.partition(":")
     found = getattr(importlib.import_module(f"lingflash.evals.tasks.{module}"), class_name)
     return found(**{option: value for option, value in given.items() if value is not None})

@@ -16,8 +16,6 @@ import time
 from typing import Any
 
 from sqlalchemy import bindparam, delete, select, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from lingflash.core.errors import LingflashError
@@ -94,9 +92,8 @@ class Leases:
 
     async def beat(self) -> None:
         """Say that this process lives; also after another took it for dead."""
-        make = sqlite_insert if self._database.is_sqlite else postgres_insert
-        put = make(process).values(id=self._id, beat=1)
-        put = put.on_conflict_do_update(index_elements=["id"], set_={"beat": process.c.beat + 1})
+        put = self._database.upsert(process, ["id"], {"beat": process.c.beat + 1})
+        put = put.values(id=self._id, beat=1)
         await self._database.write(lambda connection: connection.execute(put))
 
     async def sweep(self) -> int:

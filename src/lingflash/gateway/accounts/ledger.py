@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.engine import Connection
 
 from lingflash.core.errors import LingflashError
@@ -80,12 +78,7 @@ class Ledger:
         self._now_ms = now_ms
         self._waiting: list[_Job] = []
         self._writer: asyncio.Task[None] | None = None
-        make = sqlite_insert if database.is_sqlite else postgres_insert
-        upsert = make(session)
-        self._put_session = upsert.on_conflict_do_update(
-            index_elements=["key_hash", "id"],
-            set_={name: upsert.excluded[name] for name in SESSION_COLUMNS[2:]},
-        )
+        self._put_session = database.upsert(session, SESSION_COLUMNS[:2], SESSION_COLUMNS[2:])
 
     async def admit(self, start: Start) -> LingflashError | None:
         """Reserve; the error says why not, and then its row is written.
@@ -191,12 +184,15 @@ class Ledger:
             )
             taken = {row[0]: (row[1], row[2], row[3]) for row in removed}
             names = {_session_key(start) for start in ended if start.id in taken}
+            # Two lists and not one of pairs, for which SQLite would read the whole table.
             found = connection.execute(
-                select(session).where(tuple_(session.c.key_hash, session.c.id).in_(sorted(names)))
+                select(session).where(
+                    session.c.key_hash.in_({key for key, _ in names}),
+                    session.c.id.in_({id for _, id in names}),
+                )
             )
-            sessions = {
-                (row["key_hash"], row["id"]): SessionState(**row) for row in found.mappings()
-            }
+            states = (SessionState(**row) for row in found.mappings())
+            sessions = {(each.key_hash, each.id): each for each in states}
         return _Books(keys, balances, sessions, taken)
 
     def _admit(self, books: _Books, job: _Job) -> LingflashError | None:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.engine import Connection
+from sqlalchemy import select
 
 from lingflash.core.errors import AuthenticationError, LingflashError, NotFoundError
 from lingflash.core.log import log_event
@@ -276,16 +275,13 @@ class LedgerAccounts:
 
     async def _put_house(self) -> None:
         """The budget of all keys, as the settings have it now; what was spent stays."""
-        config = self.config
-        values = {"limit_pico": config.budget_pico, "limit_reset": config.budget_reset}
-
-        def put(connection: Connection) -> None:
-            done = connection.execute(update(budget).where(budget.c.scope == HOUSE).values(values))
-            if done.rowcount == 0:
-                row = {"scope": HOUSE, "include_byok": False, **values}
-                connection.execute(insert(budget).values(row))
-
-        await self.database.write(put)
+        values = {
+            "limit_pico": self.config.budget_pico,
+            "limit_reset": self.config.budget_reset,
+        }
+        put = self.database.upsert(budget, ["scope"], values)
+        put = put.values(scope=HOUSE, include_byok=False, **values)
+        await self.database.write(lambda connection: connection.execute(put))
 
     async def _beat(self) -> None:
         await self._leases.beat()

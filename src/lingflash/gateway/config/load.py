@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lingflash.core.errors import ConfigError
-from lingflash.core.settings import nearest, settings_of
+from lingflash.core.settings import nearest
 from lingflash.gateway.accounting import Price
 from lingflash.gateway.accounts.config import AccountsConfig
 from lingflash.gateway.config.reader import TableReader
@@ -61,12 +61,13 @@ class GatewayConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """The top of the file; `accounts` is a table of the accounts' own."""
+    """The top of the file."""
 
     server: ServerTable = field(default_factory=ServerTable)
     deadlines: DeadlinesTable = field(default_factory=DeadlinesTable)
     breaker: BreakerTable = field(default_factory=BreakerTable)
     requests: RequestsTable = field(default_factory=RequestsTable)
+    accounts: AccountsConfig = field(default_factory=AccountsConfig)
     upstream: tuple[UpstreamTable, ...] = ()
     model: tuple[ModelTable, ...] = ()
 
@@ -81,13 +82,22 @@ def load_config(path: Path, environ: Mapping[str, str]) -> GatewayConfig:
     return read_config(given, environ, file=str(path), folder=path.parent)
 
 
+def load_accounts(path: Path) -> AccountsConfig:
+    """Read the table `[accounts]` of the gateway's file alone.
+
+    Raises:
+        ConfigError: the file or the table cannot be used.
+    """
+    table = _read_toml(path).get("accounts", {})
+    return TableReader(str(path)).read(AccountsConfig, table, "accounts")
+
+
 def read_config(
     given: Mapping[str, Any], environ: Mapping[str, str], *, file: str, folder: Path
 ) -> GatewayConfig:
     """The same from tables that were parsed; files that they name are in `folder`."""
     loader = _Loader(file, folder, environ)
-    accounts = loader.accounts(given.get("accounts", {}))
-    tables = loader.tables({k: v for k, v in given.items() if k != "accounts"})
+    tables = loader.tables(given)
     upstreams = loader.upstreams(tables.upstream)
     return GatewayConfig(
         file=file,
@@ -100,7 +110,7 @@ def read_config(
         metrics_key=loader.secret(
             "server.metrics_key", tables.server.metrics_key_variable, tables.server.metrics_key_file
         ),
-        accounts=accounts,
+        accounts=tables.accounts,
     )
 
 
@@ -125,7 +135,7 @@ class _Loader:
         self._environ = environ
 
     def tables(self, given: Mapping[str, Any]) -> _File:
-        tops = [*_File.__dataclass_fields__, "accounts"]
+        tops = list(_File.__dataclass_fields__)
         for key in given:
             if key not in tops:
                 raise self.refuse(key, f"is not a known key{nearest(key, tops)}")
@@ -134,20 +144,6 @@ class _Loader:
             if not tables:
                 raise self.refuse(name, f"is missing; write at least one [[{name}]].")
         return file
-
-    def accounts(self, given: Any) -> AccountsConfig:
-        """`[accounts]`; what is secret may be in a variable of the environment instead."""
-        settings = settings_of(AccountsConfig)
-        secrets = {
-            name: self._environ[told.variable]
-            for name, told in settings.items()
-            if told.is_secret and self._environ.get(told.variable)
-        }
-        table = {**secrets, **given} if isinstance(given, Mapping) else given
-        read = self._reader.read(AccountsConfig, table, "accounts")
-        if read.master_key_file is None:
-            return read
-        return replace(read, master_key_file=self._folder / read.master_key_file)
 
     def secret(self, where: str, variable: str | None, file: Path | None) -> str | None:
         """What a variable or a file holds; None if neither is named."""
@@ -299,13 +295,12 @@ class _Loader:
             prompt=whole("prompt", table.prompt, _PICO_PER_MTOK),
             completion=whole("completion", table.completion, _PICO_PER_MTOK),
             cache_read=whole("cache_read", table.cache_read, _PICO_PER_MTOK),
-            cache_write=whole("cache_write", table.cache_write, _PICO_PER_MTOK),
             request=whole("request", table.request, _PICO_PER_USD),
         )
 
 
 def _costs(price: PriceTable) -> bool:
-    parts = (price.prompt, price.completion, price.cache_read, price.cache_write, price.request)
+    parts = (price.prompt, price.completion, price.cache_read, price.request)
     return any(parts)
 
 

@@ -37,6 +37,9 @@ class ServerTable:
         None, "Variable with a key that /metrics and /openapi.json need; open without."
     )
     metrics_key_file: Path | None = setting(None, "The same in a file.")
+    opentelemetry: bool = setting(
+        False, "Whether spans and metrics go to a collector, which `OTEL_*` variables name."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +143,6 @@ class PriceTable:
     completion: Decimal = setting(Decimal(0), "Tokens of the answer.", bound=at_least(0))
     cache_read: Decimal | None = setting(
         None, "Prompt tokens from a cache; as `prompt` if empty.", bound=at_least(0)
-    )
-    cache_write: Decimal | None = setting(
-        None, "Prompt tokens written to a cache; as `prompt` if empty.", bound=at_least(0)
     )
     request: Decimal = setting(Decimal(0), "Dollars per request.", bound=at_least(0))
 

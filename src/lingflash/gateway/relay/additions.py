@@ -7,14 +7,16 @@ somebody has to be billed; a client that did not ask does not see it. Under /api
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from lingflash.gateway.accounting import Dialect
+from lingflash.gateway.accounting import Attempt, Dialect
+from lingflash.gateway.relay.call import Call
 from lingflash.gateway.relay.frames import Kind
+from lingflash.gateway.routing.plan import Candidate, Plan
 from lingflash.protocol.sse import sse_event
 
 _NULL_USAGE = b',"usage":null'
@@ -84,3 +86,30 @@ def _without_null_usage(event: bytes, data: dict[str, Any]) -> bytes:
     if "usage" not in data or data["usage"] is not None or event.count(_NULL_USAGE) != 1:
         return event
     return event.replace(_NULL_USAGE, b"")
+
+
+def metadata_of(
+    call: Call, plan: Plan, candidate: Candidate, attempts: Sequence[Attempt]
+) -> Mapping[str, Any]:
+    """OpenRouter's account of a route, for whoever asked for it.
+
+    Args:
+        attempts: those that failed before the one that serves.
+    """
+    tried = [
+        {"provider": each.provider, "model": each.model, "status": each.status} for each in attempts
+    ]
+    own = candidate.endpoint
+    tried.append({"provider": own.provider, "model": own.model, "status": 200})
+    available = dict.fromkeys(each.endpoint.provider for each in plan.candidates)
+    return {
+        "requested": call.wish.models[0],
+        "strategy": plan.rule,
+        "attempt": len(tried),
+        "attempts": tried,
+        "endpoints": {
+            "available": list(available),
+            "total": len(plan.candidates) + len(plan.resting) + len(plan.excluded),
+        },
+        "is_byok": candidate.key.is_brought,
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +20,8 @@ from lingflash.link.http_client import Address, Answer, BadAnswer, Deadlines
 # An answer that is not streamed, and the body of a refusal, are kept in memory.
 MAX_BODY_BYTES = 64 * 2**20
 _MAX_REFUSAL_BYTES = 2**16
+# After a stream's last event its connection's last bytes are waited for, to keep it.
+_LINGER_S = 0.05
 
 
 @asynccontextmanager
@@ -105,3 +109,11 @@ async def read_body(answer: Answer, max_bytes: int, *, is_cut: bool = False) -> 
         if not is_cut:
             raise
     return bytes(body[:max_bytes])
+
+
+async def linger(answer: Answer) -> None:
+    """Read what ends a stream's connection, so that it can be used again."""
+    with contextlib.suppress(OSError, BadAnswer):
+        async with asyncio.timeout(_LINGER_S):
+            async for _ in answer.parts():
+                pass

@@ -49,11 +49,12 @@ class Bill:
         own = byok = most_prompt = most_answer = 0
         for candidate in [*plan.candidates, *(each for each, _ in plan.resting)]:
             prompt, answer = call.most_tokens(candidate.endpoint, self._requests)
-            usage = Usage(prompt_tokens=prompt, cached_tokens=0, completion_tokens=answer)
-            houses, vendors = self.costs(candidate, usage)
-            own = max(own, houses.total)
-            if candidate.key.is_brought:
-                byok = max(byok, vendors.total)
+            for cached in (0, prompt):  # whichever is dearer
+                usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=answer)
+                houses, vendors = self.costs(candidate, usage)
+                own = max(own, houses.total)
+                if candidate.key.is_brought:
+                    byok = max(byok, vendors.total)
             most_prompt, most_answer = max(most_prompt, prompt), max(most_answer, answer)
         if call.is_free_of_charge:
             own = byok = 0

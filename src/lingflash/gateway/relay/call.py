@@ -50,6 +50,8 @@ class Call:
         is_free_of_charge: counts tokens only.
         is_session_named: by the client, and not found by content.
         previous_response: the stored response that it goes on from.
+        headers: of the request, those that an upstream gets, too.
+        trace: its headers of W3C's trace context.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Call:
     is_session_named: bool = False
     previous_response: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    trace: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def body_for(self, endpoint: Endpoint) -> bytes:
         """The body that an upstream gets."""
@@ -95,7 +98,9 @@ class Call:
         """The most tokens that prompt and answer can have at an endpoint."""
         if self.is_free_of_charge:
             return 0, 0
-        prompt = min(int(self.num_bytes / requests.bytes_per_token) + 1, endpoint.context_tokens)
+        prompt = endpoint.context_tokens
+        if self.previous_response is None:  # else most of it lies with the upstream
+            prompt = min(int(self.num_bytes / requests.bytes_per_token) + 1, prompt)
         asked = self.wish.completion_tokens
         answer = endpoint.max_output_tokens if asked is None else asked
         return prompt, answer * self.num_choices
@@ -164,6 +169,7 @@ def _made(
             value.get("session_id") or headers.get("x-session-id") or value.get("prompt_cache_key")
         ),
         previous_response=previous if isinstance(previous, str) and previous else None,
+        trace={k: v for k, v in headers.items() if k in ("traceparent", "tracestate")},
         headers=tuple(
             (name, headers[name])
             for name in ("anthropic-version", "anthropic-beta")

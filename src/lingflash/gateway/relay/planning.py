@@ -73,7 +73,11 @@ async def _stored_keys(
     }
     found: dict[str, list[ProviderKey]] = {}
     for slug, name, model in places:
+        if state.is_keyless(caller, name, model):
+            continue
         keys = await state.accounts.provider_keys(caller, name, model)
+        if not keys:
+            state.note_keyless(caller, name, model)
         known = found.setdefault(slug, [])
         known += [key for key in keys if key.id not in {each.id for each in known}]
     return found

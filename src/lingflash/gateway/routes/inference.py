@@ -12,7 +12,7 @@ from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, read_body, with_key
 from lingflash.gateway.relay.call import read_call
 from lingflash.gateway.relay.failures import broken_error
 from lingflash.gateway.relay.planning import plan_call
-from lingflash.gateway.relay.relay import RelayedAnswer
+from lingflash.gateway.relay.response import RelayedAnswer
 from lingflash.gateway.routing.plan import HOUSE
 from lingflash.gateway.state import GatewayState, Home, state_of
 from lingflash.httpd.auth import given_key

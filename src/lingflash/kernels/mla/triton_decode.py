@@ -55,7 +55,9 @@ def _tokens_of_a_part(length, num_parts, least, BLOCK_N: tl.constexpr):
     return tl.maximum(tl.cdiv(tl.cdiv(length, num_parts), BLOCK_N) * BLOCK_N, least)
 
 
-@triton.jit
+# What differs from step to step: a kernel is compiled once for all of them, since to compile it for
+# a number that 16 divides would hold every stream up for a quarter of a second.
+@triton.jit(do_not_specialize=["table_width"])
 def _part_kernel(
     query_ptr, latents_ptr, table_ptr, length_ptr, first_ptr, part_ptr, stat_ptr,
     scale, num_heads, table_width, least,
@@ -115,7 +117,7 @@ def _part_kernel(
     tl.store(at, tl.trans(mixed), mask=live & (r[None, :] < RANK))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def _join_kernel(
     part_ptr, stat_ptr, length_ptr, out_ptr, num_heads, num_parts, least,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PARTS: tl.constexpr,

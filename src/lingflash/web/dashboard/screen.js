@@ -73,7 +73,7 @@ export class Dashboard extends View {
   render() {
     const { series, points, problem } = history;
     if (!series) return html`<div class="dashboard"><p role="status">${problem || absence()}</p></div>`;
-    return html`<div class="dashboard">
+    return html`<div class="dashboard" role="region" aria-label="Dashboard" tabindex="0">
       ${problem && html`<p class="trouble" role="alert">These numbers are old: ${problem}</p>`}
       <div class="charts">
         ${CHARTS.filter(({ isThere }) => !isThere || isThere(series)).map(

@@ -5,9 +5,10 @@
                      temperature and seed alone choose what follows                so steps overlap
     sampled_graph    the same where something else chooses, too: a grammar, a      on the host
                      penalty, a bias, truncation, min_tokens, log probabilities
+    prompt_graph     of up to 2,048 tokens with prompts among them, on a GPU        on the host
     cpu_decode       of one token of one sequence on a CPU with a C compiler, in   on the host
                      float32, not quantized, split or batch-invariant
-    general_forward  of any kind: prompts, drafts, prompt log probabilities, two   on the host
+    general_forward  of any kind: long prompts, drafts, prompt log probabilities, two   on the host
                      sequences on a CPU
 
 There are no graphs with speculation: then a GPU decodes by general_forward. If several ranks share
@@ -24,9 +25,7 @@ from lingflash.engine.schedule.step import PendingStep, SchedulerOutput
 class Way(Protocol):
     """One way to run a step; what it does to the memory first has been done."""
 
-    def can_run(self, output: SchedulerOutput) -> bool:
-        """Whether it can run this step."""
-        ...
+    def can_run(self, output: SchedulerOutput) -> bool: ...
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
         """Begin to compute a step that it can run; all of it, if it cannot run behind the host."""

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from lingflash.core.errors import CapacityError, LingflashError, UpstreamTimeoutError
-from lingflash.core.log import log_event
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import Admission, Attempt, Cost, End, Outcome, Start, UsageSource
-from lingflash.gateway.relay.additions import Additions
+from lingflash.gateway.relay.additions import Additions, metadata_of
 from lingflash.gateway.relay.answers import read_answer
-from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, open_attempt, read_body
+from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, linger, open_attempt, read_body
 from lingflash.gateway.relay.bill import Bill, money
 from lingflash.gateway.relay.call import Call
 from lingflash.gateway.relay.failures import (
@@ -32,21 +29,16 @@ from lingflash.gateway.relay.failures import (
 )
 from lingflash.gateway.relay.frames import Frames, frames_of
 from lingflash.gateway.relay.last_words import last_words
+from lingflash.gateway.relay.report import report
 from lingflash.gateway.relay.usage import read_usage
 from lingflash.gateway.routing.plan import Candidate, Plan
 from lingflash.gateway.state import GatewayState, Home
-from lingflash.httpd.body import json_response
-from lingflash.httpd.client_gone import ClientGone, until_client_gone
-from lingflash.httpd.error_map import envelope, headers_of, http_error
+from lingflash.httpd.error_map import http_error
 from lingflash.link.http_client import Answer, BadAnswer
 
-logger = logging.getLogger("lingflash.gateway")
-
 # A reader that takes nothing for so long is given up.
-_STALL_S = 60.0
+STALL_S = 60.0
 _PROGRESS_EVERY_S = 0.25
-# After a stream's last event its connection's last bytes are waited for, to keep it.
-_LINGER_S = 0.05
 
 
 class _BrokeOff(Exception):
@@ -57,39 +49,8 @@ class _BrokeOff(Exception):
         self.error = error
 
 
-class RelayedAnswer(Response):
-    """The answer to a call; everything happens while it is being sent."""
-
-    def __init__(self, state: GatewayState, call: Call, plan: Plan, secrets: list[str]) -> None:
-        self.background = None
-        self._state = state
-        self._call = call
-        self._run = _Run(state, call, plan, secrets)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve; whoever leaves ends the work upstream."""
-        run, call = self._run, self._call
-        self._state.in_flight[call.id] = run.abort
-        try:
-            await until_client_gone(
-                run.serve(send), receive, is_stalled=run.is_stalled, check_every_s=_STALL_S / 4
-            )
-        except ClientGone:
-            return
-        except LingflashError as error:
-            self._state.metrics.request_errors.labels(error.code).inc()
-            response = json_response(
-                envelope(error, self._state.dialect_of(scope["path"])),
-                status=http_error(error).status,
-                headers={**run.headers(), **headers_of(error)},
-            )
-            await response(scope, receive, send)
-        finally:
-            self._state.in_flight.pop(call.id, None)
-
-
-class _Run:
-    """The state of one call."""
+class Run:
+    """The state of one call, and what is done with it."""
 
     def __init__(self, state: GatewayState, call: Call, plan: Plan, secrets: list[str]) -> None:
         self._state = state
@@ -120,7 +81,7 @@ class _Run:
     def is_stalled(self) -> bool:
         """Whether the client has stopped reading."""
         since = self._sending_since
-        return since is not None and time.monotonic() - since > _STALL_S
+        return since is not None and time.monotonic() - since > STALL_S
 
     def abort(self) -> None:
         """End the call: the gateway has to."""
@@ -363,7 +324,7 @@ class _Run:
             raise BadAnswer("the stream ended before the answer did")
         await self._complete(candidate, started_s)
         await self._send(send, end or b"", more=False)
-        await _linger(answer)
+        await linger(answer)
 
     async def _flush(self, send: Send, waiting: list[bytes]) -> None:
         """Send what waits, once there was content; the first of it begins the answer."""
@@ -424,29 +385,10 @@ class _Run:
             adds=call.is_openrouters,
             shows_usage=call.shows_usage,
             money=of_usage,
-            metadata=(lambda: self._metadata(candidate)) if call.wants_metadata else None,
+            metadata=(lambda: metadata_of(call, self._plan, candidate, self._attempts))
+            if call.wants_metadata
+            else None,
         )
-
-    def _metadata(self, candidate: Candidate) -> Mapping[str, Any]:
-        plan = self._plan
-        tried = [
-            {"provider": each.provider, "model": each.model, "status": each.status}
-            for each in self._attempts
-        ]
-        own = candidate.endpoint
-        tried.append({"provider": own.provider, "model": own.model, "status": 200})
-        available = dict.fromkeys(each.endpoint.provider for each in plan.candidates)
-        return {
-            "requested": self._call.wish.models[0],
-            "strategy": plan.rule,
-            "attempt": len(tried),
-            "attempts": tried,
-            "endpoints": {
-                "available": list(available),
-                "total": len(plan.candidates) + len(plan.resting) + len(plan.excluded),
-            },
-            "is_byok": candidate.key.is_brought,
-        }
 
     async def _begin(self, send: Send, headers: Mapping[str, str]) -> None:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
@@ -498,7 +440,7 @@ class _Run:
             return
         self._is_settled = True
         end = self._end(outcome, failure)
-        self._report(end)
+        report(self._state, self._call, admission.start, end)
         settling = asyncio.ensure_future(self._state.accounts.settle(admission, end))
         try:
             await asyncio.shield(settling)
@@ -544,50 +486,9 @@ class _Run:
             },
         )
 
-    def _report(self, end: End) -> None:
-        metrics = self._state.metrics
-        model = self._plan.wanted[0].name
-        metrics.requests.labels(model, self._call.dialect, end.outcome).inc()
-        metrics.duration_s.observe(end.duration_ms / 1000)
-        if end.ttft_ms is not None:
-            metrics.first_content_s.observe(end.ttft_ms / 1000)
-        usage = end.usage
-        if usage is not None and end.provider is not None:
-            for kind, count in (
-                ("prompt", usage.prompt_tokens),
-                ("cached", usage.cached_tokens),
-                ("completion", usage.completion_tokens),
-            ):
-                metrics.tokens.labels(end.provider, kind).inc(count)
-            metrics.cost_usd.labels(end.provider).inc(end.cost.total / 10**12)
-        fields = {
-            "request_id": self._call.request_id,
-            "generation": self._call.id,
-            "model": model,
-            "provider": end.provider,
-            "route": self._plan.rule,
-            "attempts": len(end.attempts),
-            "outcome": end.outcome,
-            "error": end.error_code,
-            "prompt_tokens": usage.prompt_tokens if usage else None,
-            "cached_tokens": usage.cached_tokens if usage else None,
-            "completion_tokens": usage.completion_tokens if usage else None,
-            "ttft_ms": end.ttft_ms,
-            "duration_ms": end.duration_ms,
-        }
-        log_event(logger, "relayed", fields)
-
 
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
-
-
-async def _linger(answer: Answer) -> None:
-    """Read what ends a stream's connection, so that it can be used again."""
-    with contextlib.suppress(OSError, BadAnswer):
-        async with asyncio.timeout(_LINGER_S):
-            async for _ in answer.parts():
-                pass
