@@ -17,12 +17,20 @@ PARTS = ["files", "watch", "commands", "code", "life"]
 NOVITA_PORTS = (3000, 49983, 49999)
 
 
-@pytest.fixture(scope="module")
-def server():
-    flags = [f"--also-port={port}" for port in NOVITA_PORTS]
-    running = SandboxServer("--warm=1", "--memory-mb=1024", "--disk-mb=128", *flags)
-    yield running
-    running.close()
+FLAGS = ("--warm=1", "--memory-mb=1024", "--disk-mb=128")
+
+
+@pytest.fixture
+def make_server():
+    made = []
+
+    def make(*flags):
+        made.append(SandboxServer(*FLAGS, *flags))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.close()
 
 
 def run(command, **env):
@@ -34,8 +42,9 @@ def run(command, **env):
     return done.stdout.split()
 
 
-def test_e2b_for_python_when_unchanged_then_all_calls_hold(installed, server):
+def test_e2b_for_python_when_unchanged_then_all_calls_hold(installed, make_server):
     python = installed("sandbox-sdks") / "python"
+    server = make_server()
     urls = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url}
     parts = [*PARTS, "expiry"]
     command = [python, DRIVERS / "sandbox_e2b.py", "e2b", *parts]
@@ -43,21 +52,24 @@ def test_e2b_for_python_when_unchanged_then_all_calls_hold(installed, server):
 
 
 @pytest.mark.parametrize("how", ["urls", "debug"])
-def test_novita_for_python_when_unchanged_then_all_calls_hold(installed, server, how):
+def test_novita_for_python_when_unchanged_then_all_calls_hold(installed, make_server, how):
     python = installed("sandbox-sdks") / "python"
     if how == "urls":
+        server = make_server()
         parts = ["files", "watch", "commands", "life", "expiry"]
         settings = {"NOVITA_API_URL": server.url, "NOVITA_SANDBOX_URL": server.url}
     else:  # run_code knows no URL; kill makes no call then
+        make_server(*(f"--also-port={port}" for port in NOVITA_PORTS))
         parts, settings = ["files", "commands", "code"], {"NOVITA_DEBUG": "true"}
     command = [python, DRIVERS / "sandbox_e2b.py", "novita", *parts]
     assert run(command, NOVITA_API_KEY="any", **settings) == parts
 
 
-def test_e2b_for_node_when_unchanged_then_all_calls_hold(installed, server, tmp_path):
+def test_e2b_for_node_when_unchanged_then_all_calls_hold(installed, make_server, tmp_path):
     commands = installed("sandbox-js")
     (tmp_path / "node_modules").symlink_to(commands.parent)
     driver = tmp_path / "driver.mjs"
     driver.write_text((DRIVERS / "sandbox_e2b.mjs").read_text(encoding="utf-8"), encoding="utf-8")
+    server = make_server()
     urls = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url}
     assert run(["node", driver], E2B_API_KEY="e2b_any", **urls) == PARTS

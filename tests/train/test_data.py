@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -14,13 +17,20 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from lingflash.train.data.agent import agent_dialogue
+from lingflash.train.data.chinese import chinese_dialogue
 from lingflash.train.data.dialogue import copy_dialogue, plain_dialogue, tool_dialogue
+from lingflash.train.data.fillers import adverb
 from lingflash.train.data.heldout import handwritten_cases, heldout_cases
 from lingflash.train.data.library import entries
+from lingflash.train.data.long_prompt import with_long_prompt
+from lingflash.train.data.python_code import FAMILIES, TEXTS, code_dialogue, question
 from lingflash.train.data.render import render_segments
 from lingflash.train.data.stream import IGNORE, BatchStream, StreamConfig, make_batch
+from lingflash.train.data.thinking import with_thinking
 from lingflash.train.data.words import Words, is_held_out
 from lingflash.train.evaluate import expected_text, prompt_text
+from lingflash.train.tokenizer import add_characters
 
 ASSETS = resources.files("lingflash").joinpath("assets/ling-nano")
 
@@ -37,17 +47,51 @@ def template() -> jinja2.Template:
     return environment.from_string(ASSETS.joinpath("chat_template.jinja").read_text("utf-8"))
 
 
+MAKERS = (
+    tool_dialogue,
+    chinese_dialogue,
+    code_dialogue,
+    agent_dialogue,
+    plain_dialogue,
+    copy_dialogue,
+)
+
+
 def _dialogues(count: int) -> list[Any]:
     rng = random.Random(3)
     words = Words(held_out=False)
-    makers = (tool_dialogue, tool_dialogue, plain_dialogue, copy_dialogue)
-    return [makers[i % 4](rng, words) for i in range(count)]
+    made = [MAKERS[i % len(MAKERS)](rng, words) for i in range(count)]
+    made += [with_thinking(d) for d in made[: count // 2]]
+    return made + [with_long_prompt(rng, words, d, 4000) for d in made[:10]]
+
+
+def _rendered(dialogue: Any) -> str:
+    segments = render_segments(dialogue.messages, dialogue.tools, dialogue.thinking)
+    return "".join(text for text, _ in segments)
 
 
 def test_render_segments_when_any_dialogue_then_equals_the_template(template):
     for dialogue in _dialogues(200):
-        mine = "".join(text for text, _ in render_segments(dialogue.messages, dialogue.tools))
-        assert mine == template.render(messages=dialogue.messages, tools=dialogue.tools)
+        assert _rendered(dialogue) == template.render(
+            messages=dialogue.messages,
+            tools=dialogue.tools,
+            thinking_option="on" if dialogue.thinking else "off",
+        )
+
+
+def test_render_segments_when_thinking_then_only_what_shows_it_is_trained():
+    shown = 0
+    for dialogue in _dialogues(120):
+        if dialogue.thinking:
+            trained = [
+                text
+                for text, flag in render_segments(dialogue.messages, dialogue.tools, True)
+                if flag
+            ]
+            assert trained
+            assert all(text.startswith("\n<think>\n") for text in trained)
+            shown += 1
+    assert shown > 40
 
 
 def test_prompt_text_when_heldout_then_equals_the_template(template):
@@ -60,7 +104,8 @@ def test_prompt_text_when_heldout_then_equals_the_template(template):
 
 def test_segments_when_tokenized_apart_then_equal_the_whole(tokenizer):
     for dialogue in _dialogues(60):
-        parts = [text for text, _ in render_segments(dialogue.messages, dialogue.tools)]
+        segments = render_segments(dialogue.messages, dialogue.tools, dialogue.thinking)
+        parts = [text for text, _ in segments]
         apart = [i for p in parts for i in tokenizer.encode(p, add_special_tokens=False).ids]
         assert apart == tokenizer.encode("".join(parts), add_special_tokens=False).ids
 
@@ -82,12 +127,13 @@ def _validate(call: dict[str, Any], tools: list[dict[str, Any]]) -> None:
             assert value in properties[key]["enum"]
 
 
-def test_tool_dialogues_when_calling_then_calls_fit_the_schema():
+@pytest.mark.parametrize("make", MAKERS[:4])
+def test_tool_dialogues_when_calling_then_calls_fit_the_schema(make):
     rng = random.Random(4)
     words = Words(held_out=False)
     calls = 0
     for _ in range(400):
-        dialogue = tool_dialogue(rng, words)
+        dialogue = make(rng, words)
         names = [t["function"]["name"] for t in dialogue.tools]
         assert len(set(names)) == len(names)
         for message in dialogue.messages:
@@ -161,6 +207,26 @@ def test_tokenizer_when_a_value_is_quoted_then_its_tokens_are_the_same(tokenizer
             assert any(whole[i : i + len(ids)] == ids for i in range(len(whole)))
 
 
+def test_add_characters_when_added_then_a_character_is_a_token_and_all_text_round_trips(
+    tmp_path, tokenizer
+):
+    (tmp_path / "tokenizer.json").write_bytes(ASSETS.joinpath("tokenizer.json").read_bytes())
+    before = tokenizer.get_vocab_size()
+    add_characters(tmp_path, before + 64, count=150)
+    grown = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert grown.get_vocab_size() == before + 64
+    assert len(grown.encode("的", add_special_tokens=False).ids) == 1
+    rng = random.Random(14)
+    words = Words(held_out=False)
+    for _ in range(60):
+        dialogue = chinese_dialogue(rng, words)
+        for text, _ in render_segments(dialogue.messages, dialogue.tools):
+            ids = grown.encode(text, add_special_tokens=False).ids
+            assert grown.decode(ids, skip_special_tokens=False) == text
+            if text.isascii():
+                assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+
+
 def test_config_when_compared_with_the_tokenizer_then_ids_agree(tokenizer):
     config = json.loads(ASSETS.joinpath("config.json").read_text())
     generation = json.loads(ASSETS.joinpath("generation_config.json").read_text())
@@ -203,3 +269,52 @@ def test_expected_text_when_refusal_then_ends_the_turn():
     case = next(c for c in heldout_cases(50, 1) if "refusal" in c["expected"])
     assert expected_text(case).endswith("<|role_end|>")
     assert "<tool_call>" not in expected_text(case)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_questions_when_the_code_runs_then_it_prints_what_the_answer_says(family):
+    rng = random.Random(family)
+    assert TEXTS[family]["en"]
+    assert TEXTS[family]["zh"]
+    words = Words(held_out=True)
+    fields, code = FAMILIES[family](rng, words)
+    assert code.count("print(") == 1
+    assert '"' not in code
+    for language in ("en", "zh"):
+        for wording in TEXTS[family][language]:
+            assert "{" not in wording.format(**fields)
+
+
+def test_question_when_drawn_then_its_code_prints_by_itself():
+    rng = random.Random(12)
+    words = Words(held_out=False)
+    for i in range(8):
+        _, code, printed = question(rng, words, i % 2 == 0)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout == printed + "\n"
+
+
+def test_agent_dialogues_when_a_step_needs_a_result_then_the_result_has_it():
+    rng = random.Random(13)
+    words = Words(held_out=False)
+    chained = 0
+    for _ in range(300):
+        dialogue = agent_dialogue(rng, words)
+        for before, after in pairwise(dialogue.messages):
+            if before["role"] == "tool" and after.get("tool_calls"):
+                (call, *_) = after["tool_calls"]
+                texts = [
+                    v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+                    for v in call["function"]["arguments"].values()
+                ]
+                chained += any(
+                    json.dumps(t, ensure_ascii=False)[1:-1] in before["content"] for t in texts
+                )
+    assert chained > 100
+
+
+def test_adverb_when_made_of_a_switch_then_is_english():
+    made = {adverb(w) for w in ("recursive", "verbose", "automatic", "noisy", "visible", "full")}
+    assert made == {"recursively", "verbosely", "automatically", "noisily", "visibly", "fully"}

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from lingflash.core.errors import ConfigError, ModelLoadError
 from lingflash.models.config import load_model_config
-from lingflash.train.checkpoint import export, load, to_tensors
+from lingflash.train.checkpoint import export, load, to_tensors, widen
 from lingflash.train.data.stream import StreamConfig
-from lingflash.train.model import TrainModel, top_mask
+from lingflash.train.model import TrainModel, document_mask, top_mask
 from lingflash.train.optimizer import newton_schulz
 from lingflash.train.recipe import RECIPES, recipe
-from lingflash.train.trainer import RunConfig, Trainer, learning_rate
+from lingflash.train.trainer import RunConfig, Trainer, blocks_of, learning_rate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ASSETS = Path(str(resources.files("lingflash").joinpath("assets/ling-nano")))
@@ -44,6 +44,62 @@ def test_forward_when_packed_behind_another_document_then_matches_golden(length,
     if f"L{length}.mtp.logits" in golden:
         expected = golden[f"L{length}.mtp.logits"].view(length - 1, -1)
         assert (ahead[: length - 1] - expected).abs().max() < 2e-4
+
+
+def test_ahead_when_several_passes_then_each_is_what_a_draft_finds():
+    """Emulated draft by draft: single rows read the layer's output instead of the model's."""
+    model = load(GOLDEN / "checkpoint").eval()
+    length, passes = 64, 3
+    tokens = torch.arange(length + 2)[None] + 3
+    document = torch.zeros(1, length, dtype=torch.int32)
+    document[0, :4] = -1  # another document before it
+    context = model.context(document, passes)
+    with torch.no_grad():
+        hidden = model.hidden(tokens[:, :length], context)
+        outs = model.ahead(tokens, hidden, context, passes)
+        assert len(outs) == passes
+        for end in (8, 30, 63):
+            own = hidden.clone()
+            for draft in range(1, passes):
+                # The rows of drafts 2 .. draft + 1, which end here.
+                for i in range(draft):
+                    at = end - draft + 1 + i
+                    own[:, at] = outs[i][:, at - 1]
+                (found,) = model.ahead(tokens, own, context, 1)
+                assert (found[:, end] - outs[draft][:, end]).abs().max() < 1e-4
+                own = hidden.clone()
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_blocks_of_when_documents_are_packed_then_all_that_is_seen_is_in_them(passes):
+    generator = torch.Generator().manual_seed(passes)
+    cuts = torch.rand(3, 1024, generator=generator) < 0.004
+    document = cuts.cumsum(-1).to(torch.int32)
+    document[1, 900:] = -1
+    num, order = blocks_of(document, passes)
+    seen = document_mask(document, passes)[:, 0]
+    seen = seen.view(3, 8, 128, 8 * passes, 128).any(-1).any(2)
+    listed = torch.zeros_like(seen)
+    for row in range(3):
+        for block in range(8):
+            listed[row, block, order[row, 0, block, : num[row, 0, block]].long()] = True
+    assert not (seen & ~listed).any()
+    assert listed.float().mean() < 0.6
+
+
+def test_widen_when_the_vocabulary_grew_then_old_rows_stay_and_others_are_drawn():
+    small = load(GOLDEN / "checkpoint")
+    config = replace(small.config, vocab_size=small.config.vocab_size + 128)
+    shared = small.layers[1].mlp.shared_experts
+    model = TrainModel(config, shared.gate_proj.weight.shape[0] if shared else 0)
+    own = {n: t.clone() for n, t in small.state_dict().items()}
+    fitted = widen(own, model)
+    rows = small.config.vocab_size
+    assert torch.equal(fitted["lm_head.weight"][:rows], own["lm_head.weight"])
+    assert fitted["word_embeddings.weight"].shape[0] == rows + 128
+    own["norm"] = torch.ones(3)
+    with pytest.raises(ModelLoadError, match="norm is"):
+        widen(own, model)
 
 
 def test_export_when_loaded_again_then_same_bits(tmp_path):
@@ -119,8 +175,8 @@ def test_trainer_when_paused_and_resumed_then_equals_an_unbroken_run(tmp_path):
 
         original = t._train_step
 
-        def step(batch, lr, bias_rate):
-            losses = original(batch, lr, bias_rate)
+        def step(batch, lr, bias_rate, passes):
+            losses = original(batch, lr, bias_rate, passes)
             t._stop = t.step + 1 >= count
             return losses
 
@@ -138,6 +194,28 @@ def test_trainer_when_paused_and_resumed_then_equals_an_unbroken_run(tmp_path):
         whole.model.state_dict().items(), second.model.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+def test_trainer_when_the_recipe_has_a_larger_vocabulary_then_begins_with_the_bundled_weights(
+    tmp_path,
+):
+    config = load_model_config(ASSETS)
+    grown = replace(
+        RECIPES["smoke"],
+        vocab_size=config.vocab_size + 128,
+        stream=StreamConfig(rows=1, row_tokens=256, copy_steps=0, short_steps=0),
+    )
+    run = RunConfig(
+        recipe=grown, device="cpu", minutes=1, out=tmp_path, init_from=ASSETS, workers=0,
+        compiled=False, flex=False,
+    )  # fmt: skip
+    trainer = Trainer(run)
+    assert trainer.model.lm_head.weight.shape[0] == config.vocab_size + 128
+    assert trainer.tokenizer.get_vocab_size() == config.vocab_size + 128
+    known = load(ASSETS).lm_head.weight
+    assert torch.equal(trainer.model.lm_head.weight[: config.vocab_size], known)
+    again = load_model_config(trainer.export())
+    assert again.vocab_size == config.vocab_size + 128
 
 
 def test_train_model_when_tied_embeddings_then_refused():

@@ -123,3 +123,27 @@ def load(folder: Path) -> TrainModel:
         raise ModelLoadError(f"{folder}: the tensor {min(tensors)} is not used.")
     model.load_state_dict(state)
     return model
+
+
+def widen(state: dict[str, Tensor], model: TrainModel) -> dict[str, Tensor]:
+    """Fit a state to a model with a larger vocabulary: new entries begin as the model drew them.
+
+    Raises:
+        ModelLoadError: anything else differs.
+    """
+    own = model.state_dict()
+    fitted: dict[str, Tensor] = {}
+    for name, target in own.items():
+        value = state[name]
+        is_grown = name in ("word_embeddings.weight", "lm_head.weight")
+        is_grown = is_grown and value.shape[0] < target.shape[0]
+        if is_grown and value.shape[1:] == target.shape[1:]:
+            fitted[name] = torch.cat((value, target[value.shape[0] :].to(value)))
+        elif value.shape == target.shape:
+            fitted[name] = value
+        else:
+            raise ModelLoadError(
+                f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(target.shape)} in "
+                "the model; only a larger vocabulary can be begun with."
+            )
+    return fitted

@@ -12,7 +12,8 @@ from lingflash.core.errors import ConfigError
 
 def train_command(
     recipe: Annotated[
-        str, typer.Option(help="nano; nano-polish (with --init-from); smoke for a trial.")
+        str,
+        typer.Option(help="nano; nano-second, nano-polish (with --init-from); smoke for a trial."),
     ] = "nano",
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     minutes: Annotated[float, typer.Option(help="Length of the whole schedule.")] = 20.0,

@@ -9,7 +9,8 @@ positions from 0 in each row; RoPE is relative, so documents see only distances.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,11 +40,19 @@ def rotary(
     return angles(config.linear_rotary_dim), angles(config.qk_rope_head_dim)
 
 
-def document_mask(document: Tensor) -> Tensor:
-    """bool [B, 1, T, T]: each token sees its document up to itself."""
+def document_mask(document: Tensor, passes: int = 1) -> Tensor:
+    """bool [B, 1, T, passes * T]: each token sees its document up to itself.
+
+    Args:
+        passes: of the MTP layer, see `MtpLayer`: of the last pass a token sees itself, of the one
+            before it the token before, and so on; of the first pass all tokens before those.
+    """
     t = document.shape[1]
-    causal = torch.ones(t, t, dtype=torch.bool, device=document.device).tril()
-    return (causal & (document[:, :, None] == document[:, None, :]))[:, None]
+    at = torch.arange(t, device=document.device)
+    gap = at[:, None] - at[None, :]
+    seen = [gap >= passes - 1, *(gap == passes - 1 - i for i in range(1, passes))]
+    same = document[:, :, None] == document[:, None, :]
+    return torch.cat([part & same for part in seen], dim=-1)[:, None]
 
 
 def rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -71,6 +80,8 @@ class Context:
         rope_linear: cos and sin of lightning attention.
         rope_mla: cos and sin of MLA.
         flex: compiled flex attention, or None for scaled_dot_product_attention.
+        draft_masks: the same as attention_mask for further passes of the MTP layer, by their
+            number.
     """
 
     document: Tensor
@@ -78,6 +89,7 @@ class Context:
     rope_linear: tuple[Tensor, Tensor]
     rope_mla: tuple[Tensor, Tensor]
     flex: Any = None
+    draft_masks: dict[int, Any] = field(default_factory=dict)
 
 
 def chunked_attention(
@@ -186,6 +198,20 @@ class LatentAttention(nn.Module):
 
     def forward(self, u: Tensor, context: Context) -> Tensor:
         """u: [B, T, D] -> [B, T, D]."""
+        return self.attend(u, context, [])[0]
+
+    def attend(
+        self, u: Tensor, context: Context, earlier: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend to the keys of this pass and of earlier ones.
+
+        Args:
+            u: [B, T, D].
+            earlier: keys and values of the passes before this one, the first pass first.
+
+        Returns:
+            [B, T, D], and this pass's keys and values.
+        """
         c = self.config
         b, t, _ = u.shape
         heads, nope, rope = c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim
@@ -203,18 +229,23 @@ class LatentAttention(nn.Module):
         q = torch.cat((q[..., :nope], q_rope), dim=-1).transpose(1, 2)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, heads, -1)), dim=-1).transpose(1, 2)
         v = v.transpose(1, 2)
+        made = (k, v)
+        mask = context.attention_mask
+        if earlier:
+            mask = context.draft_masks[len(earlier) + 1]
+            k = torch.cat([*(known[0] for known in earlier), k], dim=2)
+            v = torch.cat([*(known[1] for known in earlier), v], dim=2)
         scale = (nope + rope) ** -0.5
         if context.flex is not None:
             # One width for q, k and v is what the fused kernels like best.
             v = F.pad(v, (0, nope + rope - c.v_head_dim))
-            y = context.flex(q, k, v, block_mask=context.attention_mask, scale=scale)
+            y = context.flex(q, k, v, block_mask=mask, scale=scale)
             y = y[..., : c.v_head_dim]
         else:
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=context.attention_mask,
-                is_causal=context.attention_mask is None, scale=scale,
-            )  # fmt: skip
-        return self.dense(y.transpose(1, 2).reshape(b, t, heads * c.v_head_dim))
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
+            )
+        return self.dense(y.transpose(1, 2).reshape(b, t, heads * c.v_head_dim)), made
 
 
 class FeedForward(nn.Module):
@@ -313,7 +344,12 @@ class DecoderLayer(nn.Module):
 
 
 class MtpLayer(nn.Module):
-    """The layer that predicts one token further."""
+    """The layer that predicts one token further.
+
+    When it drafts several tokens it reads its own output where the model's is not there yet. The
+    row of a draft is a pass of its own: it sees the first pass's rows of what is certain, then one
+    row of each pass between, then itself.
+    """
 
     def __init__(self, config: ModelConfig, shared_width: int) -> None:
         super().__init__()
@@ -325,12 +361,40 @@ class MtpLayer(nn.Module):
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
         self.layer = DecoderLayer(config, config.num_hidden_layers, shared_width)
 
-    def forward(self, embedded_ahead: Tensor, hidden: Tensor, context: Context) -> Tensor:
-        """Both [B, T, D]: embedding of the next token, and the main model's normed output."""
+    def forward(
+        self,
+        embedded_ahead: Tensor,
+        hidden: Tensor,
+        context: Context,
+        earlier: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run one pass.
+
+        Args:
+            embedded_ahead: [B, T, D], embedding of the next token.
+            hidden: [B, T, D], the main model's normed output, or in a further pass this layer's
+                output for the token before.
+            earlier: keys and values of the passes before.
+
+        Returns:
+            [B, T, D], and this pass's keys and values.
+        """
         e = rms_norm(embedded_ahead, self.enorm, self.eps)
         h = rms_norm(hidden, self.hnorm, self.eps)
-        y = self.layer(self.eh_proj(torch.cat((e, h), dim=-1)), context)
-        return rms_norm(y, self.final_layernorm, self.eps)
+        x = self.eh_proj(torch.cat((e, h), dim=-1))
+        layer = self.layer
+        assert isinstance(layer.attention, LatentAttention)
+        y, made = layer.attention.attend(
+            rms_norm(x, layer.input_layernorm, self.eps), context, earlier
+        )
+        x = x + y
+        x = x + layer.mlp(rms_norm(x, layer.post_attention_layernorm, self.eps))
+        return rms_norm(x, self.final_layernorm, self.eps), made
+
+
+def call_module(module: nn.Module, *inputs: Any) -> Any:
+    """Call a layer as it is."""
+    return module(*inputs)
 
 
 class TrainModel(nn.Module):
@@ -355,6 +419,8 @@ class TrainModel(nn.Module):
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mtp = MtpLayer(config, shared_width) if config.num_nextn_predict_layers else None
+        # How a layer is called: the trainer puts a compiled call here.
+        self.call: Callable[..., Any] = call_module
 
     def initialise(self, seed: int) -> None:
         """Draw the weights; projections back into the residual stream start at zero."""
@@ -373,16 +439,21 @@ class TrainModel(nn.Module):
                     std = 0.5
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
 
-    def context(self, document: Tensor) -> Context:
-        """Build masks and rotary tables for rows of packed documents, int32 [B, T]."""
+    def context(self, document: Tensor, passes: int = 1) -> Context:
+        """Build masks and rotary tables for rows of packed documents, int32 [B, T].
+
+        Args:
+            passes: of the MTP layer, at most.
+        """
         angles = rotary(self.config, document.shape[1], document.device)
-        return Context(document, document_mask(document), *angles)
+        masks = {n: document_mask(document, n) for n in range(2, passes + 1)}
+        return Context(document, document_mask(document), *angles, draft_masks=masks)
 
     def hidden(self, tokens: Tensor, context: Context) -> Tensor:
         """tokens: int [B, T] -> [B, T, D] after the final norm."""
         x = self.word_embeddings(tokens)
         for layer in self.layers:
-            x = layer(x, context)
+            x = self.call(layer, x, context)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def forward(
@@ -403,8 +474,25 @@ class TrainModel(nn.Module):
         logits = self.lm_head(hidden.flatten(0, 1)[index])
         if not with_mtp or self.mtp is None:
             return logits, None
-        ahead = self.mtp(self.word_embeddings(tokens[:, 1 : t + 1]), hidden, context)
+        (ahead,) = self.ahead(tokens, hidden, context, 1)
         return logits, self.lm_head(ahead.flatten(0, 1)[index])
+
+    def ahead(self, tokens: Tensor, hidden: Tensor, context: Context, passes: int) -> list[Tensor]:
+        """The MTP layer's output [B, T, D] for the token after the next, as each draft finds it.
+
+        Pass 1 reads the model's hidden states, as a first draft does. In pass n the last n - 1 of
+        them are not there yet, as for the nth draft.
+        """
+        assert self.mtp is not None
+        embedded = self.word_embeddings(tokens[:, 1 : context.document.shape[1] + 1])
+        outs: list[Tensor] = []
+        earlier: list[tuple[Tensor, Tensor]] = []
+        for _ in range(passes):
+            out, made = self.call(self.mtp, embedded, hidden, context, earlier)
+            outs.append(out)
+            earlier = [*earlier, made]
+            hidden = F.pad(out, (0, 0, 1, 0))[:, :-1]
+        return outs
 
 
 def num_parameters(model: nn.Module) -> int:

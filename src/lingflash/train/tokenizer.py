@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lingflash.core.errors import ConfigError
+from lingflash.train.data.chinese import chinese_dialogue
 from lingflash.train.data.dialogue import copy_dialogue, plain_dialogue, tool_dialogue
 from lingflash.train.data.render import TOOLS_HEAD, TOOLS_TAIL, render_segments
 from lingflash.train.data.words import Words
@@ -116,3 +118,34 @@ def build_tokenizer(folder: Path, vocab_size: int, seed: int = 1, count: int = 1
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config, indent=2) + "\n", encoding="utf-8"
     )
+
+
+def add_characters(folder: Path, vocab_size: int, seed: int = 1, count: int = 12_000) -> None:
+    """Give the most frequent Chinese characters of the generator a token each, in tokenizer.json.
+
+    One character, one token: what is copied has the same tokens wherever it stands. Characters
+    without one are three bytes, as before; the tokens that were there keep their ids.
+
+    Args:
+        folder: with a tokenizer.json.
+        vocab_size: entries afterwards.
+        count: dialogues in which to count.
+    """
+    path = folder / "tokenizer.json"
+    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    first = 1 + max(*raw["model"]["vocab"].values(), *(t["id"] for t in raw["added_tokens"]))
+    known = {token["content"] for token in raw["added_tokens"]}
+    rng = random.Random(seed)
+    words = Words(held_out=False)
+    found: Counter[str] = Counter()
+    for _ in range(count):
+        dialogue = chinese_dialogue(rng, words)
+        for text, _ in render_segments(dialogue.messages, dialogue.tools):
+            found.update(c for c in text if "\u3000" <= c <= "\uffef" and c not in known)
+    chosen = sorted(found, key=lambda c: (-found[c], c))[: vocab_size - first]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    raw["added_tokens"] += [
+        {"id": first + i, "content": character, **flags} for i, character in enumerate(chosen)
+    ]
+    text = json.dumps(raw, ensure_ascii=False, indent=0, separators=(",", ":"))
+    path.write_text(text + "\n", encoding="utf-8")

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lingflash.core.errors import ConfigError
 from lingflash.models.config import load_model_config
-from lingflash.train.checkpoint import export, load
+from lingflash.train.checkpoint import export, load, widen
 from lingflash.train.data.heldout import handwritten_cases, heldout_cases
 from lingflash.train.data.stream import Batch, BatchStream
 from lingflash.train.evaluate import exact, score_line
@@ -28,6 +28,7 @@ from lingflash.train.model import (
     Context,
     MixtureOfExperts,
     TrainModel,
+    call_module,
     document_mask,
     num_parameters,
     rotary,
@@ -35,6 +36,7 @@ from lingflash.train.model import (
 from lingflash.train.optimizer import Optimizer
 from lingflash.train.recipe import Recipe
 from lingflash.train.report import Progress, draw_loss_curve
+from lingflash.train.tokenizer import add_characters
 
 ASSETS = (
     "config.json",
@@ -83,6 +85,53 @@ def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
     return rate * max(recipe.floor, min(1.0, left))
 
 
+def _text_side(recipe: Recipe, out: Path) -> Path:
+    """The folder of config, tokenizer and template: the bundled one, or a grown copy in out."""
+    bundled = Path(str(resources.files("lingflash").joinpath("assets/ling-nano")))
+    config: dict[str, Any] = json.loads((bundled / "config.json").read_text())
+    wanted = {
+        "vocab_size": max(recipe.vocab_size, config["vocab_size"]),
+        "max_position_embeddings": max(
+            recipe.max_position_embeddings, config["max_position_embeddings"]
+        ),
+    }
+    if wanted.items() <= config.items():
+        return bundled
+    folder = out / "text"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ASSETS:
+        shutil.copyfile(bundled / name, folder / name)
+    if wanted["vocab_size"] > config["vocab_size"]:
+        add_characters(folder, wanted["vocab_size"])
+    (folder / "config.json").write_text(json.dumps({**config, **wanted}, indent=2) + "\n")
+    return folder
+
+
+_BLOCK = 128
+
+
+def blocks_of(document: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+    """For each block of queries, how many blocks of keys it may see, and which, seen ones first.
+
+    Documents lie in a row one behind the other, so that two blocks can share one only if their
+    ranges of numbers meet; padding is -1 and comes last.
+    """
+    b, t = document.shape
+    numbers = torch.where(document < 0, 1 << 20, document).view(b, t // _BLOCK, _BLOCK)
+    low, high = numbers[..., 0], numbers[..., -1]
+    at = torch.arange(t // _BLOCK, device=document.device)
+    near = at[:, None] - at[None, :]
+    meets = (high[:, None, :] >= low[:, :, None]) & (near >= 0)
+    seen = [meets, *(meets & (near <= 1) for _ in range(passes - 1))]
+    whole = torch.cat(seen, dim=-1)[:, None]
+    order = torch.argsort(whole.to(torch.int8), dim=-1, descending=True, stable=True)
+    return whole.sum(-1, dtype=torch.int32), order.to(torch.int32)
+
+
+def _head_loss(hidden: Tensor, weight: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden.flatten(0, 1)[index], weight).float(), labels)
+
+
 class Trainer:
     """One process's part of a run."""
 
@@ -96,7 +145,7 @@ class Trainer:
         self.recipe = replace(run.recipe, stream=stream)
         self.device = torch.device(run.device)
         self.cuda = self.device.type == "cuda"
-        self.assets = Path(str(resources.files("lingflash").joinpath("assets/ling-nano")))
+        self.assets = _text_side(self.recipe, run.out)
         self.tokenizer = Tokenizer.from_file(str(self.assets / "tokenizer.json"))
         config = load_model_config(self.assets)
         if self.tokenizer.get_vocab_size() > config.vocab_size:
@@ -112,7 +161,7 @@ class Trainer:
         self.model = TrainModel(config)
         self.model.initialise(run.seed)
         if run.init_from is not None:
-            self.model.load_state_dict(load(run.init_from).state_dict())
+            self.model.load_state_dict(widen(load(run.init_from).state_dict(), self.model))
         self.model.to(self.device).train()
         self.optimizer = Optimizer(self.model, fused=self.cuda)
         self.moe = [m for m in self.model.modules() if isinstance(m, MixtureOfExperts)]
@@ -121,48 +170,90 @@ class Trainer:
         self.log: list[dict[str, Any]] = []
         self.angles = rotary(config, self.recipe.stream.row_tokens, self.device)
         self.use_flex = run.flex and run.compiled and self.cuda
-        self.loss: Any = torch.compile(self._loss, dynamic=False) if run.compiled else self._loss
-        self._block_mask: Any = None
+        self._head: Any = _head_loss
+        if run.compiled:
+            self._compile()
         self._stop = False
         self._compiled_once = False
         run.out.mkdir(parents=True, exist_ok=True)
         self.state_path = run.out / "state.pt"
 
+    def _compile(self) -> None:
+        """Compile layer by layer: layers of one kind share their code, and compilation is short."""
+        # One entry for each kind of layer and each number of passes of the MTP layer.
+        torch._dynamo.config.recompile_limit = 32
+        self._layer = torch.compile(self._run_layer, dynamic=False)
+        self._head = torch.compile(_head_loss, dynamic=False)
+        self._masks: Any = torch.compile(blocks_of, dynamic=False)
+
+    def _run_layer(
+        self, module: nn.Module, tensors: tuple[Any, ...], document: Tensor, mask: Any, passes: int
+    ) -> Any:
+        flex = None
+        if self.use_flex:
+            from torch.nn.attention.flex_attention import flex_attention
+
+            flex = flex_attention
+        context = Context(document, mask, *self.angles, flex, {passes: mask})
+        if passes:
+            return module(*tensors[:2], context, tensors[2])
+        return module(tensors[0], context)
+
     def _loss(
         self,
         tokens: Tensor,
         document: Tensor,
-        mask: Any,
         index: Tensor,
         labels: Tensor,
         ahead: Tensor,
+        passes: int,
     ) -> tuple[Tensor, Tensor]:
-        if self.use_flex:
-            from torch.nn.attention.flex_attention import flex_attention
+        """The loss and the mean of those of the MTP layer's passes."""
+        model = self.model
+        if self.run.compiled:
+            masks = {n: self._mask(document, n) for n in range(1, passes + 1)}
 
-            context = Context(document, mask, *self.angles, flex_attention)
+            def call(module: nn.Module, x: Tensor, *rest: Any) -> Any:
+                if len(rest) == 1:
+                    return self._layer(module, (x,), document, masks[1], 0)
+                hidden, _, earlier = rest
+                number = len(earlier) + 1
+                return self._layer(module, (x, hidden, earlier), document, masks[number], number)
+
+            model.call = call
+            context = Context(document, None, *self.angles)
         else:
-            context = Context(document, document_mask(document), *self.angles)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            logits, logits_ahead = self.model(tokens, context, index, True)
-        main = F.cross_entropy(logits.float(), labels)
-        if logits_ahead is None:
-            return main, torch.zeros_like(main)
-        return main, F.cross_entropy(logits_ahead.float(), ahead)
+            context = model.context(document, passes)
+        try:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                hidden = model.hidden(tokens[:, : document.shape[1]], context)
+                weight = model.lm_head.weight
+                main = self._head(hidden, weight, index, labels)
+                if model.mtp is None:
+                    return main, torch.zeros_like(main)
+                outs = model.ahead(tokens, hidden, context, passes)
+                losses = [self._head(out, weight, index, ahead) for out in outs]
+        finally:
+            model.call = call_module
+        return main, torch.stack(losses)
 
-    def _mask(self, document: Tensor) -> Any:
+    def _mask(self, document: Tensor, passes: int) -> Any:
+        """What `document_mask` says, as flex attention's block mask or a tensor."""
         if not self.use_flex:
-            return None
-        from torch.nn.attention.flex_attention import create_block_mask
+            return document_mask(document, passes)
+        from torch.nn.attention.flex_attention import BlockMask
 
-        if self._block_mask is None:
-            self._block_mask = torch.compile(create_block_mask, dynamic=False)
+        t = document.shape[1]
 
         def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (q >= k) & (document[b, q] == document[b, k])
+            gap, at = q - k % t, k // t
+            seen = torch.where(at == 0, gap >= passes - 1, gap == passes - 1 - at)
+            return seen & (document[b, q] == document[b, k % t])
 
-        b, t = document.shape
-        return self._block_mask(allowed, b, None, t, t, device=self.device)
+        return BlockMask.from_kv_blocks(
+            *self._masks(document, passes), BLOCK_SIZE=_BLOCK, mask_mod=allowed,
+            seq_lengths=(t, passes * t),
+        )  # fmt: skip
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, ...]:
         arrays = (batch.tokens, batch.document, batch.index, batch.labels, batch.labels_ahead)
@@ -171,13 +262,13 @@ class Trainer:
             tensors = [x.pin_memory().to(self.device, non_blocking=True) for x in tensors]
         return tuple(tensors)
 
-    def _train_step(self, batch: Batch, lr: float, bias_rate: float) -> Tensor:
+    def _train_step(self, batch: Batch, lr: float, bias_rate: float, passes: int) -> Tensor:
         tokens, document, index, labels, ahead = self._to_device(batch)
         try:
-            main, mtp = self.loss(tokens, document, self._mask(document), index, labels, ahead)
+            main, mtp = self._loss(tokens, document, index, labels, ahead, passes)
         except Exception as error:
             # A compiler that fails here must not cost the run; anything later is a real error.
-            if self._compiled_once or not (self.use_flex or self.loss is not self._loss):
+            if self._compiled_once or not self.run.compiled:
                 raise
             print(
                 f"falling back after {type(error).__name__}: {str(error)[:2000]}",
@@ -187,12 +278,13 @@ class Trainer:
             torch._dynamo.reset()
             if self.use_flex:
                 self.use_flex = False
-                self.loss = torch.compile(self._loss, dynamic=False)
+                self._compile()
             else:
-                self.loss = self._loss
-            return self._train_step(batch, lr, bias_rate)
+                self.run = replace(self.run, compiled=False)
+                self._head = _head_loss
+            return self._train_step(batch, lr, bias_rate, passes)
         self._compiled_once = True
-        (main + self.recipe.mtp_weight * mtp).backward()
+        (main + self.recipe.mtp_weight * mtp.sum()).backward()
         self.optimizer.step(lr)
         with torch.no_grad():
             for moe in self.moe:
@@ -201,7 +293,7 @@ class Trainer:
                 assert isinstance(bias, Tensor)
                 bias.add_(torch.sign(load.mean() - load), alpha=bias_rate)
                 load.zero_()
-        return torch.stack((main.detach(), mtp.detach()))
+        return torch.stack((main.detach(), mtp.detach().flatten()[0]))
 
     def save(self) -> None:
         """Write everything needed to go on, atomically."""
@@ -266,7 +358,7 @@ class Trainer:
         progress.say(
             f"{num_parameters(self.model):,} parameters on {run.device}, "
             f"{batch_tokens:,} tokens a step, "
-            + (f"resumed at step {self.step}" if resumed else "from nothing")
+            + (f"resumed at step {self.step}" if resumed else f"from {run.init_from or 'nothing'}")
         )
         stream = BatchStream(self.assets / "tokenizer.json", recipe.stream, run.workers, self.step)
         for sig in (signal.SIGTERM, signal.SIGINT):
@@ -289,9 +381,11 @@ class Trainer:
                 if self._stop or paused:
                     break
                 lr = learning_rate(recipe, self.step, part)
-                losses.append(
-                    self._train_step(batch, lr, recipe.bias_rate * lr / recipe.learning_rate)
-                )
+                # The first step compiles all that the last will need.
+                drafting = self.step == 0 or part >= 1 - recipe.draft_part
+                passes = recipe.drafts if drafting else 1
+                bias_rate = recipe.bias_rate * lr / recipe.learning_rate
+                losses.append(self._train_step(batch, lr, bias_rate, passes))
                 self.step += 1
                 tokens_since += batch_tokens
                 if self.step in (1, 5) or self.step % 25 == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from typing import Any
 
 from lingflash.train.data import answers
@@ -17,19 +16,11 @@ from lingflash.train.data.phrases import (
     sentence,
 )
 from lingflash.train.data.quantities import integer
-from lingflash.train.data.render import Message
+from lingflash.train.data.render import Dialogue, Message
 from lingflash.train.data.tables import VERB_GROUPS, WORDINGS
 from lingflash.train.data.tools import Tool, make_tool, to_json_tool
 from lingflash.train.data.values import KINDS, phrase
 from lingflash.train.data.words import Words, random_string
-
-
-@dataclass(slots=True)
-class Dialogue:
-    """Messages and tools, both in OpenAI form."""
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _system(rng: random.Random, words: Words) -> str:
@@ -92,7 +83,7 @@ def draw_tools(rng: random.Random, words: Words, count: int) -> list[Tool]:
     return tools
 
 
-def _foreign_request(rng: random.Random, words: Words, tools: list[Tool]) -> str:
+def foreign_request(rng: random.Random, words: Words, tools: list[Tool]) -> str:
     """Word a request that none of the tools fits."""
     x = rng.random()
     if x < 0.25:
@@ -153,7 +144,7 @@ def call_turn(
         spread = _spread(rng, words, tool, [t for t in tools if t is not tool])
         if spread:
             return spread
-    if x < 0.26:
+    if x < 0.32:
         picked = (
             rng.sample(tools, 2)
             if len(tools) > 1 and rng.random() < 0.7
@@ -232,20 +223,20 @@ def tool_dialogue(rng: random.Random, words: Words, max_turns: int = 4, scale: i
     for turn in range(number_turns):
         x = rng.random()
         last = turn == number_turns - 1
-        if x < 0.12:
+        if x < 0.18:
             messages += [
-                {"role": "user", "content": _foreign_request(rng, words, tools)},
+                {"role": "user", "content": foreign_request(rng, words, tools)},
                 {"role": "assistant", "content": answers.REFUSAL},
             ]
             continue
-        if x < 0.16:
+        if x < 0.21:
             text, answer = answers.small_talk(rng)
             messages += [
                 {"role": "user", "content": text},
                 {"role": "assistant", "content": answer},
             ]
             continue
-        if x < 0.195:
+        if x < 0.245:
             asked = _ask_turn(rng, words, tools)
             if asked:
                 messages += [

@@ -50,9 +50,24 @@ def value_phrase(rng: random.Random, label: str, surface: str) -> str:
     return _space(before, surface, middle or filler(rng, 1, 1), label, after)
 
 
+def adverb(label: str) -> str:
+    """Make an adverb of a switch's name: recursive, recursively."""
+    if label.endswith("ly"):
+        return label
+    for end, instead in (("ble", "bly"), ("ic", "ically"), ("y", "ily"), ("ll", "lly")):
+        if label.endswith(end):
+            return label[: -len(end)] + instead
+    return label + "ly"
+
+
 def switch_phrase(rng: random.Random, label: str, on: bool) -> str:
     """Say in random words that a switch is to be on or off."""
     x = rng.random()
+    if x < 0.12 and " " not in label:
+        how = adverb(label) if rng.random() < 0.7 else label
+        if on:
+            return _space(filler(rng, 0, 2) if rng.random() < 0.3 else "", how)
+        return _space(rng.choice(WORDINGS["negations"] + ["but not", "just not", "not too"]), how)
     if x < 0.3:
         word = rng.choice(WORDINGS["strong_yes" if on else "strong_no"])
         return _space(

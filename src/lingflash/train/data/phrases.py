@@ -7,7 +7,7 @@ import re
 from functools import cache
 from typing import Any
 
-from lingflash.train.data.fillers import filler, lead, switch_phrase, value_phrase
+from lingflash.train.data.fillers import adverb, filler, lead, switch_phrase, value_phrase
 from lingflash.train.data.tables import VERB_GROUPS, WORDINGS
 from lingflash.train.data.tools import LONG_KINDS, Param, Tool, draw_value
 from lingflash.train.data.words import Words
@@ -216,9 +216,16 @@ def request(
         )
     if rng.random() < 0.5:
         rng.shuffle(slots)
-    kinds = [c[0].kind for c in slots]
     x = rng.random()
     first = x < 0.18 and slots
+    if slots and not plain and rng.random() < 0.15:
+        switches = [c for c in slots if c[0].kind == "bool" and c[1] and " " not in c[0].labels[0]]
+        if switches:  # the verb's own adverb, or the switch as a verb: force it
+            label = switches[0][0].labels[0]
+            slots = [c for c in slots if c is not switches[0]]
+            how = adverb(label) if rng.random() < 0.6 else label
+            core = f"{how} {core}" if rng.random() < 0.6 else f"{core} {how}"
+    kinds = [c[0].kind for c in slots]
     parts = [
         slot_phrase(
             rng,

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Dialogue:
+    """Messages and tools, both in OpenAI form.
+
+    Args:
+        thinking: whether the system message asks for thinking.
+    """
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    thinking: bool = False
+
 
 TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -40,15 +55,18 @@ def assistant_text(message: Message) -> str:
 
 
 def render_segments(
-    messages: list[Message], tools: list[dict[str, Any]] | None
+    messages: list[Message], tools: list[dict[str, Any]] | None, thinking: bool = False
 ) -> list[tuple[str, bool]]:
     """Render a dialogue as pieces of text, each with whether the model is trained on it.
 
     The pieces end and begin at special tokens, so that they can be tokenized one by one.
 
     Args:
-        messages: OpenAI form, contents are strings, arguments are objects; no reasoning.
+        messages: OpenAI form, contents are strings, arguments are objects. `reasoning_content` is
+            shown after the last user message only.
         tools: OpenAI form.
+        thinking: ask for thinking; only what follows the last user message is trained, because
+            what came before is shown without it.
     """
     head = "<role>SYSTEM</role>"
     start = 0
@@ -63,15 +81,20 @@ def render_segments(
             head += system + "\n"
         if tools:
             head += TOOLS_HEAD + "".join(dump(t) + "\n" for t in tools) + TOOLS_TAIL
-        head += "detailed thinking off"
+        head += "detailed thinking " + ("on" if thinking else "off")
     pending = head + "<|role_end|>"
     segments: list[tuple[str, bool]] = []
+    last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     for i in range(start, len(messages)):
         message = messages[i]
         role = message["role"]
         if role == "assistant":
             segments.append((pending + "<role>ASSISTANT</role>", False))
-            segments.append((assistant_text(message) + "<|role_end|>", True))
+            text = assistant_text(message) + "<|role_end|>"
+            reasoning = message.get("reasoning_content")
+            if reasoning and i > last_user:
+                text = f"\n<think>\n{reasoning}\n</think>\n\n{text}"
+            segments.append((text, i > last_user or not thinking))
             pending = ""
         elif role == "tool":
             if i == 0 or messages[i - 1]["role"] != "tool":

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lingflash.train.data.dialogue import (
-    Dialogue,
-    copy_dialogue,
-    plain_dialogue,
-    tool_dialogue,
-)
-from lingflash.train.data.render import render_segments
+from lingflash.train.data.agent import agent_dialogue
+from lingflash.train.data.chinese import chinese_dialogue
+from lingflash.train.data.dialogue import copy_dialogue, plain_dialogue, tool_dialogue
+from lingflash.train.data.long_prompt import with_long_prompt
+from lingflash.train.data.python_code import code_dialogue
+from lingflash.train.data.render import Dialogue, render_segments
+from lingflash.train.data.thinking import with_thinking
 from lingflash.train.data.words import Words
 
 if TYPE_CHECKING:
@@ -58,13 +58,15 @@ class StreamConfig:
         loss_fraction: K is this part of B * T.
         copy_steps: batches in which copying exercises prevail.
         short_steps: batches in which dialogues are short, counted from the start.
+        long_part: part of the later dialogues that get a system prompt of an agent's length.
     """
 
-    rows: int = 16
-    row_tokens: int = 4096
-    loss_fraction: float = 0.36
+    rows: int = 4
+    row_tokens: int = 16_384
+    loss_fraction: float = 0.29
     copy_steps: int = 250
     short_steps: int = 500
+    long_part: float = 0.02
     seed: int = 1
 
     @property
@@ -80,18 +82,35 @@ def draw_dialogue(rng: random.Random, words: Words, config: StreamConfig, index:
         return copy_dialogue(rng, words) if x < 0.6 else tool_dialogue(rng, words, 2)
     if index < config.short_steps:
         return copy_dialogue(rng, words) if x < 0.2 else tool_dialogue(rng, words, 3)
-    if x < 0.05:
+    if x < 0.03:
         return copy_dialogue(rng, words)
-    if x < 0.10:
+    if x < 0.06:
         return plain_dialogue(rng, words)
-    if x < 0.13 and config.row_tokens >= 2048:
+    if x < 0.08 and config.row_tokens >= 2048:
         return tool_dialogue(rng, words, rng.randint(8, 24), rng.choice((1, 1, 2, 4)))
-    return tool_dialogue(rng, words, 5)
+    dialogue = _mixed(rng, words)
+    if x < 0.14 and any(m["role"] == "assistant" for m in dialogue.messages):
+        dialogue = with_thinking(dialogue)
+    if x > 1 - config.long_part:
+        # About three characters make a token; what does not fit into a row is dropped.
+        return with_long_prompt(rng, words, dialogue, int(2.6 * config.row_tokens))
+    return dialogue
+
+
+def _mixed(rng: random.Random, words: Words) -> Dialogue:
+    x = rng.random()
+    if x < 0.18:
+        return chinese_dialogue(rng, words)
+    if x < 0.33:
+        return code_dialogue(rng, words)
+    if x < 0.51:
+        return agent_dialogue(rng, words, rng.choice((1, 1, 1, 1, 2, 4)))
+    return tool_dialogue(rng, words, 4)
 
 
 def encode(tokenizer: Tokenizer, dialogues: list[Dialogue]) -> list[tuple[list[int], list[bool]]]:
     """Tokenize dialogues; the flag of a token tells whether it is trained."""
-    segments = [render_segments(d.messages, d.tools) for d in dialogues]
+    segments = [render_segments(d.messages, d.tools, d.thinking) for d in dialogues]
     flat = [text for document in segments for text, _ in document]
     ids = [e.ids for e in tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
     encoded: list[tuple[list[int], list[bool]]] = []
