@@ -18,6 +18,11 @@ PATHS = {
     "responses": "/v1/responses",
     "anthropic": "/v1/messages",
 }
+# The others are slow: they run in .ci/run.
+CALLERS = [
+    pytest.param(name, marks=() if name in ("openrouter", "anthropic") else pytest.mark.slow)
+    for name in PATHS
+]
 DIALECTS = {"openai": "chat", "openrouter": "chat", "text": "completions",
             "responses": "responses", "anthropic": "messages"}  # fmt: skip
 
@@ -103,7 +108,7 @@ def ask(make_gateway):
 
 
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("caller", PATHS)
+@pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("fault", REFUSED)
 def test_fault_when_before_content_then_an_error_in_the_callers_words(
     ask, fault, caller, is_streamed
@@ -132,7 +137,7 @@ def clock():
     return time.monotonic()
 
 
-@pytest.mark.parametrize("caller", PATHS)
+@pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("fault", BROKEN)
 def test_fault_when_whole_answer_is_broken_then_an_error_in_the_callers_words(ask, fault, caller):
     gateway, _, status, _, body = ask(caller, fault, False)
@@ -143,7 +148,7 @@ def test_fault_when_whole_answer_is_broken_then_an_error_in_the_callers_words(as
     assert (end.outcome, end.status, end.cost.total) == ("failed", expected, 0)
 
 
-@pytest.mark.parametrize("caller", PATHS)
+@pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("fault", BROKEN)
 def test_fault_when_after_content_then_an_error_frame_and_no_done(ask, fault, caller):
     gateway, upstream, status, headers, body = ask(caller, fault, True)
@@ -171,7 +176,7 @@ def test_fault_when_after_content_then_an_error_frame_and_no_done(ask, fault, ca
 
 
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("caller", PATHS)
+@pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("fault", FINE)
 def test_fault_when_harmless_then_the_answer_is_whole_and_billed(ask, fault, caller, is_streamed):
     gateway, _, status, _, body = ask(caller, fault, is_streamed)

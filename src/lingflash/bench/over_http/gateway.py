@@ -10,18 +10,14 @@ import contextlib
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from lingflash.bench.over_http.ledger import measure_ledger
 from lingflash.bench.over_http.scripted_vendor import HOST, WORD
 from lingflash.bench.over_http.server_process import ServerProcess, free_port, running
 from lingflash.bench.over_http.stream_client import Stream, stream_chat
-from lingflash.core.types import Usage
-from lingflash.gateway.accounting import Cost, End, Price, Start
-from lingflash.gateway.accounts.config import AccountsConfig
 from lingflash.gateway.accounts.keys import Keys
-from lingflash.gateway.accounts.service import open_accounts
 from lingflash.link.http_client import Address, BadAnswer
 from lingflash.records.record import Record, Target, require
 from lingflash.store.database import Database
@@ -101,7 +97,7 @@ async def run_gateway(
         async with _served(folder / "b", step_ms=step_ms) as (direct, through, _):
             places = {"direct": direct, "through": through}
             await _measure_load(record, places, num_clients, num_tokens, num_rounds)
-        await _measure_accounts(record, folder / "accounts.db")
+        await _measure_accounts(record, folder / "accounts.db", num_clients)
     record.notes += [
         "direct and through alternate; added is the difference of the two in the same turn",
         "every answer is checked after the clock has stopped",
@@ -244,39 +240,14 @@ async def _short_ones(address: Address, left: Iterator[int]) -> None:
         await _check(await _ask(address, 4), 4)
 
 
-async def _measure_accounts(record: Record, path: Path, num: int = 2000) -> None:
+async def _measure_accounts(record: Record, path: Path, num_clients: int) -> None:
     """Reserve and settle on one hot key, by the accounts alone."""
-    url = f"sqlite:///{path}"
-    key = await _new_key(url)
-    accounts = await open_accounts(AccountsConfig(database=url))
-    price = Price(prompt=100_000, completion=300_000)
-    usage = Usage(prompt_tokens=20, cached_tokens=0, completion_tokens=8)
-
-    async def one(i: int) -> None:
-        start = Start(
-            id=f"gen-{i}", request_id=f"r{i}", caller=caller, dialect="chat", model=_MODEL,
-            is_streamed=True, session_id=f"s{i % 64}", reserve_pico=10**9, prompt_tokens=100,
-            completion_tokens=100,
-        )  # fmt: skip
-        cost: Cost = price.cost(usage)
-        end = End(outcome="completed", status=200, usage=usage, cost=cost, upstream_cost=cost)
-        await accounts.settle(await accounts.admit(start), end)
-
-    async def worker(numbers: range) -> None:
-        for i in numbers:
-            await one(i)
-
-    try:
-        caller = await accounts.authenticate(key)
-        rates: list[float] = []
-        for r in range(3):
-            started_s = time.perf_counter()
-            numbers = range(r * num, (r + 1) * num)
-            await asyncio.gather(*(worker(numbers[i::64]) for i in range(64)))
-            rates.append(num / (time.perf_counter() - started_s))
-    finally:
-        await accounts.close()
-    rate = record.add("reserve and settle, one key, 64 at once", "requests/s", rates)
+    rates = await measure_ledger(f"sqlite:///{path}", num_clients=num_clients)
+    rate = record.add(
+        f"reserve and settle, one key, {num_clients} clients", "requests/s", rates.requests_per_s
+    )
+    record.add("reserve, one client", "ms", rates.reserve_ms)
+    record.add("settle, one client", "ms", rates.settle_ms)
     name = "requests/s reserved and settled on one hot key, SQLite"
     record.targets.append(Target(name, rate.median, _MIN_SETTLED_PER_S, "at least"))
 
