@@ -19,7 +19,7 @@ from lingflash.gateway.accounts.service import open_accounts
 
 async def main(options: argparse.Namespace) -> None:
     accounts = await open_accounts(
-        AccountsConfig(database=options.database, redis=options.redis, lease_s=1.0, progress_s=0.05)
+        AccountsConfig(database=options.database, redis=options.redis, lease_s=3.0, progress_s=0.05)
     )
     caller = await accounts.authenticate(options.key)
     log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -43,6 +43,9 @@ async def main(options: argparse.Namespace) -> None:
                 usage = Usage(prompt_tokens=100, cached_tokens=0, completion_tokens=tokens)
                 accounts.note_progress(admission, usage, PRICE.cost(usage))
                 say("noted", start.id, PRICE.cost(usage).total)
+                if number < options.held:
+                    say("held", start.id)
+                    await asyncio.Event().wait()  # until it is killed
                 await asyncio.sleep(0.01)
             end = end_of(100, tokens)
             say("served", start.id, end.cost.total)
@@ -64,6 +67,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--held", type=int, default=0, help="clients whose stream does not end")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--reserve", type=int, default=40_000_000)
     asyncio.run(main(parser.parse_args()))

@@ -7,6 +7,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -98,7 +99,7 @@ class Postgres:
         return self._call("pg_dump", url)
 
     def stop(self) -> None:
-        self._server.terminate()
+        self._server.send_signal(signal.SIGINT)  # does not wait for clients to leave
         self._server.wait(30)
 
 
@@ -131,6 +132,13 @@ class Redis:
             [self._program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         wait_for_port(self.port, self._server)
+
+    def pause(self) -> None:
+        """Let it take connections and answer none."""
+        self._server.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._server.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self._server.kill()

@@ -12,11 +12,12 @@ import time
 import pytest
 
 from lingflash import __version__
-from lingflash.api.config import ServerConfig, with_keys_of_file
+from lingflash.api.config import ServerConfig
 from lingflash.cli import app, main
-from lingflash.cli.options import SETTINGS
+from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import settings_of
+from lingflash.httpd.keys import with_keys_of_file
 
 
 def run(*arguments, env=None, text=None):
@@ -136,7 +137,7 @@ def test_environment_then_every_option_of_serve_has_its_variable():
             continue
         flag = parameter.opts[0] if parameter.opts[0].startswith("--") else "MODEL"
         found[flag] = parameter.envvar
-    settings = [each for cls in SETTINGS for each in settings_of(cls).values()]
+    settings = [each for cls in (EngineConfig, ServerConfig) for each in settings_of(cls).values()]
     assert found == {each.flag: each.variable for each in settings}
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from gateway_services import Postgres, Redis, postgres_server, redis_server
-from gateway_support import RunningGateway, ScriptedUpstream
+from gateway_support import RunningGateway
+from gateway_upstream import ScriptedUpstream
 
 
 @pytest.fixture

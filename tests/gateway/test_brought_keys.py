@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
 from api_support import wait_until
-from gateway_support import HOUSE_KEY, KEY, ScriptedUpstream
+from gateway_support import HOUSE_KEY, KEY, impatient
+from gateway_upstream import ScriptedUpstream
 from lingflash.core.log import flush_logs, setup_logging
 from lingflash.gateway.accounting import ProviderKey
 
@@ -178,13 +180,25 @@ def test_stored_key_when_required_and_refused_then_named_and_never_the_houses(ve
     assert other.requests == []
 
 
+@pytest.fixture
+def debug_log():
+    """The whole log on standard error, for one test."""
+    loggers = [logging.getLogger(name) for name in ("lingflash", "uvicorn", "asyncio")]
+    before = [(each.handlers, each.level, each.propagate) for each in loggers]
+    setup_logging("debug")
+    yield
+    flush_logs()
+    for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        each.handlers, each.propagate = handlers, propagate
+        each.setLevel(level)
+
+
 @pytest.mark.parametrize("fault", ["", "401", "500", "hang", "cut", "error_first", "redirect"])
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "stream"])
 def test_secrets_when_anything_happens_then_in_no_answer_log_or_metric(
-    vendors, capfd, fault, is_streamed
+    vendors, debug_log, capfd, fault, is_streamed
 ):
-    setup_logging("debug")
-    gateway, novita, _ = vendors(novita=fault)
+    gateway, novita, _ = vendors(lambda each: impatient(announced_model(each)), novita=fault)
     body = {**ANNOUNCED, "stream": is_streamed}
     url = f"/api/v1/chat/completions?api_key={BROUGHT}&token={KEY}"
     answers = []

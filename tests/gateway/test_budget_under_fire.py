@@ -9,9 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from accounts_support import new_caller, num_reservations, opened, rows_of
 from lingflash.gateway.accounts.config import PICO_PER_USD
+from lingflash.store.tables import reservation
 
 WORKER = Path(__file__).parents[1] / "accounts_worker.py"
 
@@ -39,16 +41,21 @@ async def test_budget_when_killed_under_64_clients_then_never_exceeded_and_one_r
     database_url, tmp_path
 ):
     limit_pico = 40_000_000 * 150
-    accounts = await opened(database_url, lease_s=1.0)
+    accounts = await opened(database_url, lease_s=3.0)
     secret, key = await accounts.keys.create({"name": "a", "limit": limit_pico / PICO_PER_USD})
     assert key.balance.limit_pico == limit_pico
     log = tmp_path / "log"
-    worker = run_worker(log, database_url, secret)
+    worker = run_worker(log, database_url, secret, "--held", "3")
+    query = select(reservation.c.id).where(reservation.c.progress.is_not(None))
 
     async def has_settled() -> bool:
         balance = (await accounts.keys.get(key.hash)).balance
         assert balance.spent_total + balance.reserved <= limit_pico
-        return sum(words[0] == "settled" for words in said(log)) >= 100
+        written = await accounts.database.read(lambda c: set(c.execute(query).scalars()))
+        events = said(log)
+        held = {words[1] for words in events if words[0] == "held"}
+        num_settled = sum(words[0] == "settled" for words in events)
+        return num_settled >= 100 and len(held) == 3 and held <= written
 
     await wait_for(has_settled)
     worker.kill()
@@ -82,7 +89,8 @@ async def test_budget_when_killed_under_64_clients_then_never_exceeded_and_one_r
     assert killed
     # Billed is what was last written of each: something that its stream had truly made.
     assert all(cost[id] in noted.get(id, {0}) for id in killed)
-    assert any(cost[id] for id in killed)
+    held = [words[1] for words in events if words[0] == "held"]
+    assert all(id in killed and cost[id] for id in held)
 
 
 async def test_two_processes_when_one_budget_then_held_and_settled_once(postgres, redis, tmp_path):

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from api_support import wait_until
-from gateway_support import HOUSE_KEY, ScriptedUpstream, texts, usage_of
+from gateway_support import HOUSE_KEY, impatient
+from gateway_upstream import ScriptedUpstream, texts, usage_of
 
 PATHS = {
     "openai": "/v1/chat/completions",
@@ -88,7 +89,8 @@ def check_aftermath(gateway, failures, state):
 def ask(make_gateway):
     def ask(caller, fault, is_streamed):
         upstream = ScriptedUpstream("" if fault == "refuse" else fault)
-        gateway = make_gateway({"One": upstream})
+        tables = None if fault in FINE else impatient
+        gateway = make_gateway({"One": upstream}, tables=tables)
         if fault == "refuse":
             gateway.in_loop(upstream.stop)
         path = PATHS[caller]
@@ -199,7 +201,7 @@ _OTHERS_IN_TIME = [each for each in (*REFUSED, *BROKEN) if each != "slow_loris"]
 @pytest.mark.parametrize("fault", _OTHERS_IN_TIME)
 def test_fault_when_another_upstream_is_there_then_it_answers(make_gateway, fault):
     bad, good = ScriptedUpstream("" if fault == "refuse" else fault), ScriptedUpstream()
-    gateway = make_gateway({"Bad": bad, "Good": good})
+    gateway = make_gateway({"Bad": bad, "Good": good}, tables=impatient)
     if fault == "refuse":
         gateway.in_loop(bad.stop)
     response = gateway.post(provider={"order": ["Bad", "Good"]})
@@ -221,7 +223,7 @@ def test_fault_when_streamed_and_another_upstream_is_there_then_its_bytes_alone(
     make_gateway, fault
 ):
     bad, good = ScriptedUpstream("" if fault == "refuse" else fault), ScriptedUpstream()
-    gateway = make_gateway({"Bad": bad, "Good": good})
+    gateway = make_gateway({"Bad": bad, "Good": good}, tables=impatient)
     if fault == "refuse":
         gateway.in_loop(bad.stop)
     status, headers, body = gateway.stream(provider={"order": ["Bad", "Good"]})

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from gateway_support import CACHED_TOKENS, PROMPT_TOKENS, upstream_in_a_thread
+from gateway_upstream import CACHED_TOKENS, PROMPT_TOKENS, upstream_in_a_thread
 from lingflash.store.database import Database
 from lingflash.store.tables import generation
 
@@ -30,7 +30,7 @@ port = 0
 
 [accounts]
 database = "{database}"
-lease_s = 1
+lease_s = 3
 progress_s = 0.1
 
 [[upstream]]

@@ -14,7 +14,8 @@ import pytest
 
 from api_support import wait_until
 from clients_support import client_package
-from gateway_support import request_of, upstream_in_a_thread
+from gateway_support import request_of
+from gateway_upstream import upstream_in_a_thread
 from lingflash.cli import main
 
 MAIN = (sys.executable, "-c", "from lingflash.cli import main; main()")

@@ -9,7 +9,7 @@ import pytest
 
 from accounts_support import end_of, new_caller, opened, rows_of, served, start_of
 from lingflash.core.errors import ConfigError, RateLimitError
-from lingflash.gateway.accounts.rates import Rate, Rates
+from lingflash.gateway.accounts.rates import _REDIS_TIMEOUT_S, Rate, Rates
 
 
 def requests(per_minute: int, key: str = "k") -> Rate:
@@ -113,6 +113,19 @@ async def test_redis_when_killed_then_limits_shrink_and_it_is_told_until_it_is_b
             await rates.check()
             await asyncio.sleep(0.05)
     assert await taken(rates, requests(10))
+    await rates.close()
+
+
+async def test_redis_when_it_hangs_then_each_request_waits_for_it_once(redis):
+    rates = Rates(redis.url, lambda: 4)
+    assert await taken(rates, requests(400))
+    redis.pause()
+    started_s = time.monotonic()
+    # Far more than may ask at once: those that wait for their turn see that it is gone.
+    done = await asyncio.gather(*(taken(rates, requests(400)) for _ in range(300)))
+    assert time.monotonic() - started_s < 3 * _REDIS_TIMEOUT_S
+    assert sum(done) == 100
+    redis.resume()
     await rates.close()
 
 

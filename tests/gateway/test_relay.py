@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api_support import wait_until
-from gateway_support import (
-    KEY,
+from gateway_support import KEY, request_of
+from gateway_upstream import (
     PROMPT_TOKENS,
     ScriptedUpstream,
     data_event,
-    request_of,
     stream_parts,
     texts,
     usage_of,

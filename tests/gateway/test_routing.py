@@ -137,12 +137,18 @@ def test_provider_when_nobody_declares_it_then_excluded_else_served_by_who_does(
     ("request_", "change"),
     [
         ({"tools": [{"type": "function"}]}, endpoints(A={"tools": False}, C={"tools": False})),
-        ({"max_tokens": 5000}, endpoints(A={"max_output_tokens": 10}, C={"max_output_tokens": 9})),
         ({}, upstreams(A={"dialects": ["messages"]}, C={"dialects": ["responses"]})),
     ],
 )
 def test_request_when_an_endpoint_cannot_serve_it_then_excluded(request_, change):
     assert order(plan_of(catalog_of(change), request_)) == "B"
+
+
+def test_request_when_an_answer_may_be_long_then_who_makes_long_ones_comes_first():
+    catalog = catalog_of(endpoints(A={"max_output_tokens": 10}, C={"max_output_tokens": 9}))
+    plan = plan_of(catalog, {"max_tokens": 5000})
+    assert order(plan)[0] == "B"
+    assert len(plan.candidates) == 3
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from api_support import wait_until
-from gateway_support import HOUSE_KEY, KEY, ScriptedUpstream
+from gateway_support import HOUSE_KEY, KEY
+from gateway_upstream import ScriptedUpstream
 from lingflash.gateway.telemetry import Telemetry
 
 export = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")

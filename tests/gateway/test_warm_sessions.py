@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from api_support import serve_ling_nano
-from gateway_support import ScriptedUpstream, gateway_to
+from gateway_support import gateway_to
+from gateway_upstream import ScriptedUpstream
 
 TURNS = 20
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the slow tests need of Debian: node and npm for the programs, Java for its HTTP client,
-# unshare and nsenter for the namespaces, Chromium for the page. Does nothing where all of it is there.
+# unshare and nsenter for the namespaces, bubblewrap for the sandbox, Chromium for the page. Does
+# nothing where all of it is there.
 set -eu
 missing=""
 command -v javac >/dev/null || missing="$missing openjdk-17-jdk-headless"
@@ -8,6 +9,7 @@ command -v node >/dev/null || missing="$missing nodejs"
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v npm >/dev/null || missing="$missing npm"
 command -v nsenter >/dev/null || missing="$missing util-linux"
+command -v bwrap >/dev/null || missing="$missing bubblewrap"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" -ne 0 ]; then
     echo "missing:$missing; install them as root, or run $0 as root" >&2

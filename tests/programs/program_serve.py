@@ -2,7 +2,7 @@
 
 python program_serve.py scripted SCENARIO.json RECORD.jsonl
     answers with ling-nano's tokenizer and template what the scenario says, and records every
-    prompt, every answer, and every request that ended in an error
+    prompt, every answer, and every request that ended in an error; behind a gateway if it says so
 python program_serve.py ling-nano [FLAG ...]
     the model itself behind `ling serve`
 
@@ -21,6 +21,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gateway_support import start_gateway_to
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
 from lingflash.api.server import serve_engine
@@ -144,7 +147,15 @@ async def _serve(fields, record) -> None:
         api_keys=tuple(fields.get("keys", ())),
         drain_timeout_s=0.0,
     )
-    sock = bind_socket("127.0.0.1", PORT)
+    is_behind = fields.get("is_behind_gateway", False)
+    sock = bind_socket("127.0.0.1", PORT + is_behind)
+
+    def on_ready(_) -> None:
+        if is_behind:
+            key = {"HOUSE_KEY": fields["keys"][0]}
+            url = f"http://127.0.0.1:{PORT + 1}/v1"
+            start_gateway_to(url, port=PORT, environ=key)
+        print("ready", flush=True)
 
     def recorded(*args):
         app = create_app(*args)
@@ -152,7 +163,7 @@ async def _serve(fields, record) -> None:
         return app
 
     with mock.patch("lingflash.api.server.create_app", recorded):
-        await serve_engine(engine, config, sock, on_ready=lambda _: print("ready", flush=True))
+        await serve_engine(engine, config, sock, on_ready=on_ready)
 
 
 def _serve_scripted(scenario: str, record_path: str) -> None:

@@ -18,14 +18,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def run_agent(installed, make_cell):
-    def run(name, turns, context=262_144, prepare=None):
+    def run(name, turns, context=262_144, prepare=None, **more):
         agent = AGENTS[name]
         commands = installed(agent.lock)
 
         def scenario(work):
             others = {agent.summarizes: agent.summary} if agent.summarizes else {}
             fields = {"tool": agent.shell, "turns": turns(agent)(str(work)), "others": others}
-            return {**fields, "context": context, "keys": [KEY]}
+            return {**fields, "context": context, "keys": [KEY], **more}
 
         cell = make_cell(scenario)
         (cell.work / "notes.txt").write_text(f"the word is {WORD}\n")
@@ -55,6 +55,16 @@ def test_agent_when_it_calls_tools_then_each_prompt_continues_what_was_computed(
     record.check_continues(turns=3)
     assert f"the word is {WORD}" in record.last_prompt()
     assert "long0.txt" in record.last_prompt()  # what the second of two calls at once printed
+
+
+@pytest.mark.parametrize("name", ["codex", "claude-code"])
+def test_agent_when_behind_a_gateway_then_as_with_the_server_alone(run_agent, name):
+    done, record = run_agent(name, lambda agent: agent.loop, is_behind_gateway=True)
+    assert done.code == 0
+    assert ANSWER in done.out
+    assert record.refused() == []
+    record.check_continues(turns=3)
+    assert f"the word is {WORD}" in record.last_prompt()
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -263,6 +263,7 @@ def test_execute_when_something_is_wrong_then_it_is_named(shared):
     assert (answer.status_code, "/nope" in answer.json()["message"]) == (400, True)
 
 
+@pytest.mark.slow
 def test_execute_when_output_is_over_the_limit_then_it_is_cut():
     running = SandboxServer("--warm=0", "--output-mb=0.1")
     try:

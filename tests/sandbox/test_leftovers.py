@@ -41,6 +41,7 @@ def groups():
     )
 
 
+@pytest.mark.slow
 def test_server_when_it_is_ended_then_nothing_of_its_sandboxes_is_left():
     running = SandboxServer("--warm=1")
     made = running.create(timeout=500)

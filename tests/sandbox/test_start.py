@@ -84,6 +84,7 @@ def test_remedy_when_the_host_forbids_namespaces_then_it_says_how_to_allow(
 
 
 @needs_root
+@pytest.mark.slow
 def test_sandbox_when_cgroups_are_required_and_missing_then_it_says_how_to_have_them():
     require_bwrap()
     # A mount namespace whose cgroup file system is an empty folder.
@@ -104,6 +105,43 @@ def test_interpreter_when_it_has_no_kernel_then_the_package_is_named(tmp_path):
 def test_interpreter_when_it_does_not_run_then_it_is_named(path):
     with pytest.raises(ConfigError, match=f"--python {path} cannot be run"):
         probe.find_interpreter(Path(path))
+
+
+def test_sandbox_when_others_could_reach_it_without_a_key_then_it_is_refused():
+    require_bwrap()
+    code, said = refusal(*sandbox_command("--host=0.0.0.0"))
+    assert code == 2
+    assert "--host 0.0.0.0 without a key" in said
+
+
+BECOME = """
+import os, sys
+from lingflash.sandbox.privileges import become
+become("nobody", [sys.argv[1] + "/shown"])
+print(os.getresuid(), os.getresgid(), os.getgroups())
+print(sorted(os.listdir(sys.argv[1])), open(sys.argv[1] + "/shown/file").read())
+print(open("/proc/self/status").read().split("CapEff:")[1].split()[0])
+try: os.setuid(0)
+except PermissionError: print("for good")
+"""
+
+
+@needs_root
+def test_user_when_root_becomes_it_then_it_sees_what_it_needs_and_nothing_beside(tmp_path):
+    hidden = tmp_path / "hidden"
+    (hidden / "shown").mkdir(parents=True)
+    (hidden / "shown/file").write_text("text")
+    (hidden / "secret").write_text("secret")
+    hidden.chmod(0o700)
+    for above in (tmp_path, *tmp_path.parents):  # pytest's own folders are closed, too
+        if above.stat().st_mode & 0o001 == 0:
+            above.chmod(above.stat().st_mode | 0o001)
+    done = subprocess.run(
+        [sys.executable, "-c", BECOME, str(hidden)], capture_output=True, text=True, timeout=60
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "(65534, 65534, 65534) (65534, 65534, 65534) []", done.stderr
+    assert lines[1:] == ["['shown'] text", "0000000000000000", "for good"]
 
 
 def test_config_when_times_contradict_then_it_is_refused():
@@ -151,7 +189,12 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("wall", BROKEN)
+FAST = ("none", "memory")
+
+
+@pytest.mark.parametrize(
+    "wall", [pytest.param(wall, marks=() if wall in FAST else pytest.mark.slow) for wall in BROKEN]
+)
 def test_probe_when_a_wall_is_taken_down_then_it_is_noticed(wall):
     require_bwrap()
     code, words = BROKEN[wall]

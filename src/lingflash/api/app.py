@@ -52,13 +52,15 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     Raises:
         ModelLoadError: tokenizer, template or generation_config.json cannot be read.
     """
-    app = make_app(ServerState(engine, config or ServerConfig()))
+    config = config or ServerConfig()
+    app = make_app(ServerState(engine, config))
     app.include_router(health.router)
     app.include_router(admin.router)
     for module in (chat, completions, responses, messages, models, tokenize):
         app.include_router(module.router, dependencies=[Depends(require_key)])
-    if app.state.context.config.has_page:
-        install_page(app, "ling serve", ("playground", "dashboard"))
+    if config.has_page:
+        screens = ("playground", "dashboard")
+        install_page(app, "ling serve", screens, needs_key=bool(config.api_keys))
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
     install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ from lingflash.core.settings import (
     require,
     setting,
 )
-from lingflash.httpd.keys import KEY
+from lingflash.httpd.keys import KEY, is_loopback
 
 _MIB = 2**20
 
@@ -136,16 +135,9 @@ class ServerConfig:
     @property
     def is_open(self) -> bool:
         """Whether others than this machine's users may reach the server without a key."""
-        return not self.api_keys and not _is_loopback(self.host)
+        return not self.api_keys and not is_loopback(self.host)
 
     @property
     def has_page(self) -> bool:
         """Whether /ui is served."""
-        return _is_loopback(self.host) if self.ui is None else self.ui
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        return is_loopback(self.host) if self.ui is None else self.ui

@@ -381,6 +381,15 @@ def soak(
     """Good, leaving and malformed clients; exits with 1 if a block, slot or task is left behind."""
 
 
+@_benchmark("over_http", sandbox="Sandboxes")
+def sandbox(
+    repeats: Annotated[int, typer.Option("--repeats", help="Of each.")] = 20,
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Start of a sandbox from the pool and cold, a command, code, a command beside a fork bomb."""
+
+
 @_benchmark("over_http", hostile="Two keys, one hostile")
 def hostile(
     model: ModelOption = BUNDLED_MODEL,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import pwd
 from typing import TYPE_CHECKING
@@ -16,8 +15,6 @@ from lingflash.sandbox.config import SandboxConfig
 if TYPE_CHECKING:
     from lingflash.sandbox.cgroup import Cgroups
 
-logger = logging.getLogger("lingflash.cli")
-
 
 @takes_options()
 def sandbox(config: SandboxConfig) -> None:
@@ -26,12 +23,12 @@ def sandbox(config: SandboxConfig) -> None:
     Each option can also be set by the environment variable shown beside it.
     """
     # Late: these take longer to import than `ling --help` may take in all.
-    from lingflash.core.log import log_event, setup_logging, tell
+    from lingflash.core.log import setup_logging, tell
     from lingflash.httpd.keys import with_keys_of_file
     from lingflash.httpd.server import bind_socket
     from lingflash.sandbox import cgroup
     from lingflash.sandbox.app import create_app, serve
-    from lingflash.sandbox.privileges import become, check_user
+    from lingflash.sandbox.privileges import become, check_user, own_name
     from lingflash.sandbox.probe import find_bwrap, find_interpreter
 
     setup_logging(config.log_level)
@@ -39,6 +36,12 @@ def sandbox(config: SandboxConfig) -> None:
     find_bwrap()
     interpreter = find_interpreter(config.python)
     config = with_keys_of_file(config)
+    if config.is_open:
+        raise ConfigError(
+            f"--host {config.host} without a key: whoever reaches it could run code here. Give "
+            "--api-key KEY or --api-key-file FILE, or listen on 127.0.0.1.",
+            param="api_key",
+        )
     with contextlib.ExitStack() as stack:
         ports = (config.port, *config.more_ports)
         socks = [stack.enter_context(bind_socket(config.host, port)) for port in ports]
@@ -48,9 +51,6 @@ def sandbox(config: SandboxConfig) -> None:
             cgroup.give(entry.pw_uid, entry.pw_gid)
             become(config.user, interpreter.folders)
         groups = _cgroups(config)
-        if not config.api_keys:
-            hint = "whoever reaches it may run code in sandboxes; see --api-key"
-            log_event(logger, "no_api_key", {"host": config.host, "hint": hint})
         app = create_app(config, interpreter, groups)
         host, port = socks[0].getsockname()[:2]
 
@@ -58,7 +58,7 @@ def sandbox(config: SandboxConfig) -> None:
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             languages = ", ".join(sorted(app.state.context.manager.languages))
             memory = f"cgroup v{groups.version}" if groups else "rlimits and a watchdog"
-            tell(f"walls hold; memory by {memory}; languages: {languages}; user {_name()}")
+            tell(f"walls hold; memory by {memory}; languages: {languages}; user {own_name()}")
             tell(f"serving sandboxes on {url}; for E2B's SDKs:")
             tell(f"  export E2B_API_URL={url} E2B_SANDBOX_URL={url} E2B_API_KEY=e2b_KEY")
 
@@ -78,10 +78,3 @@ def _cgroups(config: SandboxConfig) -> Cgroups | None:
             param="cgroups",
         )
     return groups
-
-
-def _name() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

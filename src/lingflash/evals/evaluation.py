@@ -142,7 +142,8 @@ class Evaluation:
             columns.append("USD")
         for column in columns:
             table.add_column(column, justify="right" if column else "left", no_wrap=True)
-        for name, group in [*summary.categories.items(), ("all", summary.whole)]:
+        groups = summary.categories if len(summary.categories) > 1 else {}
+        for name, group in [*groups.items(), ("all", summary.whole)]:
             table.add_row(*self._row(name, group, scores))
         console.print(table)
         if not summary.whole.is_metered:

@@ -21,7 +21,6 @@ from fastapi import FastAPI, Request, Response
 
 from lingflash.core.errors import NotFoundError
 from lingflash.httpd.body import json_response
-from lingflash.httpd.context import context_of
 
 PAGE_PATH = "/ui"
 CONTENT_POLICY = (
@@ -47,29 +46,30 @@ class _File:
     packed: bytes
 
 
-def install_page(app: FastAPI, server: str, screens: Sequence[str]) -> None:
+def install_page(app: FastAPI, server: str, screens: Sequence[str], *, needs_key: bool) -> None:
     """Add the page's routes.
 
     Args:
         server: what the page calls whoever serves it, such as "ling serve".
         screens: names in `SCREENS` of `web/app.js`; the page has these and no others, so a screen
             is named by the server whose routes it needs.
+        needs_key: whether the API takes one, so that the page asks for it.
     """
+    # What a page that has no key yet must know.
+    about = {
+        "server": server,
+        "version": installed_version(),
+        "needs_key": needs_key,
+        "screens": list(screens),
+    }
 
     @app.get(PAGE_PATH, include_in_schema=False)
     async def index(request: Request) -> Response:
         return _answer(request, _files()["index.html"])
 
     @app.get(PAGE_PATH + "/server.json", include_in_schema=False)
-    async def about(request: Request) -> Response:
-        """What a page that has no key yet must know."""
-        told = {
-            "server": server,
-            "version": installed_version(),
-            "needs_key": bool(context_of(request).api_keys),
-            "screens": list(screens),
-        }
-        return json_response(told, headers=_HEADERS)
+    async def server_json() -> Response:
+        return json_response(about, headers=_HEADERS)
 
     @app.get(PAGE_PATH + "/{name:path}", include_in_schema=False)
     async def static(request: Request, name: str) -> Response:

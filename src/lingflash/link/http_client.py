@@ -113,7 +113,11 @@ class Address:
         *,
         is_kept: bool = False,
     ) -> bytes:
-        """The bytes of a request; a body is JSON. `is_kept`: the connection may be used again."""
+        """The bytes of a request; a body is JSON, unless a header says otherwise.
+
+        Args:
+            is_kept: the connection may be used again.
+        """
         host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [
             f"{method} {self.prefix}{path} HTTP/1.1",
@@ -122,10 +126,10 @@ class Address:
         ]
         if self.api_key is not None:
             lines.append(f"Authorization: Bearer {self.api_key}")
-        lines += [f"{name}: {value}" for name, value in headers]
+        given = {"content-type": "application/json"} if body is not None else {}
+        given.update((name.lower(), value) for name, value in headers)
+        lines += [f"{name}: {value}" for name, value in given.items()]
         if body is not None:
-            if not any(name.lower() == "content-type" for name, _ in headers):
-                lines.append("Content-Type: application/json")
             lines.append(f"Content-Length: {len(body)}")
         if not all(map(_is_sendable, lines)):
             raise ValueError("a header or the path holds what is no printable ASCII")

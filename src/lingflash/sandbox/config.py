@@ -16,7 +16,7 @@ from lingflash.core.settings import (
     require,
     setting,
 )
-from lingflash.httpd.keys import KEY
+from lingflash.httpd.keys import KEY, is_loopback
 from lingflash.sandbox.jail.limits import Limits
 
 _MIB = 2**20
@@ -111,6 +111,11 @@ class SandboxConfig:
             "max_timeout_s",
             "no less than --default-timeout-s",
         )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others than this machine's users may reach the server without a key."""
+        return not self.api_keys and not is_loopback(self.host)
 
     @property
     def limits(self) -> Limits:

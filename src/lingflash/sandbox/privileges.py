@@ -23,7 +23,7 @@ def check_user(user: str | None) -> None:
         ConfigError: one of these, or the user is not there, or is root.
     """
     if os.getuid() != 0:
-        if user is not None and pwd.getpwuid(os.getuid()).pw_name != user:
+        if user is not None and user != own_name():
             raise ConfigError(f"--user {user} needs root; leave it out.", param="user")
         return
     if user is None:
@@ -39,6 +39,14 @@ def check_user(user: str | None) -> None:
         raise ConfigError(f"--user {user!r}: this host has no such user.", param="user") from None
     if entry.pw_uid == 0:
         raise ConfigError(f"--user {user!r} is root; allowed: another.", param="user")
+
+
+def own_name() -> str:
+    """This process's user, by number if it has no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def become(user: str, folders: Iterable[str]) -> None:

@@ -55,6 +55,14 @@ class ServerProcess:
         where = ["--host", _HOST, "--port", str(address.port)]
         return cls(address, [sys.executable, "-c", _MAIN, "serve", model, *where, *flags])
 
+    @classmethod
+    def ling_sandbox(cls, flags: Sequence[str] = ()) -> ServerProcess:
+        """`ling sandbox` on a free port; root becomes nobody."""
+        address = Address(_HOST, free_port())
+        where = ["--host", _HOST, "--port", str(address.port)]
+        user = ["--user", "nobody"] if os.getuid() == 0 else []
+        return cls(address, [sys.executable, "-c", _MAIN, "sandbox", *where, *user, *flags])
+
     async def wait_ready(self) -> None:
         """Return when it can serve.
 

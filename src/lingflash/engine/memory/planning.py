@@ -300,7 +300,7 @@ def _prompt_graph_bytes(model: ModelConfig) -> int:
     row = model.num_experts_per_tok * (2 * hidden + 4 * model.moe_intermediate_size)
     row += 16 * heads * model.head_dim + 4 * model.intermediate_size + 24 * hidden
     states = MOST_PROMPT_SEGMENTS * heads * model.head_dim**2 * 4
-    return 2 * (MOST_PROMPT_ROWS * row + states)
+    return MOST_PROMPT_ROWS * row + states
 
 
 def _exchange_bytes(model: ModelConfig, max_num_seqs: int) -> int:

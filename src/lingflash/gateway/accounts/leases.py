@@ -175,7 +175,8 @@ class Every:
                 if isinstance(error, LingflashError):
                     fields["message"] = error.message
                 if self.failure is None:
-                    log_event(logger, f"{self.name}_failed", fields, level=logging.WARNING)
+                    failed = {"what": self.name, **fields}
+                    log_event(logger, "background_failed", failed, level=logging.WARNING)
                 self.failure = fields.get("message", f"{self.name} fails: {fields['error']}.")
 
     async def stop(self) -> None:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 # The client raises beyond its pool, so no more than these ask at once.
 _REDIS_CONNECTIONS = 32
-_REDIS_TIMEOUT_S = 1.0
+_REDIS_TIMEOUT_S = 2.0
 _RETRY_S = 2.0
 _CLOCK_STEP_S = 2.0
 
@@ -156,7 +156,7 @@ class Rates:
             return is_in, item.amount, max(0, stats.remaining), stats.reset_time
 
         shared, item = self._redis, RateLimitItemPerMinute(rate.per_minute)
-        if shared is not None and time.monotonic() >= self._redis_again:
+        if shared is not None:
             result = await self._asked(lambda: hit(shared, item))
             if result is not None:
                 return result
@@ -179,14 +179,18 @@ class Rates:
         shared = self._redis
         if shared is None:
             await add(self._memory.storage)
-        elif time.monotonic() >= self._redis_again:
+        else:
             await self._asked(lambda: add(shared.storage))
 
     async def _asked(self, ask: Callable[[], Awaitable[T]]) -> T | None:
         """What Redis says; None, and silence for a while, if it does not answer."""
         try:
-            async with self._redis_slots, asyncio.timeout(_REDIS_TIMEOUT_S):
-                result = await ask()
+            async with self._redis_slots:
+                # Only here: while this waited for its turn Redis may have been found gone.
+                if time.monotonic() < self._redis_again:
+                    return None
+                async with asyncio.timeout(_REDIS_TIMEOUT_S):
+                    result = await ask()
         except (StorageError, OSError, TimeoutError) as error:
             if not self._redis_again:
                 fields = {"error": type(error).__name__}

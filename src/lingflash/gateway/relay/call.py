@@ -102,7 +102,9 @@ class Call:
         if self.previous_response is None:  # else most of it lies with the upstream
             prompt = min(int(self.num_bytes / requests.bytes_per_token) + 1, prompt)
         asked = self.wish.completion_tokens
-        answer = endpoint.max_output_tokens if asked is None else asked
+        answer = endpoint.max_output_tokens
+        if asked is not None:
+            answer = min(asked, answer)
         return prompt, answer * self.num_choices
 
 

@@ -49,7 +49,9 @@ def why_excluded(endpoint: Endpoint, wish: Wish, dialect: str, day: date) -> str
         return "is not in provider.order, and allow_fallbacks is false"
     if wish.quantizations and endpoint.quantization not in wish.quantizations:
         return f"has quantization {endpoint.quantization}"
-    return _policy(endpoint, wish) or _size(endpoint, wish) or _price(endpoint, wish, day)
+    if wish.has_tools and not endpoint.has_tools:
+        return "takes no tools"
+    return _policy(endpoint, wish) or _price(endpoint, wish, day)
 
 
 def _policy(endpoint: Endpoint, wish: Wish) -> str | None:
@@ -71,15 +73,6 @@ def _policy(endpoint: Endpoint, wish: Wish) -> str | None:
 # What every request has, whatever a provider declares.
 _ALWAYS = frozenset(("messages", "input", "prompt", "stream", "stream_options", "system",
                      "instructions", "user", "metadata"))  # fmt: skip
-
-
-def _size(endpoint: Endpoint, wish: Wish) -> str | None:
-    if wish.has_tools and not endpoint.has_tools:
-        return "takes no tools"
-    tokens = wish.completion_tokens
-    if tokens is not None and tokens > endpoint.max_output_tokens:
-        return f"answers with at most {endpoint.max_output_tokens} tokens"
-    return None
 
 
 def _price(endpoint: Endpoint, wish: Wish, day: date) -> str | None:

@@ -74,17 +74,19 @@ class Ranker:
         # Sessions spread over equal endpoints, each always in the same way.
         seed = f"{self.session.id}\0{endpoint.id}".encode()
         tie = float(int.from_bytes(hashlib.blake2b(seed, digest_size=6).digest(), "big"))
-        is_slow = float(self._is_slow(endpoint))
+        # An answer's length is an upper bound: who makes shorter ones may serve, but comes later.
+        is_short = (self.wish.completion_tokens or 0) > endpoint.max_output_tokens
+        later = float(is_short) + float(self._is_slow(endpoint))
         match by:
             case "throughput":
                 # One that was never measured comes first, or it never would be.
                 rate = self.measurements.tokens_per_s(endpoint.id)
-                return is_slow, float("-inf") if rate is None else -rate, price, tie
+                return later, float("-inf") if rate is None else -rate, price, tie
             case "latency":
                 latency = self.measurements.latency_s(endpoint.id)
-                return is_slow, float("-inf") if latency is None else latency, price, tie
+                return later, float("-inf") if latency is None else latency, price, tie
             case "price" | "exacto" | None:
-                return is_slow, price, tie
+                return later, price, tie
 
     def _is_slow(self, endpoint: Endpoint) -> bool:
         """Whether what was seen of it is not what is preferred; such come later, not never."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -128,16 +129,13 @@ async def pause(request: Request, sandbox_id: str) -> Response:
     if sandbox.state == "paused":
         return json_response({"code": 409, "message": "It is paused already."}, status=409)
     await manager.pause(sandbox)
-    kept = {"filesKept": True, "memoryKept": False}
     # 204 by the API; who reads the header knows what a pause is here.
-    return Response(status_code=204, headers={"x-lingflash-pause": ",".join(map(str, kept))})
+    return Response(status_code=204, headers={"x-lingflash-pause": "files kept, processes ended"})
 
 
 @router.get("/sandboxes/{sandbox_id}/metrics")
 async def metrics(request: Request, sandbox_id: str) -> Response:
     """What it uses now; no history is kept."""
-    import time
-
     manager = state_of(request).manager
     sandbox = manager.get(sandbox_id, caller_of(request))
     usage = await sandbox.box.usage()

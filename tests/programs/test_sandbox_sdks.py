@@ -1,0 +1,75 @@
+"""E2B's and Novita's SDKs, unchanged, against `ling sandbox`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandbox_support import SandboxServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+DRIVERS = Path(__file__).parent / "drivers"
+PARTS = ["files", "watch", "commands", "code", "life"]
+# Novita's SDK sends run_code to this port and no other.
+NOVITA_PORTS = (3000, 49983, 49999)
+
+
+FLAGS = ("--warm=1", "--memory-mb=1024", "--disk-mb=128")
+
+
+@pytest.fixture
+def make_server():
+    made = []
+
+    def make(*flags):
+        made.append(SandboxServer(*FLAGS, *flags))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.close()
+
+
+def run(command, **env):
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, **env}
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    return done.stdout.split()
+
+
+def test_e2b_for_python_when_unchanged_then_all_calls_hold(installed, make_server):
+    python = installed("sandbox-sdks") / "python"
+    server = make_server()
+    urls = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url}
+    parts = [*PARTS, "expiry"]
+    command = [python, DRIVERS / "sandbox_e2b.py", "e2b", *parts]
+    assert run(command, E2B_API_KEY="e2b_any", **urls) == parts
+
+
+@pytest.mark.parametrize("how", ["urls", "debug"])
+def test_novita_for_python_when_unchanged_then_all_calls_hold(installed, make_server, how):
+    python = installed("sandbox-sdks") / "python"
+    if how == "urls":
+        server = make_server()
+        parts = ["files", "watch", "commands", "life", "expiry"]
+        settings = {"NOVITA_API_URL": server.url, "NOVITA_SANDBOX_URL": server.url}
+    else:  # run_code knows no URL; kill makes no call then
+        make_server(*(f"--also-port={port}" for port in NOVITA_PORTS))
+        parts, settings = ["files", "commands", "code"], {"NOVITA_DEBUG": "true"}
+    command = [python, DRIVERS / "sandbox_e2b.py", "novita", *parts]
+    assert run(command, NOVITA_API_KEY="any", **settings) == parts
+
+
+def test_e2b_for_node_when_unchanged_then_all_calls_hold(installed, make_server, tmp_path):
+    commands = installed("sandbox-js")
+    (tmp_path / "node_modules").symlink_to(commands.parent)
+    driver = tmp_path / "driver.mjs"
+    driver.write_text((DRIVERS / "sandbox_e2b.mjs").read_text(encoding="utf-8"), encoding="utf-8")
+    server = make_server()
+    urls = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url}
+    assert run(["node", driver], E2B_API_KEY="e2b_any", **urls) == PARTS
