@@ -17,7 +17,7 @@ _TOOL = {
 }
 LARGER_CONTEXT = (
     "--max-model-len 65536 --rope-scaling "
-    '\'{"rope_type":"yarn","factor":8,"original_max_position_embeddings":8192}\''
+    '\'{"rope_type":"yarn","factor":2,"original_max_position_embeddings":32768}\''
 )
 
 
