@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import Depends, FastAPI
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
 
 from lingflash.api.chat import route as chat
 from lingflash.api.completions import route as completions
 from lingflash.api.config import ServerConfig
 from lingflash.api.messages import route as messages
-from lingflash.api.plain import admin, health, models, tokenize
+from lingflash.api.plain import admin, models, tokenize
 from lingflash.api.responses import route as responses
-from lingflash.api.state import ServerState
+from lingflash.api.state import ServerState, state_of
 from lingflash.httpd.app import make_app
 from lingflash.httpd.auth import require_key
+from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.page import install_page
 from lingflash.link.client import EngineClient
@@ -54,7 +57,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     """
     config = config or ServerConfig()
     app = make_app(ServerState(engine, config))
-    app.include_router(health.router)
+    app.include_router(health_router({"name": "lingflash", "api": "/v1"}, _while_ready))
     app.include_router(admin.router)
     for module in (chat, completions, responses, messages, models, tokenize):
         app.include_router(module.router, dependencies=[Depends(require_key)])
@@ -64,3 +67,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
     install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
     return app
+
+
+def _while_ready(request: Request) -> dict[str, Any]:
+    return {"prefix_cache": state_of(request).engine.info.prefix_cache}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 
 from lingflash.gateway.accounting import Accounts
 from lingflash.gateway.config.load import GatewayConfig
-from lingflash.gateway.routes import catalogue, inference, plain
-from lingflash.gateway.state import GatewayState
+from lingflash.gateway.routes import catalogue, inference
+from lingflash.gateway.state import GatewayState, state_of
 from lingflash.httpd.app import make_app
+from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 
 _STREAMS = tuple(
@@ -30,7 +33,14 @@ def create_gateway_app(
         routers: of the accounts' own endpoints.
     """
     app = make_app(GatewayState(config, accounts))
-    for router in (plain.router, inference.router, *routers, catalogue.router):
+    health = health_router({"name": "lingflash gateway", "api": ["/v1", "/api/v1"]}, _while_ready)
+    for router in (health, inference.router, *routers, catalogue.router):
         app.include_router(router)
     install_openapi(app, streams=_STREAMS)
     return app
+
+
+def _while_ready(request: Request) -> dict[str, Any]:
+    state = state_of(request)
+    resting = {key.partition("#")[0] for key in state.breakers.states(time.monotonic())}
+    return {"degraded": list(state.accounts.degraded), "resting": sorted(resting)}

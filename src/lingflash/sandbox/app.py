@@ -7,27 +7,20 @@ from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
-from lingflash.core.metrics import CONTENT_TYPE
 from lingflash.httpd.app import make_app
 from lingflash.httpd.auth import require_key
 from lingflash.httpd.body import json_response
-from lingflash.httpd.error_map import RETRY_AFTER_S
+from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.server import run_server
 from lingflash.sandbox.cgroup import Cgroups
 from lingflash.sandbox.config import SandboxConfig
 from lingflash.sandbox.e2b import code, control, files, filesystem, processes
-from lingflash.sandbox.e2b.access import E2B_ERRORS, SandboxContext, sandbox_of, state_of
+from lingflash.sandbox.e2b.access import E2B_ERRORS, SandboxContext, sandbox_of
 from lingflash.sandbox.jail.argv import Interpreter
 from lingflash.sandbox.manager import Manager, SandboxMetrics
 
 _plain = APIRouter()
-
-
-@_plain.get("/")
-async def root() -> Response:
-    """Say what answers here."""
-    return json_response({"name": "lingflash sandbox", "api": "e2b", "openapi": "/openapi.json"})
 
 
 @_plain.get("/health")
@@ -37,26 +30,6 @@ async def health(request: Request) -> Response:
         sandbox_of(request, id_is_enough=True)
         return Response(status_code=204)
     return json_response({"status": "alive"})
-
-
-@_plain.get("/ready")
-async def ready(request: Request) -> Response:
-    """Say whether a sandbox can be had."""
-    reason = state_of(request).not_ready
-    if reason is None:
-        return json_response({"status": "ready"})
-    return json_response(
-        {"status": "not ready", "reason": reason},
-        status=503,
-        headers={"retry-after": str(RETRY_AFTER_S)},
-    )
-
-
-@_plain.get("/metrics", dependencies=[Depends(require_key)])
-async def metrics(request: Request) -> Response:
-    """Give all series in Prometheus' text format."""
-    content = state_of(request).metrics.render()
-    return Response(content, headers={"content-type": CONTENT_TYPE})
 
 
 def create_app(
@@ -77,7 +50,8 @@ def create_app(
     )
     context.manager = Manager(config, interpreter, numbers, groups)
     app = make_app(context)
-    app.include_router(_plain)
+    app.include_router(_plain)  # its /health comes first
+    app.include_router(health_router({"name": "lingflash sandbox", "api": "e2b"}))
     app.include_router(control.router, dependencies=[Depends(require_key)])
     for module in (files, filesystem, processes, code):
         app.include_router(module.router)  # by the sandbox's own token
