@@ -153,7 +153,9 @@ class Run:
             byok_reserve_pico=most.byok_pico,
             prompt_tokens=most.prompt_tokens,
             completion_tokens=most.completion_tokens,
-            is_free=all(each.is_free for each in plan.wanted),
+            fallbacks=[each.name for each in plan.wanted[1:]],
+            # A paid model beside a free one must not lift the limits of the free one.
+            is_free=any(each.is_free for each in plan.wanted),
             is_byok=plan.is_byok_only,
             parts=call.parts,
         )

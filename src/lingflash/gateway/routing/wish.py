@@ -19,8 +19,13 @@ from lingflash.protocol.fields import FieldTable, Refusal, parse_request
 PERCENTILES = ("p50", "p75", "p90", "p99")
 SortBy = Literal["price", "throughput", "latency", "exacto"]
 # A vendor's options may not take over what the gateway decides or bills by.
-_NO_OPTIONS = ("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens",
-               "max_output_tokens")  # fmt: skip
+_NO_OPTIONS = ("model", "stream", "stream_options", "n", "best_of", "max_tokens",
+               "max_completion_tokens", "max_output_tokens", "messages", "prompt", "input",
+               "background", "previous_response_id", "conversation")  # fmt: skip
+
+
+# Over any price, and far from where decimals overflow.
+_MAX_USD = 10**12
 
 
 class _Strict(BaseModel):
@@ -50,7 +55,7 @@ class _MaxPrice(_Strict):
     @classmethod
     def _is_number(cls, value: str | float | None) -> str | float | None:
         try:
-            is_number = value is None or Decimal(str(value)) >= 0
+            is_number = value is None or 0 <= Decimal(str(value)) <= _MAX_USD
         except InvalidOperation:
             is_number = False
         if not is_number:
