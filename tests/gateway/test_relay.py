@@ -223,6 +223,16 @@ def test_request_when_number_of_answers_is_none_then_400(make_gateway, count):
     assert gateway.accounts.rows == []
 
 
+def test_start_when_a_key_is_for_an_alias_then_its_model_is_meant(make_gateway):
+    gateway = make_gateway()
+    gateway.accounts.callers[KEY] = Caller(
+        key_hash="h1", name="test", label="l", allowed_models=["model", "model:free", "x"]
+    )
+    gateway.post(model="model")
+    ((start, _),) = gateway.accounts.rows
+    assert start.caller.allowed_models == ["test/model", "test/model:free", "x"]
+
+
 def test_start_when_more_models_are_named_then_all_of_them_are_judged(make_gateway):
     def tables(tables):
         free = {**tables["model"][0]["endpoint"][0], "free": True, "price": []}

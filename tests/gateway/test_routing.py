@@ -157,6 +157,8 @@ def test_request_when_an_answer_may_be_long_then_who_makes_long_ones_comes_first
         ({"ordr": ["A"]}, "provider.ordr"),
         ({"order": "A"}, "provider.order"),
         ({"order": ["Z"]}, "provider.order"),
+        ({"order": ["A"] * 1000}, "provider.order"),
+        ({"ignore": ["z" * 1000]}, "provider.ignore[0]"),
         ({"only": ["Z"]}, "provider.only"),
         ({"sort": "speed"}, "provider.sort"),
         ({"sort": {"by": "price", "partitions": "none"}}, "provider.sort.partitions"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
 
+import httpx
 import pytest
 
 from sandbox_support import SandboxServer, wait_for
@@ -81,6 +83,25 @@ def test_create_when_something_is_not_built_or_wrong_then_it_is_named(keyed, fie
     answer = keyed.client("one").post("/v2/sandboxes", json={"templateID": "base", **fields})
     assert answer.status_code == 400
     assert words in answer.json()["message"]
+
+
+def test_create_when_the_caller_leaves_meanwhile_then_nothing_stays(server):
+    url = httpx.URL(server.url)
+    body = b'{"timeout": 500}'
+    head = f"POST /sandboxes HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with server.client() as client:
+
+        def num_made():
+            lines = client.get("/metrics").text.splitlines()
+            found = [each for each in lines if each.startswith("lingflash_sandboxes_created_total")]
+            return sum(float(each.split()[-1]) for each in found)
+
+        before, made = len(client.get("/sandboxes").json()), num_made()
+        with socket.create_connection((url.host, url.port)) as left:
+            left.sendall(head.encode() + body)
+            time.sleep(0.05)
+        wait_for(lambda: num_made() > made, "it was made")
+        wait_for(lambda: len(client.get("/sandboxes").json()) == before, "it is gone")
 
 
 def test_lease_when_its_time_is_up_then_the_sandbox_is_gone(server):

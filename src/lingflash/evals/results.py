@@ -71,6 +71,8 @@ class ResultsFile:
                     self._places[data["id"]] = place, len(line)
                 else:
                     raise TypeError("id")
+            except ConfigError:
+                raise  # another run's
             except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
                 raise ConfigError(
                     f"--out is {self.path}, which is no file of `ling eval`; name another one.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
@@ -30,6 +30,11 @@ _MAX_USD = 10**12
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# Each is compared with every endpoint, while other requests wait.
+_Name = Annotated[str, Field(max_length=256)]
+_Names = Annotated[list[_Name], Field(max_length=256)]
 
 
 class _Percentiles(_Strict):
@@ -64,15 +69,15 @@ class _MaxPrice(_Strict):
 
 
 class _Provider(_Strict):
-    order: list[str] | None = None
-    only: list[str] | None = None
-    ignore: list[str] | None = None
+    order: _Names | None = None
+    only: _Names | None = None
+    ignore: _Names | None = None
     allow_fallbacks: bool | None = None
     require_parameters: bool | None = None
     data_collection: Literal["allow", "deny"] | None = None
     zdr: bool | None = None
     enforce_distillable_text: bool | None = None
-    quantizations: list[str] | None = None
+    quantizations: _Names | None = None
     sort: SortBy | _Sort | None = None
     max_price: _MaxPrice | None = None
     preferred_min_throughput: float | _Percentiles | None = None
@@ -82,8 +87,8 @@ class _Provider(_Strict):
 
 
 class _RoutingFields(_Strict):
-    model: str | None = None
-    models: list[str] | None = Field(None, max_length=16)
+    model: _Name | None = None
+    models: list[_Name] | None = Field(None, max_length=16)
     provider: _Provider | None = None
     session_id: str | None = None
     trace: dict[str, Any] | None = None
