@@ -108,7 +108,7 @@ def test_interpreter_when_it_does_not_run_then_it_is_named(path):
 
 
 def test_setting_when_in_mib_then_the_bound_is_too():
-    with pytest.raises(ConfigError, match="--memory-mb is 1.0; allowed: 64 or more"):
+    with pytest.raises(ConfigError, match=r"--memory-mb is 1\.0; allowed: 64 or more"):
         SandboxConfig(memory_bytes=2**20)
 
 
