@@ -45,12 +45,22 @@ def test_read_items_when_a_row_is_wrong_then_row_and_field_are_named(tmp_path, k
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "[]", "[1]", "{", "3\n", '{"a": 1}\n{', "\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "[]", "[1]", "{", "3\n", '{"a": 1}\n{', "\xff\xfe", "[" * 100_000]
+)
 def test_read_items_when_the_file_is_no_json_then_it_says_what_is_needed(tmp_path, text):
     path = tmp_path / "f.jsonl"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=r"^FILE is .*f\.jsonl"):
         read_items(path, "choice")
+
+
+def test_read_items_when_it_is_csv_then_lists_are_json_and_a_field_may_be_long(tmp_path):
+    path = tmp_path / "f.csv"
+    question = "word\u2028" * 40_000
+    path.write_text(f'question,choices,answer\n{question},"[""a"", ""b""]",B\n', encoding="utf-8")
+    (item,) = read_items(path, "choice")
+    assert (item.data["question"], item.data["choices"]) == (question, ["a", "b"])
 
 
 def test_read_items_when_an_id_comes_twice_then_it_is_refused(tmp_path):

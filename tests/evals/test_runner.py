@@ -255,7 +255,12 @@ def test_results_when_a_line_was_cut_then_it_goes_and_the_rest_stays(tmp_path):
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("text", ["hello\n", "[1]\n", '{"a": 1}\n', "\x00\xff\n"])
+_NUMBERED = '{"lingflash_eval": 1, "task": "t"}\n{"id": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "text", ["hello\n", "[1]\n", '{"a": 1}\n', "\x00\xff\n", "[" * 100_000 + "\n", _NUMBERED]
+)
 def test_results_when_the_file_is_something_else_then_it_is_refused_and_kept(tmp_path, text):
     path = tmp_path / "r.jsonl"
     path.write_text(text, encoding="latin-1")

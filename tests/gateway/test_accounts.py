@@ -81,6 +81,7 @@ async def test_settle_when_called_twice_then_paid_once(accounts, caplog):
     [
         ({"limit": "0"}, {}, InsufficientCreditsError, 402),
         ({"allowed_models": ["other"]}, {}, NotAllowedError, 403),
+        ({"allowed_models": ["m"]}, {"model": "m", "fallbacks": ["x"]}, NotAllowedError, 403),
         ({"is_management": True}, {}, NotAllowedError, 403),
         ({"tpm": 19}, {}, RateLimitError, 429),
     ],

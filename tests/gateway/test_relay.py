@@ -192,6 +192,58 @@ def test_reservation_then_the_most_that_the_request_can_cost(make_gateway):
     gateway.post("/v1/responses", previous_response_id="resp_of_anybody")
     stored, _ = gateway.accounts.rows[-1]
     assert stored.prompt_tokens == 8192
+    gateway.post("/v1/responses", conversation="conv_1")
+    assert gateway.accounts.rows[-1][0].prompt_tokens == 8192
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"max_tokens": 500, "max_completion_tokens": 1}, 500),
+        ({"max_tokens": 1, "max_completion_tokens": 500}, 500),
+        ({"max_tokens": 500, "max_completion_tokens": 0}, 8192),
+        ({"max_tokens": 0}, 8192),
+    ],
+)
+def test_reservation_when_a_server_could_read_more_then_that_is_reserved(
+    make_gateway, fields, tokens
+):
+    gateway = make_gateway()
+    gateway.post(**fields)
+    assert gateway.accounts.rows[0][0].completion_tokens == tokens
+
+
+@pytest.mark.parametrize("count", [2.0, "2", True, [2], 10**30])
+def test_request_when_number_of_answers_is_none_then_400(make_gateway, count):
+    gateway = make_gateway()
+    for name in ("n", "best_of"):
+        response = gateway.post(**{name: count})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == name
+    assert gateway.accounts.rows == []
+
+
+def test_start_when_a_key_is_for_an_alias_then_its_model_is_meant(make_gateway):
+    gateway = make_gateway()
+    gateway.accounts.callers[KEY] = Caller(
+        key_hash="h1", name="test", label="l", allowed_models=["model", "model:free", "x"]
+    )
+    gateway.post(model="model")
+    ((start, _),) = gateway.accounts.rows
+    assert start.caller.allowed_models == ["test/model", "test/model:free", "x"]
+
+
+def test_start_when_more_models_are_named_then_all_of_them_are_judged(make_gateway):
+    def tables(tables):
+        free = {**tables["model"][0]["endpoint"][0], "free": True, "price": []}
+        tables["model"][0]["endpoint"].append(free)
+        return tables
+
+    gateway = make_gateway(tables=tables)
+    gateway.post(model="test/model:free", models=["test/model"])
+    ((start, _),) = gateway.accounts.rows
+    assert (start.model, list(start.fallbacks)) == ("test/model:free", ["test/model"])
+    assert start.is_free  # or the limits of the free model would hold for nobody
 
 
 @pytest.mark.parametrize(
@@ -369,6 +421,12 @@ def test_response_when_stored_then_asked_where_it_is(make_gateway):
     gateway.accounts.callers["other"] = Caller(key_hash="h2", name="o", label="o")
     others = {"authorization": "Bearer other"}
     assert gateway.client.get("/v1/responses/resp_1", headers=others).status_code == 404
+    for provider in ({}, {"only": ["B"]}):
+        follow = gateway.post(
+            "/v1/responses", previous_response_id="resp_1", provider=provider, headers=others
+        )
+        assert follow.status_code == 404
+    assert len(b.requests) == 6
 
 
 def test_count_tokens_then_the_upstreams_number_and_nothing_paid(make_gateway):

@@ -157,6 +157,8 @@ def test_request_when_an_answer_may_be_long_then_who_makes_long_ones_comes_first
         ({"ordr": ["A"]}, "provider.ordr"),
         ({"order": "A"}, "provider.order"),
         ({"order": ["Z"]}, "provider.order"),
+        ({"order": ["A"] * 1000}, "provider.order"),
+        ({"ignore": ["z" * 1000]}, "provider.ignore[0]"),
         ({"only": ["Z"]}, "provider.only"),
         ({"sort": "speed"}, "provider.sort"),
         ({"sort": {"by": "price", "partitions": "none"}}, "provider.sort.partitions"),
@@ -166,6 +168,14 @@ def test_request_when_an_answer_may_be_long_then_who_makes_long_ones_comes_first
         ({"data_collection": "no"}, "provider.data_collection"),
         ({"zdr": "yes"}, "provider.zdr"),
         ({"options": {"a": {"model": "x"}}}, "provider.options.a.model"),
+        ({"options": {"a": {"best_of": 9}}}, "provider.options.a.best_of"),
+        ({"options": {"a": {"background": True}}}, "provider.options.a.background"),
+        ({"options": {"a": {"prompt": ["x"]}}}, "provider.options.a.prompt"),
+        (
+            {"options": {"a": {"previous_response_id": "x"}}},
+            "provider.options.a.previous_response_id",
+        ),
+        ({"max_price": {"prompt": "1e999999999"}}, "provider.max_price.prompt"),
     ],
 )
 def test_provider_when_it_holds_what_is_not_known_then_400_with_its_name(provider, param):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
 
+import httpx
 import pytest
 
 from sandbox_support import SandboxServer, wait_for
@@ -81,6 +83,25 @@ def test_create_when_something_is_not_built_or_wrong_then_it_is_named(keyed, fie
     answer = keyed.client("one").post("/v2/sandboxes", json={"templateID": "base", **fields})
     assert answer.status_code == 400
     assert words in answer.json()["message"]
+
+
+def test_create_when_the_caller_leaves_meanwhile_then_nothing_stays(server):
+    url = httpx.URL(server.url)
+    body = b'{"timeout": 500}'
+    head = f"POST /sandboxes HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with server.client() as client:
+
+        def num_made():
+            lines = client.get("/metrics").text.splitlines()
+            found = [each for each in lines if each.startswith("lingflash_sandboxes_created_total")]
+            return sum(float(each.split()[-1]) for each in found)
+
+        before, made = len(client.get("/sandboxes").json()), num_made()
+        with socket.create_connection((url.host, url.port)) as left:
+            left.sendall(head.encode() + body)
+            time.sleep(0.05)
+        wait_for(lambda: num_made() > made, "it was made")
+        wait_for(lambda: len(client.get("/sandboxes").json()) == before, "it is gone")
 
 
 def test_lease_when_its_time_is_up_then_the_sandbox_is_gone(server):
@@ -183,6 +204,12 @@ def test_start_when_the_frames_are_wrong_then_the_stream_ends_with_an_error(
         ("filesystem.Filesystem/Stat", {}, 400, "invalid_argument"),
         ("filesystem.Filesystem/ListDir", {"path": "/etc/passwd"}, 400, "invalid_argument"),
         ("filesystem.Filesystem/ListDir", {"path": "/", "depth": 99}, 400, "invalid_argument"),
+        (
+            "filesystem.Filesystem/ListDir",
+            {"path": "/", "depth": "\u00b2"},
+            400,
+            "invalid_argument",
+        ),
         ("filesystem.Filesystem/MakeDir", {"path": "/tmp"}, 409, "already_exists"),
         ("filesystem.Filesystem/MakeDir", {"path": "/usr/x"}, 403, "permission_denied"),
         ("filesystem.Filesystem/Move", {"source": "a", "destination": "b"}, 404, "not_found"),
@@ -209,6 +236,14 @@ def test_start_when_the_program_is_missing_or_the_folder_then_it_is_named(shared
         assert words in end["error"]["message"]
     (end,) = shared.stream("process.Process/Start", process={"cmd": "true"}, pty={"size": {}})
     assert "pty" in end["error"]["message"]
+    (end,) = shared.stream("process.Process/Start", process={"cmd": "nope"})
+    assert end["error"]["message"].startswith("/")
+    answer = shared.http.post(
+        "/process.Process/Start",
+        content=struct.pack(">BI", 0, 2) + b"{}",
+        headers={"content-type": "application/connect+json", "connect-timeout-ms": b"\xb2"},
+    )
+    assert '"code": "invalid_argument"' in answer.text
 
 
 def test_user_when_it_is_root_then_it_is_refused(shared):
@@ -285,6 +320,41 @@ def test_files_when_a_form_holds_several_then_all_are_written(shared):
     assert shared.http.post("/files", content=b"x").status_code == 415
     bad = {"content-type": "multipart/form-data; boundary=x"}
     assert shared.http.post("/files", content=b"nonsense", headers=bad).status_code == 400
+    long = {"content-type": f"multipart/form-data; boundary={'x' * 3000}"}
+    assert shared.http.post("/files", content=b"nonsense", headers=long).status_code == 400
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="cut"\r\n\r\nhi'
+    for content in (part, part.replace(b"cut", b"whole") + b"\r\n" + part):
+        answer = shared.http.post("/files", content=content, headers=bad)
+        assert (answer.status_code, "within a file" in answer.text) == (400, True)
+    header = b"--x\r\nContent-Disposition: " + b"a" * 100_000
+    assert shared.http.post("/files", content=header, headers=bad).status_code == 400
+
+
+def test_files_when_their_size_is_not_what_is_read_then_the_answer_is_whole(shared):
+    answer = shared.http.get("/files", params={"path": "/proc/self/status"})
+    assert (answer.status_code, answer.text[:5]) == (200, "Name:")
+    list(shared.stream("process.Process/Start", process={"cmd": "/bin/sh", "args": ["-c", _GROWS]}))
+    for _ in range(20):
+        answer = shared.http.get("/files", params={"path": "/tmp/log"})
+        assert len(answer.content) == int(answer.headers["content-length"]) > 0
+
+
+_GROWS = "echo x >/tmp/log; (for i in $(seq 100000); do echo $i; done >>/tmp/log) >/dev/null 2>&1 &"
+
+
+def test_signal_when_it_is_none_then_refused(box):
+    running = box.stream("process.Process/Start", process={"cmd": "sleep", "args": ["60"]}, tag="s")
+    next(running)
+    for wanted in ([], {}, None, 2, "SIGINT"):
+        answer = box.call("process.Process/SendSignal", process={"tag": "s"}, signal=wanted)
+        assert answer.status_code == 400
+
+
+def test_execute_when_the_kernel_ended_then_the_next_run_has_a_new_one(box):
+    box.execute("x = 5")
+    assert "its variables are lost" in box.execute("import os; os._exit(1)")[-1]["value"]
+    assert box.execute("1 + 1")[-1]["text"] == "2"
+    assert box.execute("x")[-1]["name"] == "NameError"
 
 
 def test_metrics_when_scraped_then_sandboxes_are_counted(server, shared):

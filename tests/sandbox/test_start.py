@@ -107,6 +107,11 @@ def test_interpreter_when_it_does_not_run_then_it_is_named(path):
         probe.find_interpreter(Path(path))
 
 
+def test_setting_when_in_mib_then_the_bound_is_too():
+    with pytest.raises(ConfigError, match=r"--memory-mb is 1\.0; allowed: 64 or more"):
+        SandboxConfig(memory_bytes=2**20)
+
+
 def test_sandbox_when_others_could_reach_it_without_a_key_then_it_is_refused():
     require_bwrap()
     code, said = refusal(*sandbox_command("--host=0.0.0.0"))

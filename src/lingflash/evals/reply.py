@@ -37,7 +37,7 @@ class ReplyReader:
             for choice in chunk["choices"]:
                 self._feed_delta(choice.get("delta") or {})
                 self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise BrokenAnswer(f"no chunk of a chat completion: {data[:200]}") from None
 
     def _feed_delta(self, delta: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def load_evaluations(folder: Path) -> list[dict[str, Any]]:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             ok = data["schema"] == SCHEMA and data["case"] == "eval" and data["derived"]["all"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             ok, data = False, {}
         if not ok:
             raise ConfigError(f"{path} is no record of `ling eval --record`.", param="folder")

@@ -67,9 +67,13 @@ class ResultsFile:
                 data = json.loads(line)
                 if first:
                     self._check(data, header)
-                else:
+                elif isinstance(data["id"], str):
                     self._places[data["id"]] = place, len(line)
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                else:
+                    raise TypeError("id")
+            except ConfigError:
+                raise  # another run's
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
                 raise ConfigError(
                     f"--out is {self.path}, which is no file of `ling eval`; name another one.",
                     param="out",

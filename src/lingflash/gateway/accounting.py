@@ -143,6 +143,8 @@ class Start:
         is_byok: with a brought key that alone may serve; the reservation is then of the fee.
         prompt_tokens, completion_tokens: upper bounds, for the limits of tokens per minute and
             for the bill of a request whose process is killed.
+        fallbacks: the other models that it names; its key must be allowed them, too.
+        is_free: names a model ending in `:free`, among others perhaps.
         parts: for the token bill.
     """
 
@@ -159,6 +161,7 @@ class Start:
     is_free: bool = False
     is_byok: bool = False
     byok_reserve_pico: int = 0
+    fallbacks: Sequence[str] = ()
     parts: Sequence[Part] = ()
 
 

@@ -125,6 +125,11 @@ class GatewayState(HttpContext):
         if len(self._homes) > _MAX_HOMES:
             self._homes.popitem(last=False)
 
+    def is_anothers(self, response_id: str, caller: Caller) -> bool:
+        """Whether a stored response is known to be of another key."""
+        home = self._homes.get(response_id)
+        return home is not None and home.key_hash != caller.key_hash
+
     def home_of(self, response_id: str, caller: Caller) -> Home | None:
         """Where a response of this caller's is stored, if this process relayed it."""
         home = self._homes.get(response_id)

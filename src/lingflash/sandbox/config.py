@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -72,14 +72,14 @@ class SandboxConfig:
         "Of the processes of a sandbox, in MiB.",
         flag="--memory-mb",
         unit=_MIB,
-        bound=at_least(64 * _MIB),
+        bound=replace(at_least(64 * _MIB), text="64 or more"),
     )
     disk_bytes: int = setting(
         512 * _MIB,
         "Of the files of a sandbox, in MiB; they lie in memory.",
         flag="--disk-mb",
         unit=_MIB,
-        bound=at_least(_MIB),
+        bound=replace(at_least(_MIB), text="1 or more"),
     )
     disk_inodes: int = setting(50_000, "Files and folders of a sandbox.", bound=at_least(100))
     processes: int = setting(128, "Processes and threads of a sandbox.", bound=at_least(8))

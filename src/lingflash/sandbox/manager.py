@@ -22,7 +22,6 @@ from lingflash.core.errors import (
     LingflashError,
     NotFoundError,
     QueueFullError,
-    SandboxGoneError,
 )
 from lingflash.core.log import log_event
 from lingflash.core.metrics import HttpMetrics
@@ -353,9 +352,22 @@ class Manager:
     async def pause(self, sandbox: Sandbox) -> None:
         """End its processes and keep its files."""
         sandbox.state = "paused"
+        await self._end_processes(sandbox)
+
+    async def _end_processes(self, sandbox: Sandbox) -> None:
         sandbox.watchers.clear()
         await sandbox.contexts.close()
         await sandbox.box.kill_all()
+
+    def _pause_soon(self, sandbox: Sandbox) -> None:
+        async def end_processes() -> None:
+            with contextlib.suppress(LingflashError):
+                await self._end_processes(sandbox)
+
+        sandbox.state = "paused"
+        task = asyncio.create_task(end_processes())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     async def kill(self, sandbox: Sandbox, reason: str = "killed") -> None:
         """End it; returns when nothing of it is left."""
@@ -392,8 +404,7 @@ class Manager:
                     self._forget(sandbox, "died")
                 elif sandbox.state == "running" and sandbox.ends_at <= now:
                     if sandbox.pauses:
-                        with contextlib.suppress(SandboxGoneError):
-                            await self.pause(sandbox)
+                        self._pause_soon(sandbox)  # one that does not answer holds up nobody
                     else:
                         self._forget(sandbox, "expired")
 

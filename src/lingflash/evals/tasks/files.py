@@ -10,8 +10,10 @@ The published files are read as they are, too (`published.py`).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +62,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"FILE is {path}; it cannot be read: {error}.", param="file") from None
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
+        csv.field_size_limit(len(text) + 1)  # a context is longer than the module's own limit
+        try:
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise _bad_file(path, f"no CSV ({error})") from None
     is_list = text.lstrip().startswith("[")
     rows, place = [], ""
     try:
@@ -68,7 +74,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             place = "" if is_list else f"line {number}: "
             if part.strip():
                 rows.append(json.loads(part))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad_file(path, f"{place}no JSON ({error})") from None
     rows = rows[0] if is_list else rows
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -92,6 +98,7 @@ def read_items(path: Path, kind: str) -> list[Item]:
     for number, row in enumerate(read_rows(path), 1):
         if not SCHEMAS[kind].keys() <= row.keys():
             row = _convert(path, kind, number, row)
+        row = {**row, **_lists_of_text(kind, row)}
         for name, wanted in SCHEMAS[kind].items():
             if not isinstance(row[name], wanted) or not row[name]:
                 raise _bad_row(
@@ -105,6 +112,16 @@ def read_items(path: Path, kind: str) -> list[Item]:
         seen.add(item_id)
         items.append(Item(item_id, str(row.get("category") or kind), row))
     return items
+
+
+def _lists_of_text(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Lists that stand as JSON in a text, as CSV cannot write them otherwise."""
+    found: dict[str, Any] = {}
+    for name, wanted in SCHEMAS[kind].items():
+        if wanted is list and isinstance(row[name], str):
+            with contextlib.suppress(ValueError, RecursionError):
+                found[name] = json.loads(row[name])
+    return {name: value for name, value in found.items() if isinstance(value, list)}
 
 
 def _convert(path: Path, kind: str, number: int, row: dict[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,8 @@ class LedgerAccounts:
             raise
 
     async def _admit(self, start: Start) -> Admission:
-        error = model_refusal(start.caller, start.model)
+        refusals = (model_refusal(start.caller, each) for each in (start.model, *start.fallbacks))
+        error: LingflashError | None = next(filter(None, refusals), None)
         taken = Taken({})
         if error is None:
             try:

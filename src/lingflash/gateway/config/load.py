@@ -37,6 +37,7 @@ from lingflash.link.http_client import Address
 _PICO_PER_MTOK = 10**6
 _PICO_PER_USD = 10**12
 _SUFFIXES = (FREE, ":nitro", ":floor")
+_SLUG = re.compile(r"[a-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,14 +117,14 @@ def read_config(
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # some editors put a mark before
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.", param="config") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8.", param="config") from None
     try:
         return tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the last two of numbers and nests without end
         raise ConfigError(f"{path}: is not TOML: {error}.", param="config") from None
 
 
@@ -157,7 +158,7 @@ class _Loader:
             named = f"{where}_file"
             try:
                 value = (self._folder / file).read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or "it is no text"
                 raise self.refuse(named, f"names {file}, which cannot be read: {why}.") from None
             if not value:
@@ -177,19 +178,31 @@ class _Loader:
             for name in (table.name, slug):
                 if name.lower() in names:
                     raise self.refuse(f"{where}.name", f"is {name!r}, as another's.")
+            if not table.name.isprintable() or not table.name.strip():
+                raise self.refuse(f"{where}.name", f"is {table.name!r}, which no header can show.")
+            if not _SLUG.fullmatch(slug):
+                raise self.refuse(
+                    f"{where}.slug",
+                    f"is {slug!r}; a short name of a-z, 0-9 and any of '._-' is needed.",
+                )
             key = self.secret(f"{where}.api_key", table.api_key_variable, table.api_key_file)
+            address = self._address(table, key, where)
             path = urlsplit(table.base_url).path.rstrip("/") or "/v1"
-            found[slug] = Upstream(table, slug, self._address(table, key, where), path)
+            found[slug] = Upstream(table, slug, address, path)
         return found
 
     def _address(self, table: UpstreamTable, key: str | None, where: str) -> Address:
         where = f"{where}.base_url"
-        parts = urlsplit(table.base_url)
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise self.refuse(where, "holds more than scheme, host, port and path.")
         try:
+            if not table.base_url.isascii() or not table.base_url.isprintable():
+                raise ValueError
+            parts = urlsplit(table.base_url)
+            if parts.username or parts.password or parts.query or parts.fragment:
+                raise self.refuse(where, "holds more than scheme, host, port and path.")
             address = Address.parse_any(table.base_url, key)
-        except ConfigError:
+        except (ConfigError, ValueError) as error:
+            if isinstance(error, ConfigError) and error.param == where:
+                raise
             example = "https://api.example.com/v1"
             raise self.refuse(
                 where, f"is {table.base_url!r}; a base URL such as {example} is needed."

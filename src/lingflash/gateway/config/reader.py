@@ -15,6 +15,8 @@ from lingflash.core.errors import ConfigError
 from lingflash.core.settings import nearest, settings_of
 
 Table = TypeVar("Table")
+# So far floats, sums and columns of the database hold whatever is made of it.
+_MAX_NUMBER = 10**12
 
 
 class TableReader:
@@ -79,10 +81,18 @@ class TableReader:
             return self.read(typing.cast(type, hint), value, path)
         if origin is Literal:
             hint = str
+        if _is_huge(value):
+            raise self.refuse(path, f"is {shown}; no setting takes so much.")
         made = _converted(hint, value)
         if made is None:
             raise self.refuse(path, f"is {shown}; it must be {_KINDS[hint]}.")
         return made
+
+
+def _is_huge(value: Any) -> bool:
+    if isinstance(value, Decimal) and not value.is_finite():
+        return False
+    return isinstance(value, int | Decimal) and not -_MAX_NUMBER <= value <= _MAX_NUMBER
 
 
 def _converted(kind: Any, value: Any) -> Any:
@@ -121,4 +131,7 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, Decimal | date):
         return str(value)
-    return repr(value)[:80]
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return "too long to be shown"  # Python writes no number of more than 4,300 digits

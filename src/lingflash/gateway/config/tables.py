@@ -139,12 +139,12 @@ class PriceTable:
     """`[[model.endpoint.price]]`: dollars per million tokens, `request` per request."""
 
     valid_from: date = setting(date(1970, 1, 1), "First day (UTC) of these prices.")
-    prompt: Decimal = setting(Decimal(0), "Prompt tokens.", bound=at_least(0))
-    completion: Decimal = setting(Decimal(0), "Tokens of the answer.", bound=at_least(0))
+    prompt: Decimal = setting(Decimal(0), "Prompt tokens.", bound=between(0, 1_000_000))
+    completion: Decimal = setting(Decimal(0), "Tokens of the answer.", bound=between(0, 1_000_000))
     cache_read: Decimal | None = setting(
-        None, "Prompt tokens from a cache; as `prompt` if empty.", bound=at_least(0)
+        None, "Prompt tokens from a cache; as `prompt` if empty.", bound=between(0, 1_000_000)
     )
-    request: Decimal = setting(Decimal(0), "Dollars per request.", bound=at_least(0))
+    request: Decimal = setting(Decimal(0), "Dollars per request.", bound=between(0, 1_000_000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

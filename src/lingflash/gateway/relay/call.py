@@ -22,7 +22,11 @@ from lingflash.httpd.body import read_json
 
 # What OpenAI's completions generate where nothing is said.
 _COMPLETION_TOKENS = 16
+# OpenAI's bound.
+_MAX_CHOICES = 128
 _LARGE_BYTES = 1 << 18
+# Of the Responses API: what stands for a conversation or a template that the upstream has.
+_LIES_UPSTREAM = ("previous_response_id", "conversation", "prompt")
 _MAX_TOKENS = {
     "chat": ("max_completion_tokens", "max_tokens"),
     "completions": ("max_tokens",),
@@ -50,6 +54,7 @@ class Call:
         is_free_of_charge: counts tokens only.
         is_session_named: by the client, and not found by content.
         previous_response: the stored response that it goes on from.
+        has_more_upstream: the prompt has parts that lie with the upstream.
         headers: of the request, those that an upstream gets, too.
         trace: its headers of W3C's trace context.
     """
@@ -72,6 +77,7 @@ class Call:
     is_free_of_charge: bool = False
     is_session_named: bool = False
     previous_response: str | None = None
+    has_more_upstream: bool = False
     headers: tuple[tuple[str, str], ...] = ()
     trace: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -99,7 +105,7 @@ class Call:
         if self.is_free_of_charge:
             return 0, 0
         prompt = endpoint.context_tokens
-        if self.previous_response is None:  # else most of it lies with the upstream
+        if not self.has_more_upstream:
             prompt = min(int(self.num_bytes / requests.bytes_per_token) + 1, prompt)
         asked = self.wish.completion_tokens
         answer = endpoint.max_output_tokens
@@ -171,6 +177,8 @@ def _made(
             value.get("session_id") or headers.get("x-session-id") or value.get("prompt_cache_key")
         ),
         previous_response=previous if isinstance(previous, str) and previous else None,
+        has_more_upstream=dialect == "responses"
+        and any(value.get(name) for name in _LIES_UPSTREAM),
         trace={k: v for k, v in headers.items() if k in ("traceparent", "tracestate")},
         headers=tuple(
             (name, headers[name])
@@ -190,16 +198,23 @@ def _undecoded(body: bytes, value: dict[str, Any]) -> dict[str, msgspec.Raw]:
 def _answer_size(dialect: Dialect, value: Mapping[str, Any]) -> tuple[int | None, int]:
     """The longest answer that is asked for, None if that is open, and how many of them."""
     most: int | None = _COMPLETION_TOKENS if dialect == "completions" else None
-    for name in reversed(_MAX_TOKENS[dialect]):
+    limits: list[int] = []
+    for name in _MAX_TOKENS[dialect]:
         given = value.get(name)
         if given is not None:
             if isinstance(given, bool) or not isinstance(given, int) or given < 0:
                 refuse(name, "must be a whole number, 0 or more")
-            most = given
+            limits.append(given)
+    if limits:
+        # Servers differ in which of two names they obey, and many read 0 as no limit.
+        most = max(limits) if min(limits) > 0 or dialect == "completions" else None
     count = 1
     for name in ("n", "best_of") if dialect in ("chat", "completions") else ():
         given = value.get(name)
-        if isinstance(given, int) and not isinstance(given, bool):
+        if given is not None:
+            # Some servers read 8.0 and "8" as 8; what is reserved must not differ from theirs.
+            if isinstance(given, bool) or not isinstance(given, int) or given > _MAX_CHOICES:
+                refuse(name, f"must be a whole number, up to {_MAX_CHOICES}")
             count = max(count, given)
     prompt = value.get("prompt") if dialect == "completions" else None
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):

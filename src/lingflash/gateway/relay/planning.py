@@ -51,6 +51,8 @@ async def plan_call(state: GatewayState, call: Call) -> tuple[Call, Plan, list[s
         ),
     )
     if call.previous_response is not None:
+        if state.is_anothers(call.previous_response, call.caller):
+            raise _unknown_response(call)
         plan = _at_home(plan, call, home.endpoint if home else None, home.key_id if home else None)
     if not plan.candidates and not plan.resting:
         raise _nobody(plan)
@@ -93,12 +95,7 @@ def _at_home(plan: Plan, call: Call, endpoint: str | None, key_id: str | None) -
     if endpoint is None:
         if len({each.endpoint.id for each in every}) <= 1:
             return plan  # if anybody has it, this one does
-        raise NotFoundError(
-            f"previous_response_id: {call.previous_response!r} was not made through this gateway, "
-            "or too long ago, so it is not known which provider has it; name one with "
-            "provider.only, or send the whole conversation.",
-            param="previous_response_id",
-        )
+        raise _unknown_response(call)
 
     def is_there(candidate: Candidate) -> bool:
         return candidate.endpoint.id == endpoint and candidate.key.id == key_id
@@ -108,6 +105,15 @@ def _at_home(plan: Plan, call: Call, endpoint: str | None, key_id: str | None) -
         candidates=[each for each in plan.candidates if is_there(each)],
         resting=[(each, seconds) for each, seconds in plan.resting if is_there(each)],
         rule="response",
+    )
+
+
+def _unknown_response(call: Call) -> NotFoundError:
+    return NotFoundError(
+        f"previous_response_id: {call.previous_response!r} was not made through this gateway, "
+        "or too long ago, so it is not known which provider has it; name one with "
+        "provider.only, or send the whole conversation.",
+        param="previous_response_id",
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,16 @@ from starlette.types import Send
 
 from lingflash.core.errors import CapacityError, LingflashError, UpstreamTimeoutError
 from lingflash.core.types import Usage
-from lingflash.gateway.accounting import Admission, Attempt, Cost, End, Outcome, Start, UsageSource
+from lingflash.gateway.accounting import (
+    Admission,
+    Attempt,
+    Caller,
+    Cost,
+    End,
+    Outcome,
+    Start,
+    UsageSource,
+)
 from lingflash.gateway.relay.additions import Additions, metadata_of
 from lingflash.gateway.relay.answers import read_answer
 from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, linger, open_attempt, read_body
@@ -138,13 +148,21 @@ class Run:
 
     # Admission
 
+    def _caller(self) -> Caller:
+        """Who asks; the models that a key is for may have been written as aliases."""
+        caller = self._call.caller
+        if caller.allowed_models is None:
+            return caller
+        names = [self._config.catalog.own_name(each) for each in caller.allowed_models]
+        return replace(caller, allowed_models=names)
+
     async def _admit(self) -> Admission:
         call, plan = self._call, self._plan
         most = self._bill.reserve(call, plan)
         start = Start(
             id=call.id,
             request_id=call.request_id,
-            caller=call.caller,
+            caller=self._caller(),
             dialect=call.dialect,
             model=plan.wanted[0].name,
             is_streamed=call.is_streamed,
@@ -153,7 +171,9 @@ class Run:
             byok_reserve_pico=most.byok_pico,
             prompt_tokens=most.prompt_tokens,
             completion_tokens=most.completion_tokens,
-            is_free=all(each.is_free for each in plan.wanted),
+            fallbacks=[each.name for each in plan.wanted[1:]],
+            # A paid model beside a free one must not lift the limits of the free one.
+            is_free=any(each.is_free for each in plan.wanted),
             is_byok=plan.is_byok_only,
             parts=call.parts,
         )

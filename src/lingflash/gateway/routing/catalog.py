@@ -130,6 +130,11 @@ class Catalog:
             )
         return Wanted(model, is_free, shortcut)
 
+    def own_name(self, name: str) -> str:
+        """A model's own name for an alias of it; another name as it is."""
+        base = name.removesuffix(FREE)
+        return self.aliases.get(base, base) + name[len(base) :]
+
     def names(self) -> list[str]:
         """Every name that a list of models shows, without aliases."""
         found = []

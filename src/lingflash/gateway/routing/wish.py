@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
@@ -19,12 +19,22 @@ from lingflash.protocol.fields import FieldTable, Refusal, parse_request
 PERCENTILES = ("p50", "p75", "p90", "p99")
 SortBy = Literal["price", "throughput", "latency", "exacto"]
 # A vendor's options may not take over what the gateway decides or bills by.
-_NO_OPTIONS = ("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens",
-               "max_output_tokens")  # fmt: skip
+_NO_OPTIONS = ("model", "stream", "stream_options", "n", "best_of", "max_tokens",
+               "max_completion_tokens", "max_output_tokens", "messages", "prompt", "input",
+               "background", "previous_response_id", "conversation")  # fmt: skip
+
+
+# Over any price, and far from where decimals overflow.
+_MAX_USD = 10**12
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# Each is compared with every endpoint, while other requests wait.
+_Name = Annotated[str, Field(max_length=256)]
+_Names = Annotated[list[_Name], Field(max_length=256)]
 
 
 class _Percentiles(_Strict):
@@ -50,7 +60,7 @@ class _MaxPrice(_Strict):
     @classmethod
     def _is_number(cls, value: str | float | None) -> str | float | None:
         try:
-            is_number = value is None or Decimal(str(value)) >= 0
+            is_number = value is None or 0 <= Decimal(str(value)) <= _MAX_USD
         except InvalidOperation:
             is_number = False
         if not is_number:
@@ -59,15 +69,15 @@ class _MaxPrice(_Strict):
 
 
 class _Provider(_Strict):
-    order: list[str] | None = None
-    only: list[str] | None = None
-    ignore: list[str] | None = None
+    order: _Names | None = None
+    only: _Names | None = None
+    ignore: _Names | None = None
     allow_fallbacks: bool | None = None
     require_parameters: bool | None = None
     data_collection: Literal["allow", "deny"] | None = None
     zdr: bool | None = None
     enforce_distillable_text: bool | None = None
-    quantizations: list[str] | None = None
+    quantizations: _Names | None = None
     sort: SortBy | _Sort | None = None
     max_price: _MaxPrice | None = None
     preferred_min_throughput: float | _Percentiles | None = None
@@ -77,8 +87,8 @@ class _Provider(_Strict):
 
 
 class _RoutingFields(_Strict):
-    model: str | None = None
-    models: list[str] | None = Field(None, max_length=16)
+    model: _Name | None = None
+    models: list[_Name] | None = Field(None, max_length=16)
     provider: _Provider | None = None
     session_id: str | None = None
     trace: dict[str, Any] | None = None

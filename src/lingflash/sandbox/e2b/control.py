@@ -58,6 +58,9 @@ async def create(request: Request) -> Response:
         env=body.envVars,
         pauses=bool(body.autoPause),
     )
+    if await request.is_disconnected():
+        await manager.kill(sandbox)  # nobody knows of it
+        raise InvalidRequestError("The caller left.")
     if wants_internet and manager.config.internet == "deny":
         log_event(logger, "no_internet", {"sandbox": sandbox.id, "hint": "see --internet"})
     return json_response(_described(sandbox, manager, with_token=True), status=201)

@@ -44,7 +44,7 @@ def flag(message: dict[str, Any], name: str, default: bool = False) -> bool:
 def number(message: dict[str, Any], name: str, default: int, most: int) -> int:
     """A field that is a whole number, not negative; JSON's mapping may write it as a string."""
     value = message.get(name, default)
-    if isinstance(value, str) and value.isdigit() and len(value) < 20:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         refuse(name, f"must be a number from 0 to {most}")

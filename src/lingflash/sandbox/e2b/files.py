@@ -28,6 +28,8 @@ from lingflash.sandbox.e2b.fields import path_of
 router = APIRouter()
 
 _MAX_FILES = 1000
+_MAX_BOUNDARY = 70  # RFC 2046's
+_MAX_HEADER = 8192
 
 
 @router.get("/files")
@@ -52,7 +54,7 @@ async def _content(process: Process) -> AsyncGenerator[bytes, None]:
         SandboxError: it cannot be read.
     """
     errors = bytearray()
-    head, has_size = b"", False
+    head, has_size, rest = b"", False, 0
     try:
         async with contextlib.aclosing(process.events()) as events:
             async for event in events:
@@ -66,12 +68,14 @@ async def _content(process: Process) -> AsyncGenerator[bytes, None]:
                 if not has_size:
                     head += data
                     size, newline, data = head.partition(b"\n")
+                    if len(size) > 20 or (newline and not size.isdigit()):
+                        raise SandboxError("the sandbox sent no size")
                     if not newline:
                         continue
-                    if not size.isdigit():
-                        raise SandboxError("the sandbox sent no size")
-                    has_size = True
+                    has_size, rest = True, int(size)
                     yield size
+                data = data[:rest]  # more than was announced would break the answer
+                rest -= len(data)
                 if data:
                     yield data
     finally:
@@ -141,13 +145,17 @@ class _Upload:
     def abort(self) -> None:
         if self._process is not None:
             self._process.kill()
-        if self._answering is not None and not self._answering.done():
-            self._answering.cancel()
+        if self._answering is not None and not self._answering.cancel():
+            self._answering.exception()  # taken, so that nobody reports it
+
+    @property
+    def is_open(self) -> bool:
+        return self._process is not None
 
 
 async def _take_form(request: Request, upload: _Upload, boundary: bytes, path: str | None) -> None:
-    if not boundary:
-        raise InvalidRequestError("The form's content-type has no boundary.")
+    if not 0 < len(boundary) <= _MAX_BOUNDARY:
+        raise InvalidRequestError(f"The form's boundary has not 1 to {_MAX_BOUNDARY} characters.")
     steps: list[tuple[str, bytes]] = []
     name, value = bytearray(), bytearray()
     headers: dict[bytes, bytes] = {}
@@ -176,6 +184,8 @@ async def _take_form(request: Request, upload: _Upload, boundary: bytes, path: s
     async for data in _body(request):
         try:
             parser.write(data)
+            if len(name) + len(value) > _MAX_HEADER:
+                raise InvalidRequestError("a header of a part is too long")
         except Exception as error:
             raise InvalidRequestError(f"The form cannot be read: {error}.") from None
         taken, steps[:] = list(steps), []
@@ -188,6 +198,8 @@ async def _take_form(request: Request, upload: _Upload, boundary: bytes, path: s
                 await upload.add(content)
             else:
                 await upload.finish()
+    if upload.is_open:
+        raise InvalidRequestError("The form ends within a file.")
     if not upload.entries:
         raise InvalidRequestError("The form holds no file.")
 

@@ -109,7 +109,7 @@ async def _close_stdin(sandbox: Sandbox, message: dict[str, Any]) -> dict[str, A
 async def _send_signal(sandbox: Sandbox, message: dict[str, Any]) -> dict[str, Any]:
     process = _selected(sandbox, message)
     wanted = message.get("signal")
-    if wanted not in _SIGNALS:
+    if not isinstance(wanted, str | int) or wanted not in _SIGNALS:
         refuse("signal", f"is {wanted!r}; allowed: SIGNAL_SIGTERM, SIGNAL_SIGKILL")
     process.kill(_SIGNALS[wanted])
     return {}

@@ -128,7 +128,7 @@ def deadline_s(request: Request) -> float | None:
     given = request.headers.get("connect-timeout-ms")
     if given is None:
         return None
-    if not given.isdigit() or len(given) > 10:
+    if not given.isascii() or not given.isdigit() or len(given) > 10:
         raise InvalidRequestError(f"connect-timeout-ms is {given[:20]!r}; allowed: digits.")
     return int(given) / 1000
 

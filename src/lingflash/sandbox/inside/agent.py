@@ -69,9 +69,19 @@ class KernelContext:
         self._client.start_channels()
         await self._client.wait_for_ready(timeout=_KERNEL_START_S)
 
+    async def _begin_anew(self) -> None:
+        # It left, or was ended for its memory; who ran that code was told.
+        self._client.stop_channels()
+        await self._manager.restart_kernel(now=True)
+        self._client = self._manager.client()
+        self._client.start_channels()
+        await self._client.wait_for_ready(timeout=_KERNEL_START_S)
+
     async def execute(self, code: str, env: dict[str, str], emit: Emit) -> None:
         """Run code after what runs already; say what it does."""
         async with self._busy:
+            if not await self._manager.is_alive():
+                await self._begin_anew()
             if env:
                 await self._run(_SET_ENV.format(env=env), lambda event: None, silent=True)
             try:

@@ -23,9 +23,15 @@ _MAX_ENTRIES = 20_000
 def read(path: str) -> None:
     """Write a regular file's bytes to 1, its size before them as a line."""
     with _open_regular(path, os.O_RDONLY) as file:
-        os.write(1, b"%d\n" % os.fstat(file.fileno()).st_size)
-        while data := file.read(_CHUNK):
+        size = os.fstat(file.fileno()).st_size
+        head = b"" if size else file.read(_CHUNK)  # files of /proc have none
+        size = size or len(head)
+        os.write(1, b"%d\n" % size)
+        _write_all(head)
+        size -= len(head)
+        while size > 0 and (data := file.read(min(size, _CHUNK))):  # it may grow meanwhile
             _write_all(data)
+            size -= len(data)
 
 
 def write(path: str) -> None:

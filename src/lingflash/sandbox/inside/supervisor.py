@@ -319,7 +319,7 @@ def _become(head: dict[str, Any], opened: list[int], config: dict[str, Any]) -> 
             _call(head)
         os.execvpe(head["argv"][0], head["argv"], head["env"])
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         message = f"{where}{error.strerror or error}"
         os.write(why_w, json.dumps({"message": message, "errno": error.errno}).encode())
     except BaseException as error:
