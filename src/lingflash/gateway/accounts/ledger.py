@@ -149,14 +149,7 @@ class Ledger:
     def _open(self, connection: Connection, jobs: Sequence[_Job]) -> _Books:
         """Lock and read. Budgets come first, in their order: whoever has those has the rest."""
         scopes = {HOUSE, *(job.start.caller.key_hash for job in jobs)}
-        query = (
-            select(budget, *_KEY_COLUMNS)
-            .join_from(budget, api_key, api_key.c.hash == budget.c.scope, isouter=True)
-            .where(budget.c.scope.in_(sorted(scopes)))
-            .order_by(budget.c.scope)
-            .with_for_update(of=budget)
-        )
-        rows = connection.execute(query).mappings().all()
+        rows = connection.execute(_LOCK_BUDGETS, {"scopes": sorted(scopes)}).mappings().all()
         now = self._now_ms()
         balances = {row["scope"]: balance_of(row).at(now) for row in rows}
         keys = {
@@ -172,24 +165,11 @@ class Ledger:
         taken: dict[str, tuple[int, int, int]] = {}
         sessions: dict[tuple[str, str], SessionState] = {}
         if ended:
-            removed = connection.execute(
-                delete(reservation)
-                .where(reservation.c.id.in_([start.id for start in ended]))
-                .returning(
-                    reservation.c.id,
-                    reservation.c.reserved,
-                    reservation.c.reserved_byok,
-                    reservation.c.created_at,
-                )
-            )
+            removed = connection.execute(_END, {"ids": [start.id for start in ended]})
             taken = {row[0]: (row[1], row[2], row[3]) for row in removed}
             names = {_session_key(start) for start in ended if start.id in taken}
-            # Two lists and not one of pairs, for which SQLite would read the whole table.
             found = connection.execute(
-                select(session).where(
-                    session.c.key_hash.in_({key for key, _ in names}),
-                    session.c.id.in_({id for _, id in names}),
-                )
+                _SESSIONS, {"keys": [key for key, _ in names], "ids": [id for _, id in names]}
             )
             states = (SessionState(**row) for row in found.mappings())
             sessions = {(each.key_hash, each.id): each for each in states}
@@ -261,20 +241,45 @@ class Ledger:
                 ],
             )
         if books.reservations:
-            connection.execute(insert(reservation), books.reservations)
+            connection.execute(_RESERVE, books.reservations)
         if books.touched:
             rows = [books.sessions[name].row() for name in sorted(books.touched)]
             connection.execute(self._put_session, rows)
         if books.generations:
-            connection.execute(insert(generation), books.generations)
+            connection.execute(_WRITE_ROW, books.generations)
 
 
+# Statements are made once: making one costs more than SQLite takes to run it.
 _KEY_COLUMNS = (
     api_key.c.hash.label("key_hash"),
     api_key.c.disabled.label("key_disabled"),
     api_key.c.expires_at.label("key_expires_at"),
     api_key.c.concurrency.label("key_concurrency"),
 )
+_LOCK_BUDGETS = (
+    select(budget, *_KEY_COLUMNS)
+    .join_from(budget, api_key, api_key.c.hash == budget.c.scope, isouter=True)
+    .where(budget.c.scope.in_(bindparam("scopes", expanding=True)))
+    .order_by(budget.c.scope)
+    .with_for_update(of=budget)
+)
+_END = (
+    delete(reservation)
+    .where(reservation.c.id.in_(bindparam("ids", expanding=True)))
+    .returning(
+        reservation.c.id,
+        reservation.c.reserved,
+        reservation.c.reserved_byok,
+        reservation.c.created_at,
+    )
+)
+# Two lists and not one of pairs, for which SQLite would read the whole table.
+_SESSIONS = select(session).where(
+    session.c.key_hash.in_(bindparam("keys", expanding=True)),
+    session.c.id.in_(bindparam("ids", expanding=True)),
+)
+_RESERVE = insert(reservation)
+_WRITE_ROW = insert(generation)
 _UPDATE_BUDGET = (
     update(budget)
     .where(budget.c.scope == bindparam("of_scope"))
