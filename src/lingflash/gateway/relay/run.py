@@ -318,6 +318,8 @@ class Run:
                     end = event
                     break
                 waiting.append(additions.to_event(event, kind, data))
+                if not self._is_begun:  # the first content waits for nothing that came with it
+                    await self._flush(send, waiting)
             await self._flush(send, waiting)
             self._note_progress(candidate, started_s)
             if end is not None:
