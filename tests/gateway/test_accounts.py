@@ -326,6 +326,19 @@ async def test_session_when_turns_pass_then_pin_and_cache_rate(accounts):
     assert (await session_of(accounts, caller, "chat")).pinned_endpoint is None
 
 
+async def test_request_when_admitted_and_settled_then_two_transactions(sqlite_url):
+    accounts = await opened(sqlite_url)
+    caller = await new_caller(accounts)
+    await served(accounts, start_of(caller, session_id="chat"), end_of(endpoint="a/x"))
+    transactions = []
+    event.listen(accounts.database._engine, "begin", lambda connection: transactions.append(1))
+    admitted = await accounts.admit(start_of(caller, session_id="chat"))
+    assert (len(transactions), admitted.session.pinned_endpoint) == (1, "a/x")
+    await accounts.settle(admitted, end_of())
+    assert len(transactions) == 2
+    await accounts.close()
+
+
 async def test_names_when_they_are_strange_then_written(accounts):
     strange = "\0\ud800 " + "x" * 5000
     caller = await new_caller(accounts)
