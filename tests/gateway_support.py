@@ -54,7 +54,9 @@ class MemoryAccounts:
         if self.limit is not None and len(self.open) >= self.limit:
             self.refusals.append(start)
             raise RateLimitError("Too many at once.", headers={"x-ratelimit-limit": "1"})
-        admission = Admission(start=start, limit_headers={"x-ratelimit-remaining-requests": "9"})
+        session = self.sessions.get(start.session_id) or Session(id=start.session_id)
+        headers = {"x-ratelimit-remaining-requests": "9"}
+        admission = Admission(start=start, session=session, limit_headers=headers)
         self.open[start.id] = admission
         return admission
 
@@ -66,7 +68,6 @@ class MemoryAccounts:
     async def settle(self, admission, end):
         if self.open.pop(admission.start.id, None) is None:
             self.faults.append("settled twice")
-        await asyncio.sleep(0)
         start = admission.start
         self.rows.append((start, end))
         known = self.sessions.get(start.session_id) or Session(id=start.session_id)
@@ -79,9 +80,7 @@ class MemoryAccounts:
             pinned_endpoint=end.endpoint or known.pinned_endpoint,
             cache_rate=rate,
         )
-
-    async def session(self, caller, session_id):
-        return self.sessions.get(session_id) or Session(id=session_id)
+        await asyncio.sleep(0)
 
     async def provider_keys(self, caller, provider, model):
         return self.stored_keys.get(provider, ())

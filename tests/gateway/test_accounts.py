@@ -28,7 +28,7 @@ from lingflash.core.errors import (
 )
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import Attempt, Cost, End
-from lingflash.gateway.accounts import admission, service
+from lingflash.gateway.accounts import admission
 from lingflash.store.tables import api_key
 
 
@@ -47,6 +47,13 @@ async def until(condition, timeout_s: float = 30.0) -> None:
 
 async def balance_of(accounts, caller):
     return (await accounts.keys.get(caller.key_hash)).balance
+
+
+async def session_of(accounts, caller, session_id):
+    """As a request that comes learns of it."""
+    admitted = await accounts.admit(start_of(caller, session_id=session_id))
+    await accounts.settle(admitted, End(outcome="failed", status=502))
+    return admitted.session
 
 
 @pytest.mark.parametrize(
@@ -306,18 +313,31 @@ async def test_settle_when_database_fails_then_told_and_written_when_it_is_back(
     await accounts.close()
 
 
-async def test_session_when_turns_pass_then_pin_and_cache_rate(accounts, monkeypatch):
+async def test_session_when_turns_pass_then_pin_and_cache_rate(accounts):
     caller, other = [await new_caller(accounts) for _ in range(2)]
     for cached, endpoint in ((0, "a/x"), (90, "a/x"), (70, "b/x")):
         end = end_of(100, 5, cached, endpoint=endpoint)
         await served(accounts, start_of(caller, session_id="chat"), end)
     await served(accounts, start_of(caller, session_id="chat"), End(outcome="failed", status=502))
-    session = await accounts.session(caller, "chat")
+    session = await session_of(accounts, caller, "chat")
     assert (session.turns, session.pinned_endpoint, session.cache_rate) == (3, "b/x", 0.8)
-    assert (await accounts.session(other, "chat")).turns == 0
+    assert (await session_of(accounts, other, "chat")).turns == 0
     now = admission.wall_ms()
-    monkeypatch.setattr(service, "wall_ms", lambda: now + 3_700_000)
-    assert (await accounts.session(caller, "chat")).pinned_endpoint is None
+    accounts._ledger._now_ms = lambda: now + 3_700_000
+    assert (await session_of(accounts, caller, "chat")).pinned_endpoint is None
+
+
+async def test_request_when_admitted_and_settled_then_two_transactions(sqlite_url):
+    accounts = await opened(sqlite_url)
+    caller = await new_caller(accounts)
+    await served(accounts, start_of(caller, session_id="chat"), end_of(endpoint="a/x"))
+    transactions = []
+    event.listen(accounts.database._engine, "begin", lambda connection: transactions.append(1))
+    admitted = await accounts.admit(start_of(caller, session_id="chat"))
+    assert (len(transactions), admitted.session.pinned_endpoint) == (1, "a/x")
+    await accounts.settle(admitted, end_of())
+    assert len(transactions) == 2
+    await accounts.close()
 
 
 async def test_names_when_they_are_strange_then_written(accounts):
@@ -328,7 +348,7 @@ async def test_names_when_they_are_strange_then_written(accounts):
     await served(accounts, start, end)
     (row,) = await rows_of(accounts)
     assert row["model_requested"].endswith("x")
-    assert (await accounts.session(caller, strange)).turns == 1
+    assert (await session_of(accounts, caller, strange)).turns == 1
 
 
 async def test_batch_when_one_request_cannot_be_written_then_only_that_one_fails(accounts):
@@ -388,7 +408,6 @@ async def test_requests_when_they_are_many_then_no_statement_reads_a_whole_table
                                Cost())  # fmt: skip
     await accounts._progress.write()
     await asyncio.gather(*(accounts.settle(each, end_of()) for each in admitted))
-    await accounts.session(caller, "s1")
     own = {k: v for k, v in statements.items() if not k.startswith(("BEGIN", "INSERT", "EXPLAIN"))}
 
     def plans(connection):

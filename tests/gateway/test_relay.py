@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ from gateway_upstream import (
     texts,
     usage_of,
 )
-from lingflash.gateway.accounting import Caller
+from lingflash.gateway.accounting import Caller, Session
 from lingflash.gateway.relay.additions import Additions
 from lingflash.gateway.relay.frames import frames_of
 from lingflash.link.sse_reader import EventReader
@@ -336,6 +337,24 @@ def test_client_when_it_leaves_before_the_answer_then_the_prompt_is_billed(make_
 
 
 # Sessions, breakers, stored responses
+
+
+def test_session_when_fallbacks_are_off_then_its_dearer_endpoint_was_reserved_for(make_gateway):
+    def with_dear_b(tables):
+        own = tables["model"][0]["endpoint"][1]
+        own["price"] = [{**own["price"][0], "completion": Decimal(30)}]
+        return tables
+
+    gateway = make_gateway({"A": ScriptedUpstream(), "B": ScriptedUpstream()}, tables=with_dear_b)
+    endpoints = gateway.state.config.catalog.endpoints.values()
+    (pin,) = (each.id for each in endpoints if each.provider == "B")
+    gateway.accounts.sessions["s"] = Session(id="s", turns=1, pinned_endpoint=pin)
+    alone = {"provider": {"allow_fallbacks": False}}
+    answers = [gateway.post(session_id=name, **alone) for name in ("s", "new")]
+    names = [each.headers["x-lingflash-provider"] for each in answers]
+    assert (names, answers[0].headers["x-lingflash-route"]) == (["B", "A"], "session")
+    # 64 tokens of the dear one, whichever serves.
+    assert all(start.reserve_pico >= 64 * 30_000_000 for start, _ in gateway.accounts.rows)
 
 
 def test_session_when_its_upstream_dies_then_another_and_it_stays_there(make_gateway):

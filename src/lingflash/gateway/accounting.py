@@ -113,6 +113,11 @@ class Session:
     pinned_endpoint: str | None = None
     cache_rate: float | None = None
 
+    @property
+    def has_bearing(self) -> bool:
+        """Whether anything of it can change the order of endpoints."""
+        return self.pinned_endpoint is not None or self.cache_rate is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -170,10 +175,12 @@ class Admission:
     """A request that is in; settled exactly once.
 
     Args:
+        session: what is known of its conversation; a new one has no turns.
         limit_headers: `x-ratelimit-*`, for the answer.
     """
 
     start: Start
+    session: Session
     limit_headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -239,7 +246,8 @@ class Accounts(Protocol):
     async def admit(self, start: Start) -> Admission:
         """Reserve what a request may cost, and count it against all limits.
 
-        A refusal leaves one row in the ledger and nothing reserved.
+        A refusal leaves one row in the ledger and nothing reserved; so does a caller that is
+        cancelled meanwhile.
 
         Raises:
             InsufficientCreditsError: a budget does not suffice.
@@ -270,12 +278,8 @@ class Accounts(Protocol):
         """Write the row, pay, and give the rest of the reservation back.
 
         It raises nothing: what the database does not take is tried again until it does, and
-        `degraded` says so meanwhile.
+        `degraded` says so meanwhile. Nor does it stop where its caller is cancelled.
         """
-        ...
-
-    async def session(self, caller: Caller, session_id: str) -> Session:
-        """What is known of a conversation of this caller's; a new one has no turns."""
         ...
 
     async def provider_keys(

@@ -14,9 +14,9 @@ import contextlib
 import functools
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -24,7 +24,6 @@ import httptools
 from lingflash.core.errors import ConfigError
 from lingflash.link.sse_reader import EventReader, event_data
 
-T = TypeVar("T")
 _MAX_HEAD_BYTES = 1 << 18
 _MAX_EVENT_BYTES = 1 << 24
 # More of a body is not read from the socket before some was taken.
@@ -260,29 +259,29 @@ class ClientConnection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait_for_head(self) -> None:
+    async def wait_for_head(self, due: Due | None = None) -> None:
         """Return when status and headers are there.
 
         Raises:
-            BadAnswer, OSError: they will not come.
+            BadAnswer, OSError: they will not come, or not in time.
         """
         while not self.status:
             if self._error is not None:
                 raise self._error
-            await self._wait()
+            await self._wait(due)
 
-    async def take(self) -> bytes:
+    async def take(self, due: Due | None = None) -> bytes:
         """All bytes of the body that came since the last call; b"" is the end.
 
         Raises:
-            BadAnswer, OSError: the body ends early.
+            BadAnswer, OSError: the body ends early, or nothing came in time.
         """
         while not self._parts:
             if self._is_whole:
                 return b""
             if self._error is not None:
                 raise self._error
-            await self._wait()
+            await self._wait(due)
         data = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0]
         self._parts.clear()
         self._waiting_bytes = 0
@@ -291,12 +290,37 @@ class ClientConnection(asyncio.Protocol):
             self.transport.resume_reading()
         return data
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+    async def _wait(self, due: Due | None) -> None:
+        # A timer of the waiter's own: asyncio.timeout() would cost more than a token's event.
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = None if due is None else loop.call_at(due.at_s, _give_up, waiter, due)
         try:
-            await self._waiter
+            await waiter
         finally:
             self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+
+class Due(NamedTuple):
+    """A deadline that has begun: its name in Deadlines, its seconds, and when it ends."""
+
+    name: str
+    seconds: float
+    at_s: float
+
+    @classmethod
+    def begin(cls, name: str, seconds: float | None) -> Due | None:
+        """One that begins now, on the running loop's clock; None waits for ever."""
+        if seconds is None:
+            return None
+        return cls(name, seconds, asyncio.get_running_loop().time() + seconds)
+
+
+def _give_up(waiter: asyncio.Future[None], due: Due) -> None:
+    if not waiter.done():
+        waiter.set_exception(TooSlow(due.name, due.seconds))
 
 
 class Answer:
@@ -328,7 +352,7 @@ class Answer:
         Raises:
             BadAnswer, OSError: it ends early; TooSlow is one of the latter.
         """
-        while part := await _within("idle_s", self._idle_s, self._connection.take()):
+        while part := await self._connection.take(Due.begin("idle_s", self._idle_s)):
             yield part
 
     async def read(self) -> bytes:
@@ -354,25 +378,15 @@ class Answer:
     async def event_batches(self) -> AsyncIterator[list[bytes]]:
         """The events as bytes, those that came together at once. See parts for what it raises."""
         reader = EventReader()
-        while events := await _within("idle_s", self._idle_s, self._next_events(reader)):
-            yield events
+        due = Due.begin("idle_s", self._idle_s)
+        while part := await self._connection.take(due):
+            if events := reader.feed(part):
+                yield events
+                due = Due.begin("idle_s", self._idle_s)
+            elif len(reader.rest) > _MAX_EVENT_BYTES:
+                raise BadAnswer(f"an event has more than {_MAX_EVENT_BYTES} bytes")
         if reader.rest.strip():
             raise BadAnswer("the stream ended inside an event")
-
-    async def _next_events(self, reader: EventReader) -> list[bytes]:
-        while part := await self._connection.take():
-            if events := reader.feed(part):
-                return events
-            if len(reader.rest) > _MAX_EVENT_BYTES:
-                raise BadAnswer(f"an event has more than {_MAX_EVENT_BYTES} bytes")
-        return []
-
-
-async def _within(name: str, seconds: float | None, work: Awaitable[T]) -> T:
-    if seconds is None:
-        return await work
-    async with _deadline(name, seconds):
-        return await work
 
 
 @contextlib.asynccontextmanager
@@ -403,14 +417,15 @@ async def connect(connection: ClientConnection, address: Address, deadlines: Dea
     connecting = asyncio.get_running_loop().create_connection(
         lambda: connection, address.host, address.port, ssl=tls
     )
-    await _within("connect_s", deadlines.connect_s, connecting)
+    async with _deadline("connect_s", deadlines.connect_s):
+        await connecting
 
 
 async def exchange(connection: ClientConnection, request: bytes, deadlines: Deadlines) -> Answer:
     """Send a request on a connection that stands; the answer as soon as its head is there."""
     assert connection.transport is not None
     connection.transport.write(request)
-    await _within("first_byte_s", deadlines.first_byte_s, connection.wait_for_head())
+    await connection.wait_for_head(Due.begin("first_byte_s", deadlines.first_byte_s))
     return Answer(connection, deadlines.idle_s)
 
 

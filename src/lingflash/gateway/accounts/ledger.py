@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.engine import Connection
 
 from lingflash.core.errors import LingflashError
-from lingflash.gateway.accounting import End, Start
+from lingflash.gateway.accounting import End, Session, Start
 from lingflash.gateway.accounts.admission import HOUSE, KeyState, refusal_of
 from lingflash.gateway.accounts.balance import Balance, balance_of
 from lingflash.gateway.accounts.config import AccountsConfig
@@ -27,6 +27,7 @@ from lingflash.store.database import Database
 from lingflash.store.tables import api_key, budget, generation, reservation, session
 
 _MAX_BATCH = 256
+_Result = LingflashError | Session | bool
 
 
 @dataclass(slots=True)
@@ -34,14 +35,14 @@ class _Job:
     """A request that comes (no end yet), goes, or was refused before it got here.
 
     Args:
-        done: None for one that is in; an error for one that is not; whether it was settled.
+        done: the session of one that is in; an error for one that is not; whether it was settled.
     """
 
     start: Start
     end: End | None
     is_refused: bool
     created_at: int
-    done: asyncio.Future[LingflashError | bool | None]
+    done: asyncio.Future[_Result]
 
 
 @dataclass(slots=True)
@@ -55,6 +56,11 @@ class _Books:
     reservations: list[dict[str, Any]] = field(default_factory=list[Any])
     generations: list[dict[str, Any]] = field(default_factory=list[Any])
     touched: set[tuple[str, str]] = field(default_factory=set[Any])
+
+    def session_of(self, start: Start) -> SessionState:
+        """A request's session as it is now; a new one has no turns."""
+        key_hash, id = name = _session_key(start)
+        return self.sessions.setdefault(name, SessionState(key_hash=key_hash, id=id))
 
 
 class Ledger:
@@ -80,14 +86,14 @@ class Ledger:
         self._writer: asyncio.Task[None] | None = None
         self._put_session = database.upsert(session, SESSION_COLUMNS[:2], SESSION_COLUMNS[2:])
 
-    async def admit(self, start: Start) -> LingflashError | None:
-        """Reserve; the error says why not, and then its row is written.
+    async def admit(self, start: Start) -> LingflashError | Session:
+        """Reserve, and read the session; an error says why not, and then its row is written.
 
         Raises:
             CapacityError: the database failed; nothing is reserved.
         """
         result = await self._do(start, None, False)
-        assert not isinstance(result, bool)
+        assert not isinstance(result, bool)  # what settle gets
         return result
 
     async def refuse(self, start: Start, error: LingflashError) -> None:
@@ -98,9 +104,7 @@ class Ledger:
         """Pay, write the row; False if somebody else had done it."""
         return bool(await self._do(start, end, False))
 
-    async def _do(
-        self, start: Start, end: End | None, is_refused: bool
-    ) -> LingflashError | bool | None:
+    async def _do(self, start: Start, end: End | None, is_refused: bool) -> _Result:
         done = asyncio.get_running_loop().create_future()
         self._waiting.append(_Job(start, end, is_refused, self._now_ms(), done))
         if self._writer is None or self._writer.done():
@@ -133,11 +137,9 @@ class Ledger:
             if not job.done.done():
                 job.done.set_result(result)
 
-    def _run(
-        self, connection: Connection, jobs: Sequence[_Job]
-    ) -> list[LingflashError | bool | None]:
+    def _run(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Result]:
         books = self._open(connection, jobs)
-        results: list[LingflashError | bool | None] = []
+        results: list[_Result] = []
         for job in jobs:
             if job.end is None:
                 results.append(self._admit(books, job))
@@ -149,14 +151,7 @@ class Ledger:
     def _open(self, connection: Connection, jobs: Sequence[_Job]) -> _Books:
         """Lock and read. Budgets come first, in their order: whoever has those has the rest."""
         scopes = {HOUSE, *(job.start.caller.key_hash for job in jobs)}
-        query = (
-            select(budget, *_KEY_COLUMNS)
-            .join_from(budget, api_key, api_key.c.hash == budget.c.scope, isouter=True)
-            .where(budget.c.scope.in_(sorted(scopes)))
-            .order_by(budget.c.scope)
-            .with_for_update(of=budget)
-        )
-        rows = connection.execute(query).mappings().all()
+        rows = connection.execute(_LOCK_BUDGETS, {"scopes": sorted(scopes)}).mappings().all()
         now = self._now_ms()
         balances = {row["scope"]: balance_of(row).at(now) for row in rows}
         keys = {
@@ -169,33 +164,21 @@ class Ledger:
             if row["key_hash"] is not None
         }
         ended = [job.start for job in jobs if job.end is not None and not job.is_refused]
+        names = {_session_key(job.start) for job in jobs if not job.is_refused}
         taken: dict[str, tuple[int, int, int]] = {}
         sessions: dict[tuple[str, str], SessionState] = {}
         if ended:
-            removed = connection.execute(
-                delete(reservation)
-                .where(reservation.c.id.in_([start.id for start in ended]))
-                .returning(
-                    reservation.c.id,
-                    reservation.c.reserved,
-                    reservation.c.reserved_byok,
-                    reservation.c.created_at,
-                )
-            )
+            removed = connection.execute(_END, {"ids": [start.id for start in ended]})
             taken = {row[0]: (row[1], row[2], row[3]) for row in removed}
-            names = {_session_key(start) for start in ended if start.id in taken}
-            # Two lists and not one of pairs, for which SQLite would read the whole table.
+        if names:
             found = connection.execute(
-                select(session).where(
-                    session.c.key_hash.in_({key for key, _ in names}),
-                    session.c.id.in_({id for _, id in names}),
-                )
+                _SESSIONS, {"keys": [key for key, _ in names], "ids": [id for _, id in names]}
             )
             states = (SessionState(**row) for row in found.mappings())
             sessions = {(each.key_hash, each.id): each for each in states}
         return _Books(keys, balances, sessions, taken)
 
-    def _admit(self, books: _Books, job: _Job) -> LingflashError | None:
+    def _admit(self, books: _Books, job: _Job) -> LingflashError | Session:
         start = job.start
         layers = self._layers(books, start)
         key = books.keys.get(start.caller.key_hash)
@@ -221,7 +204,8 @@ class Ledger:
                 "created_at": job.created_at,
             }
         )
-        return None
+        state = books.session_of(start)
+        return state.seen(self._now_ms(), self._config.pin_ttl_s)
 
     def _settle(self, books: _Books, job: _Job, end: End) -> bool:
         start = job.start
@@ -233,11 +217,10 @@ class Ledger:
             for layer in self._layers(books, start):
                 layer.give_back(own, byok)
                 layer.spend(end.cost.total, end.upstream_cost.total if end.byok_id else 0)
-            name = _session_key(start)
-            state = books.sessions.setdefault(name, SessionState(key_hash=name[0], id=name[1]))
+            state = books.session_of(start)
             parts = state.take(start, end, job.created_at)
             step = state.steps
-            books.touched.add(name)
+            books.touched.add(_session_key(start))
         books.generations.append(
             generation_row(start, end, step=step, parts=parts, created_at=created_at)
         )
@@ -261,20 +244,45 @@ class Ledger:
                 ],
             )
         if books.reservations:
-            connection.execute(insert(reservation), books.reservations)
+            connection.execute(_RESERVE, books.reservations)
         if books.touched:
             rows = [books.sessions[name].row() for name in sorted(books.touched)]
             connection.execute(self._put_session, rows)
         if books.generations:
-            connection.execute(insert(generation), books.generations)
+            connection.execute(_WRITE_ROW, books.generations)
 
 
+# Statements are made once: making one costs more than SQLite takes to run it.
 _KEY_COLUMNS = (
     api_key.c.hash.label("key_hash"),
     api_key.c.disabled.label("key_disabled"),
     api_key.c.expires_at.label("key_expires_at"),
     api_key.c.concurrency.label("key_concurrency"),
 )
+_LOCK_BUDGETS = (
+    select(budget, *_KEY_COLUMNS)
+    .join_from(budget, api_key, api_key.c.hash == budget.c.scope, isouter=True)
+    .where(budget.c.scope.in_(bindparam("scopes", expanding=True)))
+    .order_by(budget.c.scope)
+    .with_for_update(of=budget)
+)
+_END = (
+    delete(reservation)
+    .where(reservation.c.id.in_(bindparam("ids", expanding=True)))
+    .returning(
+        reservation.c.id,
+        reservation.c.reserved,
+        reservation.c.reserved_byok,
+        reservation.c.created_at,
+    )
+)
+# Two lists and not one of pairs, for which SQLite would read the whole table.
+_SESSIONS = select(session).where(
+    session.c.key_hash.in_(bindparam("keys", expanding=True)),
+    session.c.id.in_(bindparam("ids", expanding=True)),
+)
+_RESERVE = insert(reservation)
+_WRITE_ROW = insert(generation)
 _UPDATE_BUDGET = (
     update(budget)
     .where(budget.c.scope == bindparam("of_scope"))

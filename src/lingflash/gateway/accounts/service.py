@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
 from lingflash.core.errors import AuthenticationError, LingflashError, NotFoundError
 from lingflash.core.log import log_event
 from lingflash.core.types import Usage
@@ -22,7 +20,6 @@ from lingflash.gateway.accounting import (
     Cost,
     End,
     ProviderKey,
-    Session,
     Start,
 )
 from lingflash.gateway.accounts.admission import HOUSE, model_refusal, wall_ms
@@ -31,11 +28,9 @@ from lingflash.gateway.accounts.keys import Key, Keys, hash_of
 from lingflash.gateway.accounts.leases import Every, Leases, Progress, new_process_id
 from lingflash.gateway.accounts.ledger import Ledger
 from lingflash.gateway.accounts.rates import Rate, Rates, Taken
-from lingflash.gateway.accounts.rows import clean
-from lingflash.gateway.accounts.sessions import session_of
 from lingflash.gateway.accounts.vault import Vault, read_master_keys
 from lingflash.store.database import Database
-from lingflash.store.tables import budget, session
+from lingflash.store.tables import budget
 
 logger = logging.getLogger("lingflash.gateway")
 
@@ -174,16 +169,15 @@ class LedgerAccounts:
             await self._ledger.refuse(start, error)
             raise error
         try:
-            error = await self._ledger.admit(start)
+            session = await self._ledger.admit(start)
+            if isinstance(session, LingflashError):
+                raise session
         except LingflashError:
             await self._rates.give_back(taken, 0)
             raise
-        if error is not None:
-            await self._rates.give_back(taken, 0)
-            raise error
         if taken.tokens:
             self._taken[start.id] = taken
-        return Admission(start=start, limit_headers=taken.headers)
+        return Admission(start=start, session=session, limit_headers=taken.headers)
 
     async def _abandon(self, admitting: asyncio.Task[Admission]) -> None:
         try:
@@ -240,15 +234,6 @@ class LedgerAccounts:
             return
         if not is_mine:
             log_event(logger, "settled_before", {"generation": start.id}, level=logging.WARNING)
-
-    async def session(self, caller: Caller, session_id: str) -> Session:
-        """What is known of a conversation of this caller's."""
-        id = clean(session_id, 256)
-        query = select(session).where(session.c.key_hash == caller.key_hash, session.c.id == id)
-        row = await self.database.read(lambda c: c.execute(query).mappings().first())
-        if row is None:
-            return Session(id=session_id)
-        return session_of(row, wall_ms(), self.config.pin_ttl_s)
 
     async def provider_keys(
         self, caller: Caller, provider: str, model: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +50,16 @@ class SessionState:
         self.parts = parts
         return {"kept": kept, "new": parts[kept:]}
 
+    def seen(self, now_ms: int, pin_ttl_s: float) -> Session:
+        """What the relay wants to know of it; a pin that is too old is none."""
+        is_fresh = now_ms - self.used_at <= pin_ttl_s * 1000
+        return Session(
+            id=self.id,
+            turns=self.turns,
+            pinned_endpoint=self.pinned_endpoint if is_fresh else None,
+            cache_rate=self.later_cached / self.later_prompt if self.later_prompt else None,
+        )
+
     def row(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SESSION_COLUMNS}
 
@@ -66,15 +75,3 @@ SESSION_COLUMNS = (
     "later_cached",
     "parts",
 )
-
-
-def session_of(row: Mapping[Any, Any], now_ms: int, pin_ttl_s: float) -> Session:
-    """What the relay wants to know of a session; a pin that is too old is none."""
-    is_fresh = now_ms - row["used_at"] <= pin_ttl_s * 1000
-    prompt = row["later_prompt"]
-    return Session(
-        id=row["id"],
-        turns=row["turns"],
-        pinned_endpoint=row["pinned_endpoint"] if is_fresh else None,
-        cache_rate=row["later_cached"] / prompt if prompt else None,
-    )

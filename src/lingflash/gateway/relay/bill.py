@@ -47,7 +47,7 @@ class Bill:
     def reserve(self, call: Call, plan: Plan) -> Reserve:
         """The most that a request can cost."""
         own = byok = most_prompt = most_answer = 0
-        for candidate in [*plan.candidates, *(each for each, _ in plan.resting)]:
+        for candidate in plan.may_serve:
             prompt, answer = call.most_tokens(candidate.endpoint, self._requests)
             for cached in (0, prompt):  # whichever is dearer
                 usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=answer)

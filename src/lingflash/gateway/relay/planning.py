@@ -2,64 +2,74 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from lingflash.core.errors import NotFoundError
-from lingflash.gateway.accounting import Caller, ProviderKey
+from lingflash.gateway.accounting import Caller, ProviderKey, Session
 from lingflash.gateway.relay.call import Call
 from lingflash.gateway.routing.catalog import Wanted
 from lingflash.gateway.routing.plan import Candidate, Plan, Situation, make_plan
-from lingflash.gateway.state import GatewayState
+from lingflash.gateway.state import GatewayState, Home
 
 _MAX_REASONS = 12
 
 
-async def plan_call(state: GatewayState, call: Call) -> tuple[Call, Plan, list[str]]:
-    """Decide who may serve a call.
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A call, and who may serve it.
 
-    Returns:
-        The call, which goes on with the session of the response that it follows; its plan; and
-        every secret of the plan, for what is not to be quoted.
+    Args:
+        call: goes on with the session of the response that it follows.
+        plan: as for a new session; who may serve is the same for all.
+        plan_for: the plan for what is known of the session, once it was read.
+        secrets: every one of the plan, for what is not to be quoted.
+    """
+
+    call: Call
+    plan: Plan
+    plan_for: Callable[[Session], Plan]
+    secrets: list[str] = field(repr=False)
+
+
+async def plan_call(state: GatewayState, call: Call) -> PlannedCall:
+    """Decide who may serve a call.
 
     Raises:
         NotFoundError: no endpoint may serve it; the message says why for each.
         InvalidRequestError: the request's routing cannot be followed.
     """
     config = state.config
-    home = state.home_of(call.previous_response, call.caller) if call.previous_response else None
+    previous = call.previous_response
+    if previous is not None and state.is_anothers(previous, call.caller):
+        raise _unknown_response(call)
+    home = None if previous is None else state.home_of(previous, call.caller)
     if home is not None and not call.is_session_named:
         call = replace(call, session_id=home.session_id)
     wanted = [config.catalog.resolve(name) for name in call.wish.models]
-    session, keys = await asyncio.gather(
-        state.accounts.session(call.caller, call.session_id),
-        _stored_keys(state, call.caller, wanted),
-    )
-    plan = make_plan(
-        config.catalog,
-        call.wish,
-        call.dialect,
-        Situation(
+    keys = await _stored_keys(state, call.caller, wanted)
+    day = datetime.now(UTC).date()
+
+    def plan_for(session: Session) -> Plan:
+        situation = Situation(
             session=session,
             keys=keys,
             rests_s=state.rests_s,
             measurements=state.measurements,
-            day=datetime.now(UTC).date(),
+            day=day,
             takes_inline_keys=config.requests.inline_provider_keys,
-        ),
-    )
-    if call.previous_response is not None:
-        if state.is_anothers(call.previous_response, call.caller):
-            raise _unknown_response(call)
-        plan = _at_home(plan, call, home.endpoint if home else None, home.key_id if home else None)
+        )
+        plan = make_plan(config.catalog, call.wish, call.dialect, situation)
+        return plan if previous is None else _at_home(plan, call, home)
+
+    plan = plan_for(Session(id=call.session_id))
     if not plan.candidates and not plan.resting:
         raise _nobody(plan)
     secrets = [key.secret for stored in keys.values() for key in stored]
     secrets += [u.address.api_key for u in config.upstreams.values() if u.address.api_key]
     secrets += [call.wish.inline_key] if call.wish.inline_key else []
-    return call, plan, secrets
+    return PlannedCall(call, plan, plan_for, secrets)
 
 
 async def _stored_keys(
@@ -85,24 +95,24 @@ async def _stored_keys(
     return found
 
 
-def _at_home(plan: Plan, call: Call, endpoint: str | None, key_id: str | None) -> Plan:
+def _at_home(plan: Plan, call: Call, home: Home | None) -> Plan:
     """Only the endpoint that has the response which a call goes on from.
 
     Raises:
         NotFoundError: nobody knows which one that is.
     """
-    every = [*plan.candidates, *(each for each, _ in plan.resting)]
-    if endpoint is None:
-        if len({each.endpoint.id for each in every}) <= 1:
+    if home is None:
+        if len({each.endpoint.id for each in plan.may_serve}) <= 1:
             return plan  # if anybody has it, this one does
         raise _unknown_response(call)
 
     def is_there(candidate: Candidate) -> bool:
-        return candidate.endpoint.id == endpoint and candidate.key.id == key_id
+        return (candidate.endpoint.id, candidate.key.id) == (home.endpoint, home.key_id)
 
     return replace(
         plan,
         candidates=[each for each in plan.candidates if is_there(each)],
+        may_serve=[each for each in plan.may_serve if is_there(each)],
         resting=[(each, seconds) for each, seconds in plan.resting if is_there(each)],
         rule="response",
     )

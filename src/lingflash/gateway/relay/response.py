@@ -6,9 +6,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lingflash.core.errors import LingflashError
-from lingflash.gateway.relay.call import Call
+from lingflash.gateway.relay.planning import PlannedCall
 from lingflash.gateway.relay.run import STALL_S, Run
-from lingflash.gateway.routing.plan import Plan
 from lingflash.gateway.state import GatewayState
 from lingflash.httpd.body import json_response
 from lingflash.httpd.client_gone import ClientGone, until_client_gone
@@ -18,11 +17,11 @@ from lingflash.httpd.error_map import envelope, headers_of, http_error
 class RelayedAnswer(Response):
     """The answer to a call; everything happens while it is being sent."""
 
-    def __init__(self, state: GatewayState, call: Call, plan: Plan, secrets: list[str]) -> None:
+    def __init__(self, state: GatewayState, planned: PlannedCall, key: str) -> None:
         self.background = None
         self._state = state
-        self._call = call
-        self._run = Run(state, call, plan, secrets)
+        self._call = planned.call
+        self._run = Run(state, planned, key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve; whoever leaves ends the work upstream."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +27,6 @@ from lingflash.gateway.relay.additions import Additions, metadata_of
 from lingflash.gateway.relay.answers import read_answer
 from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, linger, open_attempt, read_body
 from lingflash.gateway.relay.bill import Bill, money
-from lingflash.gateway.relay.call import Call
 from lingflash.gateway.relay.failures import (
     AttemptFailed,
     Quoter,
@@ -39,9 +37,10 @@ from lingflash.gateway.relay.failures import (
 )
 from lingflash.gateway.relay.frames import Frames, frames_of
 from lingflash.gateway.relay.last_words import last_words
+from lingflash.gateway.relay.planning import PlannedCall
 from lingflash.gateway.relay.report import report
 from lingflash.gateway.relay.usage import read_usage
-from lingflash.gateway.routing.plan import Candidate, Plan
+from lingflash.gateway.routing.plan import Candidate
 from lingflash.gateway.state import GatewayState, Home
 from lingflash.httpd.error_map import http_error
 from lingflash.link.http_client import Answer, BadAnswer
@@ -60,15 +59,20 @@ class _BrokeOff(Exception):
 
 
 class Run:
-    """The state of one call, and what is done with it."""
+    """The state of one call, and what is done with it.
 
-    def __init__(self, state: GatewayState, call: Call, plan: Plan, secrets: list[str]) -> None:
+    Args:
+        key: the caller's, which is never quoted.
+    """
+
+    def __init__(self, state: GatewayState, planned: PlannedCall, key: str) -> None:
         self._state = state
         self._config = state.config
-        self._call = call
-        self._plan = plan
+        self._call = planned.call
+        self._plan = planned.plan
+        self._plan_for = planned.plan_for
         self._bill = Bill(self._config.requests, datetime.now(UTC).date())
-        self._quote = Quoter(secrets)
+        self._quote = Quoter([key, *planned.secrets])
         self._started_s = time.monotonic()
         self._deadline_s = self._started_s + self._config.deadlines.total_s
         self._attempts: list[Attempt] = []
@@ -123,6 +127,8 @@ class Run:
         outcome: Outcome = "failed"
         failure: LingflashError | None = None
         try:
+            if admission.session.has_bearing:
+                self._plan = self._plan_for(admission.session)
             await self._try_all(send)
             return
         except _BrokeOff as broke:
@@ -177,13 +183,11 @@ class Run:
             is_byok=plan.is_byok_only,
             parts=call.parts,
         )
-        admitting = asyncio.ensure_future(self._state.accounts.admit(start))
         try:
-            return await asyncio.shield(admitting)
+            return await self._state.accounts.admit(start)
         except asyncio.CancelledError:
-            # The client left meanwhile, but what was reserved has to be given back.
-            with contextlib.suppress(LingflashError):
-                await self._settle(await admitting, "cancelled", None)
+            # The client left meanwhile: the accounts give back what was reserved.
+            report(self._state, call, start, self._end("cancelled", None))
             raise
 
     # Attempts
@@ -334,6 +338,8 @@ class Run:
                     end = event
                     break
                 waiting.append(additions.to_event(event, kind, data))
+                if not self._is_begun:  # the first content waits for nothing that came with it
+                    await self._flush(send, waiting)
             await self._flush(send, waiting)
             self._note_progress(candidate, started_s)
             if end is not None:
@@ -455,18 +461,13 @@ class Run:
     async def _settle(
         self, admission: Admission, outcome: Outcome, failure: LingflashError | None
     ) -> None:
-        """Pay and write the row, once; a caller that is cancelled meanwhile waits for it."""
+        """Pay and write the row, once."""
         if self._is_settled:
             return
         self._is_settled = True
         end = self._end(outcome, failure)
         report(self._state, self._call, admission.start, end)
-        settling = asyncio.ensure_future(self._state.accounts.settle(admission, end))
-        try:
-            await asyncio.shield(settling)
-        except asyncio.CancelledError:
-            await settling
-            raise
+        await self._state.accounts.settle(admission, end)
 
     def _end(self, outcome: Outcome, failure: LingflashError | None) -> End:
         candidate = self._candidate

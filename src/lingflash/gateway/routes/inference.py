@@ -28,8 +28,7 @@ async def _relay(request: Request, dialect: Dialect, *, is_count: bool = False) 
     caller = await state.caller_of(request)
     call = await read_call(request, caller, dialect, is_count=is_count)
     state.require_ready()
-    call, plan, secrets = await plan_call(state, call)
-    return RelayedAnswer(state, call, plan, [given_key(request), *secrets])
+    return RelayedAnswer(state, await plan_call(state, call), given_key(request))
 
 
 @router.post("/v1/chat/completions")

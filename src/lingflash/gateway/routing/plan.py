@@ -56,6 +56,7 @@ class Plan:
 
     Args:
         candidates: in order.
+        may_serve: those that can be among them, whatever the session; in no order.
         rule: session, order, sort=..., price: what put the first one there.
         excluded: the others by their ids, and why.
         resting: those that would do, but are left alone for so many seconds.
@@ -63,6 +64,7 @@ class Plan:
     """
 
     candidates: Sequence[Candidate]
+    may_serve: Sequence[Candidate]
     rule: str
     excluded: Sequence[tuple[Endpoint, str]]
     resting: Sequence[tuple[Candidate, float]]
@@ -71,8 +73,7 @@ class Plan:
     @property
     def is_byok_only(self) -> bool:
         """Whether brought keys alone may serve."""
-        every = [*self.candidates, *(each for each, _ in self.resting)]
-        return bool(every) and all(each.key.is_brought for each in every)
+        return bool(self.may_serve) and all(each.key.is_brought for each in self.may_serve)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,7 @@ def make_plan(catalog: Catalog, wish: Wish, dialect: str, situation: Situation) 
     if wish.is_unpartitioned:
         groups = [(wanted[0], [e for _, group in groups for e in group])]
     candidates, rule = _in_order(groups, wish, situation)
+    may_serve = candidates
     if wish.allow_fallbacks is False and not wish.order:
         # One provider, with whichever of its keys.
         candidates = [c for c in candidates if c.endpoint is candidates[0].endpoint]
@@ -131,7 +133,14 @@ def make_plan(catalog: Catalog, wish: Wish, dialect: str, situation: Situation) 
     resting = [(each, seconds) for each, seconds in waits if seconds > 0]
     if resting and ready and waits[0][1] > 0:
         rule += "; others rest"
-    return Plan(candidates=ready, rule=rule, excluded=excluded, resting=resting, wanted=wanted)
+    return Plan(
+        candidates=ready,
+        may_serve=may_serve,
+        rule=rule,
+        excluded=excluded,
+        resting=resting,
+        wanted=wanted,
+    )
 
 
 def plan_of_file(catalog: Catalog, body: Mapping[str, Any], dialect: str, day: date) -> Plan:

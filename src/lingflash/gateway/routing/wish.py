@@ -118,6 +118,8 @@ OWN_FIELDS = frozenset(
     ("models", "provider", "session_id", "trace", "usage", "route", "transforms", "plugins")
 )
 """Fields of a request that are for the gateway, and that no upstream sees."""
+_READ_HERE = OWN_FIELDS | _RoutingFields.model_fields.keys()
+_NO_PROVIDER = _Provider()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +175,9 @@ def read_wish(
     Raises:
         InvalidRequestError: one is unknown or not what it may be.
     """
-    names = {*_RoutingFields.model_fields, *OWN_FIELDS}
-    own = {name: value for name, value in body.items() if name in names}
+    own = {name: value for name, value in body.items() if name in _READ_HERE}
     fields = parse_request(_RoutingFields, own, _TABLE)
-    provider = fields.provider or _Provider()
+    provider = fields.provider or _NO_PROVIDER
     sort = provider.sort
     by = sort.by if isinstance(sort, _Sort) else sort
     price = provider.max_price.model_dump(exclude_none=True) if provider.max_price else {}
@@ -200,7 +201,7 @@ def read_wish(
         options=_options(provider.options or {}),
         inline_key=_inline_key(provider, headers),
         parameters=frozenset(
-            name for name, value in body.items() if value is not None and name not in names
+            name for name, value in body.items() if value is not None and name not in _READ_HERE
         ),
         has_tools=isinstance(tools, list) and bool(tools),
         prompt_tokens=prompt_tokens,
