@@ -194,3 +194,11 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         except (ValueError, OverflowError):
             return None
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S) if seconds == seconds else None
+
+
+class BrokeOff(Exception):
+    """An upstream failed after content; the client has been told."""
+
+    def __init__(self, error: LingflashError) -> None:
+        super().__init__(error.message)
+        self.error = error

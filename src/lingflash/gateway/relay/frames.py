@@ -19,6 +19,11 @@ from lingflash.link.http_client import BadAnswer
 from lingflash.link.sse_reader import event_data
 
 Kind = Literal["quiet", "content", "usage", "end", "error"]
+STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
 _decode = msgspec.json.decode
 
 

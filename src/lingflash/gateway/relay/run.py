@@ -29,13 +29,14 @@ from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, linger, open_attempt
 from lingflash.gateway.relay.bill import Bill, money
 from lingflash.gateway.relay.failures import (
     AttemptFailed,
+    BrokeOff,
     Quoter,
     broken,
     broken_error,
     empty,
     error_event,
 )
-from lingflash.gateway.relay.frames import Frames, frames_of
+from lingflash.gateway.relay.frames import STREAM_HEADERS, Frames, frames_of
 from lingflash.gateway.relay.last_words import last_words
 from lingflash.gateway.relay.planning import PlannedCall
 from lingflash.gateway.relay.report import report
@@ -48,14 +49,6 @@ from lingflash.link.http_client import Answer, BadAnswer
 # A reader that takes nothing for so long is given up.
 STALL_S = 60.0
 _PROGRESS_EVERY_S = 0.25
-
-
-class _BrokeOff(Exception):
-    """An upstream failed after content; the client has been told."""
-
-    def __init__(self, error: LingflashError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 class Run:
@@ -131,7 +124,7 @@ class Run:
                 self._plan = self._plan_for(admission.session)
             await self._try_all(send)
             return
-        except _BrokeOff as broke:
+        except BrokeOff as broke:
             failure = broke.error
         except LingflashError as error:
             failure = error
@@ -211,7 +204,7 @@ class Run:
                 self._note_attempt(candidate, started_s, failed.status, failed.error.code)
                 if failed.is_final:
                     break
-            except _BrokeOff as broke:
+            except BrokeOff as broke:
                 breakers.fail(name, time.monotonic())
                 self._note_attempt(candidate, started_s, 200, broke.error.code)
                 raise
@@ -289,7 +282,7 @@ class Run:
                 raise broken(candidate, error) from None
             failure = broken_error(candidate.endpoint.provider, error)
             await self._send_last_words(send, failure)
-            raise _BrokeOff(failure) from None
+            raise BrokeOff(failure) from None
 
     async def _relay_whole(
         self, candidate: Candidate, answer: Answer, send: Send, started_s: float
@@ -333,7 +326,7 @@ class Run:
                         raise failed
                     await self._flush(send, waiting)
                     await self._send_last_words(send, failed.error)
-                    raise _BrokeOff(failed.error)
+                    raise BrokeOff(failed.error)
                 if kind == "end":
                     end = event
                     break
@@ -360,7 +353,7 @@ class Run:
         if not self._is_begun:
             self._first_content_s = time.monotonic()
             self._is_begun = True
-            await self._begin(send, {**_STREAM_HEADERS, **self.headers()})
+            await self._begin(send, {**STREAM_HEADERS, **self.headers()})
         data = b"".join(waiting)
         waiting.clear()
         if data:
@@ -378,12 +371,8 @@ class Run:
             self._state.measurements.add(candidate.endpoint.id, first_s - started_s, rate)
         self._note_attempt(candidate, started_s, 200, None)
         if self._call.dialect == "responses" and self._answer_id is not None:
-            home = Home(
-                candidate.endpoint.id,
-                candidate.key.id,
-                self._call.caller.key_hash,
-                self._call.session_id,
-            )
+            key_hash, session_id = self._call.caller.key_hash, self._call.session_id
+            home = Home(candidate.endpoint.id, candidate.key.id, key_hash, session_id)
             self._state.keep_home(self._answer_id, home)
         assert self._admission is not None
         await self._settle(self._admission, "completed", None)
@@ -506,10 +495,3 @@ class Run:
                 "route": self._plan.rule,
             },
         )
-
-
-_STREAM_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}
