@@ -21,6 +21,7 @@ from lingflash.cli.options import SETTINGS
 from lingflash.core.metrics import ServerMetrics
 from lingflash.core.settings import settings_of
 from lingflash.core.types import EngineStats
+from lingflash.gateway.config.load import load_config
 from lingflash.link.scripted import ScriptedEngine
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -174,3 +175,9 @@ def test_unit_then_its_command_is_one_and_its_times_fit():
     options = options_of(words[2:])
     assert float(fields["TimeoutStopSec"]) >= options["drain_timeout_s"] + 10
     assert "target=/opt/lingflash" in (DEPLOY / "install.sh").read_text(encoding="utf-8")
+
+
+def test_readmes_gateway_file_then_it_loads_as_it_is():
+    config = load_config(DEPLOY / "gateway.toml", {})
+    assert list(config.upstreams) == ["home"]
+    assert config.catalog.resolve("ling").model.name == "inclusionai/ling-2.6-flash"

@@ -72,7 +72,7 @@ def gateway(
                 reload=load,
                 routers=(accounts_router(accounts),),
                 on_ready=lambda _: tell(
-                    f"gateway to {len(loaded.upstreams)} upstreams on http://{shown}:{port}/v1 "
+                    f"gateway to {', '.join(loaded.upstreams)} on http://{shown}:{port}/v1 "
                     f"and /api/v1"
                 ),
             )
