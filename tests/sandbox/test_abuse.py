@@ -341,6 +341,13 @@ def test_files_when_a_link_points_out_then_it_is_followed_inside(shared):
     assert shared.write("slash/root/x", b"x").status_code in (403, 404)
 
 
+@pytest.mark.parametrize("path", ["/", "/tmp", "/home/user"])
+def test_files_when_a_folder_that_cannot_go_is_removed_then_nothing_in_it_goes(shared, path):
+    shared.run("echo kept > /tmp/kept; echo kept > /home/user/kept")
+    assert shared.call("filesystem.Filesystem/Remove", path=path).status_code == 403
+    assert shared.run("cat /tmp/kept /home/user/kept").stdout == "kept\nkept\n"
+
+
 @pytest.mark.slow
 def test_files_when_a_folder_is_swapped_for_a_link_then_nothing_outside_is_read(box):
     swap = (

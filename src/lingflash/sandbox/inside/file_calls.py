@@ -106,6 +106,9 @@ def remove(path: str) -> None:
     path = absolute(path)
     try:
         if stat.S_ISDIR(os.lstat(path).st_mode):
+            if not os.access(os.path.dirname(path), os.W_OK):
+                # Or all that is in it would be gone before it is seen that it cannot go itself.
+                raise PermissionError(errno.EACCES, "the folder that holds it cannot be changed")
             shutil.rmtree(path)
         else:
             os.unlink(path)
