@@ -24,6 +24,9 @@ class TestLingNano(suite.ChatModelIntegrationTests):
         if request.node.originalname == "test_tool_calling_with_no_arguments":
             reason = "a model of 9 million parameters may well call twice"
             request.node.add_marker(pytest.mark.xfail(reason=reason))
+        if request.node.originalname == "test_unicode_tool_call_integration":
+            reason = "a model of 9 million parameters may take the words beside a name for it"
+            request.node.add_marker(pytest.mark.xfail(reason=reason))
 
     @pytest.fixture
     def model(self, _served):
