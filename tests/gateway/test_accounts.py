@@ -254,8 +254,12 @@ async def test_sweeper_when_process_stands_still_then_its_requests_are_billed_as
     balance = await balance_of(alive, caller)
     assert (balance.reserved, balance.running) == (0, 0)
     assert balance.spent_total == PRICE.cost(usage).total
-    processes = await alive.database.read(lambda c: c.execute(text("SELECT id FROM process")).all())
-    assert len(processes) == 1
+
+    async def is_buried() -> bool:  # which comes after its requests
+        rows = await alive.database.read(lambda c: c.execute(text("SELECT id FROM process")).all())
+        return len(rows) == 1
+
+    await until(is_buried)
     await alive.close()
 
 
