@@ -72,9 +72,10 @@ check: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-# The PostgreSQL and the Redis that the gateway's tests run beside them; without both they skip.
+# Debian's packages that tests run beside them, such as PostgreSQL, Redis and bubblewrap; where one is
+# missing its tests skip.
 services:
-	tests/gateway/install-debian.sh
+	tests/install-debian.sh
 
 test: $(CLIENTS)
 	$(BIN)/pytest -q -n 2 --dist loadfile
@@ -83,7 +84,7 @@ test: $(CLIENTS)
 # file of tests/programs/locks. The tests install what is missing by themselves.
 export TORCH_CPU_INDEX
 programs: $(VENV)/.dev
-	tests/programs/install-debian.sh
+	tests/install-debian.sh
 	$(BIN)/python tests/programs/program_install.py
 
 # The packages that carry benchmarks' data and scorers, for `ling eval`, in the user's cache.

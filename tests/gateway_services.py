@@ -37,7 +37,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float 
 def require(program: str | None, package: str) -> str:
     """A program's path; without it the test is skipped, in CI it fails."""
     if program is None:
-        reason = f"Debian's {package} is not installed: tests/gateway/install-debian.sh"
+        reason = f"Debian's {package} is not installed: tests/install-debian.sh"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)

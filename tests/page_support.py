@@ -22,7 +22,7 @@ def chromium():
         missing_client(f"playwright is not installed ({error}); `make check` installs it")
     path = shutil.which("chromium")
     if path is None:
-        missing_client("there is no Chromium; tests/programs/install-debian.sh installs it")
+        missing_client("there is no Chromium; tests/install-debian.sh installs it")
     with sync_playwright() as playwright:
         # As root Chromium has no sandbox of its own; all it opens here is ours.
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []

@@ -30,7 +30,7 @@ _START_S = 60
 def require_bwrap():
     """Skip where bubblewrap is missing; in CI that is a failure."""
     if shutil.which("bwrap") is None:
-        missing_client("bubblewrap is not installed; tests/programs/install-debian.sh does it")
+        missing_client("bubblewrap is not installed; tests/install-debian.sh does it")
 
 
 def sandbox_command(*flags):

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent / "drivers" / "Streaming.java"
 
 def test_java_client_when_streaming_with_its_defaults_then_every_answer_is_whole(make_cell):
     if shutil.which("javac") is None:
-        missing_client("no JDK is installed; tests/programs/install-debian.sh installs it")
+        missing_client("no JDK is installed; tests/install-debian.sh installs it")
     cell = make_cell(lambda _: {"tool": "none", "turns": [], "other": "I am here.", "keys": [KEY]})
     # One source file is compiled and run at once, with a small heap.
     done = cell.run(["java", "-Xmx256m", str(SOURCE)])

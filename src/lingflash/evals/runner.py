@@ -62,7 +62,7 @@ async def run_items(
                     unanswered.append(f"{item.id}: {error.message}")
                     continue
                 results.add(line)
-                bar.advance(bool(line["solved"]))
+                bar.advance()
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -120,7 +120,7 @@ class _Bar:
     def __init__(self, name: str, total: int, done: int, endpoint: Endpoint) -> None:
         self._name, self._total, self._done = name, total, done
         self._endpoint = endpoint
-        self._num_new, self._num_solved = 0, 0
+        self._num_new = 0
         self._started = self._printed = time.monotonic()
         console = Console(stderr=True)
         self._is_live = console.is_terminal
@@ -145,10 +145,9 @@ class _Bar:
     def __exit__(self, *exc: object) -> None:
         self._progress.stop()
 
-    def advance(self, solved: bool) -> None:
+    def advance(self) -> None:
         """An item is done."""
         self._num_new += 1
-        self._num_solved += solved
         now = time.monotonic()
         seconds = max(now - self._started, 1e-6)
         tokens = self._endpoint.tokens.completion

@@ -35,7 +35,6 @@ class Price:
     prompt: int = 0
     completion: int = 0
     cache_read: int = 0
-    cache_write: int = 0
     request: int = 0
 
     def cost(self, usage: Usage) -> Cost:

@@ -16,7 +16,7 @@ def serve(make):
         function, values = json.loads(line)
         try:
             answer = {"value": getattr(served, function)(**values)}
-        except Exception as error:
+        except Exception as error:  # the package's, of any class: the item's answer
             answer = {"error": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(answer) + "\n")
         out.flush()

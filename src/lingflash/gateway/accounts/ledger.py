@@ -121,7 +121,7 @@ class Ledger:
             jobs, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
             try:
                 await self._write(jobs)
-            except Exception as error:
+            except Exception as error:  # whatever it is, who waits for the job gets it
                 if len(jobs) == 1:
                     _fail(jobs[0], error)
                     continue

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from lingflash.core.errors import refuse
 from lingflash.protocol.fields import FieldTable, Refusal, parse_request
 
-PERCENTILES = ("p50", "p75", "p90", "p99")
 SortBy = Literal["price", "throughput", "latency", "exacto"]
 # A vendor's options may not take over what the gateway decides or bills by.
 _NO_OPTIONS = ("model", "stream", "stream_options", "n", "best_of", "max_tokens",

@@ -186,7 +186,7 @@ async def _take_form(request: Request, upload: _Upload, boundary: bytes, path: s
             parser.write(data)
             if len(name) + len(value) > _MAX_HEADER:
                 raise InvalidRequestError("a header of a part is too long")
-        except Exception as error:
+        except Exception as error:  # the parser's own class, or what a callback met in the form
             raise InvalidRequestError(f"The form cannot be read: {error}.") from None
         taken, steps[:] = list(steps), []
         for step, content in taken:

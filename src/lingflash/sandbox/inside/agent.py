@@ -57,7 +57,7 @@ class KernelContext:
         self._cwd = cwd
         self._client: Any = None
         self._busy = asyncio.Lock()
-        self._interrupting: asyncio.Future[None] | None = None
+        self._interrupting: asyncio.Future[None] | None = None  # held, or it may be collected
 
     async def start(self) -> None:
         """Return when the kernel answers."""
@@ -225,7 +225,7 @@ class Agent:
         number = order["id"]
         try:
             await getattr(self, f"_{order['op']}")(order)
-        except Exception as error:
+        except Exception as error:  # one order's failure is its own answer
             _say({"id": number, "failed": f"{type(error).__name__}: {error}"[:1000]})
         else:
             _say({"id": number, "done": True})

@@ -30,7 +30,7 @@ def main() -> None:
     for name, attempt in _WALLS.items():
         try:
             problem = attempt(told)
-        except Exception as error:
+        except Exception as error:  # a wall that could not be tried does not count as held
             problem = f"could not be tried: {type(error).__name__}: {error}"
         if problem:
             open_walls[name] = problem
