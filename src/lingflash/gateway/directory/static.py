@@ -1,0 +1,26 @@
+"""A directory that is written in the gateway's file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from lingflash.link.http_client import Address
+from lingflash.link.replica_probe import probe
+from lingflash.protocol.replicas import Replica
+
+
+class StaticDirectory:
+    """Servers that are always the same; each is asked whether it serves.
+
+    Args:
+        urls: scheme, host and port of each.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._places = {url: Address.parse_any(url) for url in urls}
+
+    async def replicas(self) -> list[Replica]:
+        """See Directory."""
+        healths = await asyncio.gather(*map(probe, self._places.values()))
+        return [Replica.of(url, health) for url, health in zip(self._places, healths, strict=True)]
