@@ -42,6 +42,7 @@ from lingflash.gateway.relay.planning import PlannedCall
 from lingflash.gateway.relay.report import report
 from lingflash.gateway.relay.usage import read_usage
 from lingflash.gateway.routing.plan import Candidate
+from lingflash.gateway.routing.replicas import Sent
 from lingflash.gateway.state import GatewayState, Home
 from lingflash.httpd.error_map import http_error
 from lingflash.link.http_client import Answer, BadAnswer
@@ -70,6 +71,7 @@ class Run:
         self._deadline_s = self._started_s + self._config.deadlines.total_s
         self._attempts: list[Attempt] = []
         self._candidate: Candidate | None = None  # of the attempt under way, or the last
+        self._sent: Sent | None = None  # the same, where it is at a replica
         self._admission: Admission | None = None
         # Of the answer.
         self._frames: Frames | None = None
@@ -195,12 +197,15 @@ class Run:
             if not breakers.begin(name, time.monotonic()):
                 continue
             self._candidate = candidate
+            sent = self._sent = self._state.send(candidate)
             started_s = time.monotonic()
             try:
                 await self._try(candidate, send)
             except AttemptFailed as failed:
                 last = failed
-                self._judge(name, failed)
+                breakers.take(failed.verdict, name, time.monotonic(), failed.retry_after_s)
+                if sent is not None:
+                    sent.fail(time.monotonic())
                 self._note_attempt(candidate, started_s, failed.status, failed.error.code)
                 if failed.is_final:
                     break
@@ -218,6 +223,9 @@ class Run:
             else:
                 breakers.succeed(name)
                 return
+            finally:
+                if sent is not None:
+                    sent.end(time.monotonic(), self._usage)
         if last is not None:
             raise last.error
         raise self._nobody()
@@ -228,16 +236,6 @@ class Run:
         return CapacityError(
             f"No provider takes requests for {self._plan.wanted[0].name} now; try again."
         )
-
-    def _judge(self, name: str, failed: AttemptFailed) -> None:
-        breakers = self._state.breakers
-        match failed.verdict:
-            case "fail":
-                breakers.fail(name, time.monotonic())
-            case "cool":
-                breakers.cool(name, time.monotonic(), failed.retry_after_s)
-            case "succeed":
-                breakers.succeed(name)
 
     def _note_attempt(
         self, candidate: Candidate, started_s: float, status: int, code: str | None
@@ -353,6 +351,8 @@ class Run:
         if not self._is_begun:
             self._first_content_s = time.monotonic()
             self._is_begun = True
+            if self._sent is not None:
+                self._sent.first(self._first_content_s)
             await self._begin(send, {**STREAM_HEADERS, **self.headers()})
         data = b"".join(waiting)
         waiting.clear()
@@ -372,7 +372,8 @@ class Run:
         self._note_attempt(candidate, started_s, 200, None)
         if self._call.dialect == "responses" and self._answer_id is not None:
             key_hash, session_id = self._call.caller.key_hash, self._call.session_id
-            home = Home(candidate.endpoint.id, candidate.key.id, key_hash, session_id)
+            place = candidate.endpoint.id, candidate.key.id, candidate.replica
+            home = Home(*place, key_hash, session_id)
             self._state.keep_home(self._answer_id, home)
         assert self._admission is not None
         await self._settle(self._admission, "completed", None)
@@ -482,6 +483,7 @@ class Run:
             endpoint=endpoint.id if endpoint else None,
             provider=endpoint.provider if endpoint else None,
             model=endpoint.model if endpoint else None,
+            replica=candidate.replica if candidate is not None and endpoint is not None else None,
             usage=usage,
             usage_source=source,
             cost=own,

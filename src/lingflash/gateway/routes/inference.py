@@ -89,11 +89,11 @@ async def stored_response(request: Request, response_id: str) -> Response:
 
 async def _pass_on(state: GatewayState, home: Home, request: Request) -> Response:
     endpoint = state.config.catalog.endpoints.get(home.endpoint)
-    if endpoint is None or home.key_id != HOUSE.id:
+    if endpoint is None or home.key_id != HOUSE.id or not state.has_replica(home):
         raise NotFoundError("The provider that has this response cannot be asked any more.")
     upstream = state.config.upstreams[endpoint.slug]
     limits = state.config.deadlines
-    address, key_headers = with_key(upstream, HOUSE)
+    address, key_headers = with_key(upstream, HOUSE, home.replica)
     path = upstream.path + request.scope["path"].removeprefix("/v1")
     query = request.scope["query_string"].decode("latin-1")
     try:
