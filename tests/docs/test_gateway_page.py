@@ -24,6 +24,7 @@ TABLES = {
     "[deadlines]": tables.DeadlinesTable,
     "[breaker]": tables.BreakerTable,
     "[requests]": tables.RequestsTable,
+    "[[directory]]": tables.DirectoryTable,
     "[[upstream]]": tables.UpstreamTable,
     "[[model]]": tables.ModelTable,
     "[[model.endpoint]]": tables.EndpointTable,

@@ -16,6 +16,7 @@ from lingflash.gateway import telemetry
 from lingflash.gateway.accounting import Accounts, Caller
 from lingflash.gateway.config.load import GatewayConfig
 from lingflash.gateway.dialects import error_dialect_of
+from lingflash.gateway.directory.watches import Watches
 from lingflash.gateway.metrics import GatewayMetrics
 from lingflash.gateway.routing.breaker import Breakers
 from lingflash.gateway.routing.measurements import Measurements
@@ -48,15 +49,18 @@ class Home:
 
 
 class GatewayState(HttpContext):
-    """What `httpd` shares, and configuration, accounts, breakers and connections of one gateway.
+    """What `httpd` shares, and configuration, accounts, breakers, directories, connections.
 
     Args:
         accounts: whoever made them closes them.
     """
 
     def __init__(self, config: GatewayConfig, accounts: Accounts) -> None:
+        self.watches = Watches(config.directories)
         self.metrics = GatewayMetrics(
-            lambda: self.breakers.states(time.monotonic()), lambda: self.not_ready is None
+            lambda: self.breakers.states(time.monotonic()),
+            lambda: self.not_ready is None,
+            lambda: {name: watch.replicas for name, watch in self.watches.items()},
         )
         server = config.server
         super().__init__(
@@ -87,6 +91,7 @@ class GatewayState(HttpContext):
         The address and what the accounts were opened with stay as they are.
         """
         self.config = config
+        self.watches.take(config.directories)
         self.breakers.settings = config.breaker
         self.api_keys = () if config.metrics_key is None else (config.metrics_key,)
 

@@ -9,4 +9,5 @@ dns.py        every address that a host name has, asked the same: a headless ser
 cluster.py    asks `ling cluster`, which knows
 watch.py      the newest answer; of a directory that is silent, the last one
 make.py       from the gateway's file
+watches.py    those of all directories in the file, over its reloads
 """
