@@ -15,7 +15,7 @@ from accounts_support import PRICE, accounts_app, client_of, end_of, opened, ser
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import Caller, Part
 from lingflash.gateway.accounts.bill import bill_of, shares
-from lingflash.gateway.accounts.parts import parts_of
+from lingflash.gateway.accounts.parts import parts_of, pieces_of
 from lingflash.gateway.accounts.rows import generation_row
 from lingflash.gateway.accounts.sessions import SessionState
 
@@ -150,7 +150,7 @@ async def test_session_when_asked_for_over_http_then_bill_as_json_and_csv(sqlite
     secret, _ = await accounts.keys.create({"name": "a"})
     caller = await accounts.authenticate(secret)
     for number, body in enumerate(TURNS[dialect]):
-        start = start_of(caller, dialect=dialect, parts=parts_of(dialect, body, "s"))
+        start = start_of(caller, dialect=dialect, parts=parts_of(pieces_of(dialect, body), "s"))
         reason = "stop" if number else "tool_calls"
         await served(accounts, start, end(60 + 100 * number, 60 * number, 10, reason))
     async with client_of(accounts_app(accounts), secret) as client:

@@ -6,7 +6,6 @@ import hashlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -18,16 +17,14 @@ from lingflash.gateway.config.load import GatewayConfig
 from lingflash.gateway.dialects import error_dialect_of
 from lingflash.gateway.directory.watches import Watches
 from lingflash.gateway.metrics import GatewayMetrics
+from lingflash.gateway.replicas import Replicas
 from lingflash.gateway.routing.breaker import Breakers
 from lingflash.gateway.routing.measurements import Measurements
-from lingflash.gateway.routing.catalog import Endpoint
 from lingflash.gateway.routing.plan import Candidate
-from lingflash.gateway.routing.replicas import Choice, Prompt, ReplicaRouter, Sent
 from lingflash.httpd.auth import given_key
 from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.limits import ConnectionLimits
 from lingflash.link.connection_pool import ConnectionPool
-from lingflash.protocol.replicas import Replica
 
 _MAX_HOMES = 100_000
 # An upstream without a ready replica is one that rests for so long, as far as a client is told.
@@ -75,12 +72,11 @@ class GatewayState(HttpContext):
         self.config = config
         self.accounts = accounts
         self.breakers = Breakers(config.breaker)
+        self.replicas = Replicas(lambda: self.config.upstreams, self.watches, self.breakers)
         self.measurements = Measurements()
         self.pool = ConnectionPool()
         self.telemetry = telemetry.connect() if server.opentelemetry else None
         self._keyless: dict[tuple[str, str, str], float] = {}
-        self._routers: dict[str, ReplicaRouter] = {}  # by the upstream's slug
-        self._seen: dict[str, Sequence[Replica]] = {}
         self._homes: OrderedDict[str, Home] = OrderedDict()
         # Brought keys are told apart by digests that mean nothing outside of this process.
         self._salt = secrets.token_bytes(16)
@@ -120,56 +116,9 @@ class GatewayState(HttpContext):
 
     def rests_s(self, candidate: Candidate) -> float:
         """For how long an upstream and key are left alone."""
-        upstream = self.config.upstreams.get(candidate.endpoint.slug)
-        if candidate.choice is None and upstream is not None and upstream.directory is not None:
+        if candidate.choice is None and self.replicas.has_some(candidate.endpoint):
             return _NO_REPLICA_S
         return self.breakers.rests_s(self.breaker_of(candidate), time.monotonic())
-
-    def router_of(self, slug: str) -> ReplicaRouter:
-        """What chooses among an upstream's replicas."""
-        balance = self.config.upstreams[slug].table.balance
-        router = self._routers.get(slug)
-        if router is None or router.balance != balance:
-            router = self._routers[slug] = ReplicaRouter(balance)
-        return router
-
-    def order_replicas(self, endpoint: Endpoint, prompt: Prompt) -> list[Choice] | None:
-        """An endpoint's replicas that are ready, in the order to try them; None if it has none."""
-        upstream = self.config.upstreams.get(endpoint.slug)
-        if upstream is None or upstream.directory is None:
-            return None
-        router, replicas = self.router_of(endpoint.slug), self.watches[upstream.directory].replicas
-        if self._seen.get(endpoint.slug) is not replicas:
-            self._forget_gone(endpoint.slug, router, replicas)
-        ready = [each for each in replicas if each.ready and not each.draining]
-        return router.order(prompt, ready, time.monotonic())
-
-    def _forget_gone(
-        self, slug: str, router: ReplicaRouter, replicas: Sequence[Replica]
-    ) -> None:
-        self._seen[slug] = replicas
-        urls = {each.url for each in replicas}
-        router.keep_only(urls)
-        self.breakers.keep_only(
-            lambda key: not key.startswith(f"{slug}#")
-            or "@" not in key
-            or key.partition("@")[2] in urls
-        )
-
-    def send(self, candidate: Candidate) -> Sent | None:
-        """Note that a replica gets a request; None where the candidate is none."""
-        choice = candidate.choice
-        if choice is None:
-            return None
-        return self.router_of(candidate.endpoint.slug).send(choice, time.monotonic())
-
-    def has_replica(self, home: Home) -> bool:
-        """Whether whoever has a stored response is still there."""
-        endpoint = self.config.catalog.endpoints.get(home.endpoint)
-        upstream = None if endpoint is None else self.config.upstreams.get(endpoint.slug)
-        if home.replica is None or upstream is None or upstream.directory is None:
-            return home.replica is None
-        return any(each.url == home.replica for each in self.watches[upstream.directory].replicas)
 
     def is_keyless(self, caller: Caller, provider: str, model: str) -> bool:
         """Whether a caller had no stored key there a moment ago; most never have one."""

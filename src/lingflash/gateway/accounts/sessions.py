@@ -8,7 +8,6 @@ from typing import Any
 from lingflash.gateway.accounting import End, Session, Start
 from lingflash.gateway.accounts.rows import clean, parts_to_json
 
-
 # Between an endpoint and its replica in a pin.
 _REPLICA = "#"
 

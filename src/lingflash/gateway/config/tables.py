@@ -11,6 +11,7 @@ from typing import Literal
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import above, at_least, between, one_of, setting
 from lingflash.gateway.accounting import Dialect
+from lingflash.gateway.routing.replicas import BALANCES, Balance
 from lingflash.link.http_client import Address
 
 DIALECTS: tuple[Dialect, ...] = ("chat", "completions", "responses", "messages")
@@ -130,6 +131,12 @@ class UpstreamTable:
     )
     directory: str | None = setting(
         None, "Name of a `[[directory]]` of replicas, instead of a base URL and a key."
+    )
+    balance: Balance = setting(
+        "belief",
+        "How its replicas share the requests: belief (docs/cluster-routing.md); to compare with:"
+        " consistent_hash, least_load, round_robin.",
+        bound=one_of(BALANCES),
     )
     dialects: tuple[str, ...] = setting(
         ("chat",),

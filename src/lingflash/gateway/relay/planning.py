@@ -58,7 +58,7 @@ async def plan_call(state: GatewayState, call: Call) -> PlannedCall:
             keys=keys,
             rests_s=state.rests_s,
             measurements=state.measurements,
-            replicas=lambda endpoint: state.order_replicas(endpoint, prompt_of(call, session)),
+            replicas=lambda endpoint: state.replicas.order(endpoint, prompt_of(call, session)),
             day=day,
             takes_inline_keys=config.requests.inline_provider_keys,
         )

@@ -197,7 +197,7 @@ class Run:
             if not breakers.begin(name, time.monotonic()):
                 continue
             self._candidate = candidate
-            sent = self._sent = self._state.send(candidate)
+            sent = self._sent = self._state.replicas.send(candidate)
             started_s = time.monotonic()
             try:
                 await self._try(candidate, send)

@@ -89,7 +89,11 @@ async def stored_response(request: Request, response_id: str) -> Response:
 
 async def _pass_on(state: GatewayState, home: Home, request: Request) -> Response:
     endpoint = state.config.catalog.endpoints.get(home.endpoint)
-    if endpoint is None or home.key_id != HOUSE.id or not state.has_replica(home):
+    if (
+        endpoint is None
+        or home.key_id != HOUSE.id
+        or not state.replicas.has(endpoint, home.replica)
+    ):
         raise NotFoundError("The provider that has this response cannot be asked any more.")
     upstream = state.config.upstreams[endpoint.slug]
     limits = state.config.deadlines

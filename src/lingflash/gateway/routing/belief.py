@@ -5,9 +5,9 @@ prompt is believed to hold all of them, and to be able to go on from some: a rec
 be cut back, so that only the places with a checkpoint count. The engine keeps one at the end of
 every prompt and where two prompts part, which is what this mirrors:
 
-    turn 1   tools | system | user                          *
-    turn 2   tools | system | user | assistant | result     o (parted here? no: it went on) *
-    another  tools | system | other user                    parts after `system`: * there, and at its end
+    turn 1    tools | system | user*
+    turn 2    tools | system | user* | assistant | result*
+    another   tools | system* | other user*                 which parts from them after `system`
 
 The `cached_tokens` of the answer correct it: fewer than believed, and what lay deeper is forgotten;
 more, and the place is learned. Nothing is asked of a replica, and no text is turned into tokens.
@@ -23,6 +23,9 @@ from lingflash.gateway.routing.chain import Chain
 
 # A place takes about half a kilobyte, so that this is 50 MB at most; a live session needs two.
 MAX_PLACES = 100_000
+# What a session's states take beside the cache of its tokens, in tokens: 12,700 for Ling-2.6-flash,
+# fewer for small models and 16-bit states. Without it many short sessions would seem to be nothing.
+STATE_TOKENS = 4096
 # Before anything was answered: text in any language, as JSON.
 _FIRST_TOKENS_PER_BYTE = 0.25
 # The weight of one answer in what tokens a byte has.
@@ -38,17 +41,23 @@ class _Held:
     Args:
         can_resume: it has a checkpoint there.
         is_end: a prompt ended there, which a session goes on from.
+        is_last: nothing has gone on from there yet: a session's states.
         added: tokens between the place before and this one, which its memory holds for it.
     """
 
-    can_resume: bool
-    is_end: bool
     added: int
+    can_resume: bool = False
+    is_end: bool = False
+    is_last: bool = False
+
+    @property
+    def kept_tokens(self) -> int:
+        return self.added + STATE_TOKENS * self.is_last
 
 
 @dataclass(slots=True)
 class _Place:
-    """A beginning that was seen; `tokens` up to it are counted where a prompt ended, else guessed."""
+    """A beginning that was seen, and its tokens: counted where a prompt ended, else guessed."""
 
     tokens: int
     held: dict[str, _Held]
@@ -56,14 +65,16 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The deepest place that a replica can go on from.
+    """What a replica has of a prompt.
 
     Args:
-        tokens: that it need not compute.
+        known: tokens that it has in its cache.
+        tokens: those of them that it need not compute: it can go on from there.
         is_end: where a prompt ended, so that this one goes on from it, rather than sharing its
             first part with others.
     """
 
+    known: int = 0
     tokens: int = 0
     is_end: bool = False
 
@@ -86,7 +97,7 @@ class Belief:
         return {replica for place in self._places.values() for replica in place.held}
 
     def kept_tokens(self, replica: str) -> int:
-        """How many tokens its cache is believed to hold, shared ones once."""
+        """How many tokens its cache is believed to hold, shared ones once, with sessions' states."""
         return self._kept.get(replica, 0)
 
     def tokens(self, chain: Chain) -> list[int]:
@@ -101,16 +112,18 @@ class Belief:
         return found
 
     def find(self, chain: Chain) -> dict[str, Found]:
-        """For each replica the deepest place of a chain that it can go on from."""
+        """What each replica has of a chain; those that have nothing are left out."""
         found: dict[str, Found] = {}
+        known: dict[str, int] = {}
         for key in reversed(chain.keys):
             place = self._places.get(key)
             if place is None:
                 continue
             for replica, held in place.held.items():
+                deepest = known.setdefault(replica, place.tokens)
                 if held.can_resume and replica not in found:
-                    found[replica] = Found(place.tokens, held.is_end)
-        return found
+                    found[replica] = Found(deepest, place.tokens, held.is_end)
+        return {replica: found.get(replica, Found(tokens)) for replica, tokens in known.items()}
 
     def serve(self, chain: Chain, replica: str) -> None:
         """A prompt was sent to a replica, which will hold all of it."""
@@ -125,14 +138,18 @@ class Belief:
             if held is None:
                 if not is_new and i:
                     # Here it parts from what the replica has.
-                    self._places[chain.keys[i - 1]].held[replica].can_resume = True
+                    last = self._places[chain.keys[i - 1]].held[replica]
+                    last.can_resume = True
+                    self._set_last(replica, last, is_last=False)
                 is_new = True
-                held = place.held[replica] = _Held(False, False, max(tokens[i] - before, 0))
+                held = place.held[replica] = _Held(max(tokens[i] - before, 0))
                 self._kept[replica] = self._kept.get(replica, 0) + held.added
             before = tokens[i]
         if chain.keys:
             end = self._places[chain.keys[-1]].held[replica]
             end.can_resume = end.is_end = True
+            if is_new:
+                self._set_last(replica, end, is_last=True)
         self._touch(chain)
 
     def learn(
@@ -167,16 +184,20 @@ class Belief:
     def _learn_more(
         self, chain: Chain, replica: str, tokens: list[int], cached_tokens: int
     ) -> None:
-        for key, count in zip(reversed(chain.keys), reversed(tokens), strict=True):
+        for key, count in reversed(list(zip(chain.keys[:-1], tokens, strict=False))):
             place = self._places.get(key)
             if count <= cached_tokens and place is not None and replica in place.held:
                 place.held[replica].can_resume = True
                 return
 
-    def fail(self, chain: Chain, replica: str, expected: int) -> None:
-        """A prompt that was sent was not served: what it would have left is not there."""
+    def fail(self, chain: Chain, replica: str, known: int) -> None:
+        """A prompt that was sent was not served: what it would have left is not there.
+
+        Args:
+            known: tokens that were there before.
+        """
         for key, count in zip(chain.keys, self.tokens(chain), strict=True):
-            if count > expected:
+            if count > known:
                 self._forget(key, replica)
 
     def keep_only(self, replicas: Iterable[str]) -> None:
@@ -189,12 +210,17 @@ class Belief:
             for replica in gone:
                 self._kept.pop(replica, None)
 
+    def _set_last(self, replica: str, held: _Held, *, is_last: bool) -> None:
+        self._kept[replica] -= held.kept_tokens
+        held.is_last = is_last
+        self._kept[replica] += held.kept_tokens
+
     def _forget(self, key: int, replica: str) -> None:
         place = self._places.get(key)
         held = None if place is None else place.held.pop(replica, None)
         if place is None or held is None:
             return
-        self._kept[replica] -= held.added
+        self._kept[replica] -= held.kept_tokens
         if not place.held:
             del self._places[key]
 

@@ -85,9 +85,7 @@ class Breakers:
         breaker.is_probing = False
         self._open(breaker, now_s + (self.settings.rate_limit_s if seconds is None else seconds))
 
-    def take(
-        self, verdict: Verdict, key: str, now_s: float, seconds: float | None = None
-    ) -> None:
+    def take(self, verdict: Verdict, key: str, now_s: float, seconds: float | None = None) -> None:
         """What an attempt that was not answered says of its upstream and key."""
         match verdict:
             case "fail":

@@ -1,6 +1,7 @@
 """Which replica of one upstream serves a request: where it would be answered first.
 
-    score = (tokens to compute + prompts that wait there) / prefill rate + answers under way / decode rate
+    score = (tokens to compute + prompts waiting there) / prefill rate
+          + answers under way there / decode rate
 
 What is to be computed is believed (`belief.py`), what waits is what this gateway sent, and what a
 directory says that others did. A prompt that goes on from the end of another stays with its replica
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lingflash.core.types import Usage
-from lingflash.gateway.routing.belief import MAX_PLACES, Belief, Found
+from lingflash.gateway.routing.belief import MAX_PLACES, STATE_TOKENS, Belief, Found
 from lingflash.gateway.routing.chain import Chain
 from lingflash.protocol.replicas import Replica
 
@@ -128,7 +129,7 @@ class Sent:
         self.first(now_s)
         self._leave(now_s)
         choice = self._choice
-        self._router.belief.fail(choice.prompt.chain, choice.replica.url, choice.found.tokens)
+        self._router.belief.fail(choice.prompt.chain, choice.replica.url, choice.found.known)
 
     def _leave(self, now_s: float) -> None:
         lane = self._lane
@@ -171,7 +172,8 @@ class ReplicaRouter:
         if prompt.pinned is not None and not any(each.is_end for each in found.values()):
             old = tokens[prompt.chain.num_old - 1] if prompt.chain.num_old else 0
             known = found.get(prompt.pinned, _NOTHING)
-            found[prompt.pinned] = Found(max(old, known.tokens), is_end=True)
+            old = max(old, known.tokens)
+            found[prompt.pinned] = Found(max(old, known.known), old, is_end=True)
         choices: list[Choice] = []
         for replica in replicas:
             known = found.get(replica.url, _NOTHING)
@@ -188,11 +190,13 @@ class ReplicaRouter:
         match self.balance:
             case "belief":
                 kept = {each.replica: self.belief.kept_tokens(each.replica.url) for each in choices}
-                most = BOUND * (sum(kept.values()) + total) / max(len(choices), 1)
+                in_all = sum(kept.values())
 
                 def is_full(choice: Choice) -> bool:
-                    wanted = kept[choice.replica] + choice.new_tokens
-                    return not choice.found.is_end and wanted > most
+                    own = kept[choice.replica]
+                    added = total - choice.found.known + STATE_TOKENS
+                    bound = BOUND * (in_all + added) / len(kept)
+                    return not choice.found.is_end and own > 0 and own + added > bound
 
                 choices.sort(key=lambda each: (is_full(each), each.score_s, tie(each)))
             case "consistent_hash":
@@ -262,7 +266,7 @@ class ReplicaRouter:
     def _wait_s(self, replica: Replica, now_s: float) -> float:
         lane = self._lanes.get(replica.url, _IDLE)
         own = lane.context if now_s > lane.peak_until_s else max(lane.context, lane.peak)
-        # Of what others sent only the tokens of its contexts are known: half an answer each is left.
+        # Of what others sent only the contexts' sizes are known: half an answer of each is left.
         others = max(replica.tokens_in_flight - own, 0) / max(self._prompt_tokens, 1.0)
         answers = lane.answer + others * self._answer_tokens / 2
         return lane.prompt / self._prefill_rate + answers / self._decode_rate
