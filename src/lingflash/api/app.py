@@ -70,4 +70,15 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
 
 
 def _while_ready(request: Request) -> dict[str, Any]:
-    return {"prefix_cache": state_of(request).engine.info.prefix_cache}
+    """What a gateway or a cluster wants to know; `protocol.replicas.Health` says what each is."""
+    state = state_of(request)
+    info, stats = state.engine.info, state.engine.stats
+    return {
+        "prefix_cache": info.prefix_cache,
+        "model": state.config.served_model_names[0],
+        "capacity": info.max_num_seqs,
+        "tokens_in_flight": stats.tokens_in_flight,
+        "queued_prompt_tokens": stats.queued_prompt_tokens,
+        "taken_prompt_tokens": stats.prompt_tokens + stats.prefix_hit_tokens,
+        "sessions": stats.num_running + stats.num_waiting + stats.state_checkpoints,
+    }

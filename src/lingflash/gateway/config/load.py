@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -15,9 +14,9 @@ from urllib.parse import urlsplit
 
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import nearest
+from lingflash.core.toml_tables import TableReader, read_toml
 from lingflash.gateway.accounting import Price
 from lingflash.gateway.accounts.config import AccountsConfig
-from lingflash.gateway.config.reader import TableReader
 from lingflash.gateway.config.tables import (
     BreakerTable,
     DeadlinesTable,
@@ -97,7 +96,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> GatewayConfig:
     Raises:
         ConfigError: it cannot be used; one sentence with the file and the key.
     """
-    given = _read_toml(path)
+    given = read_toml(path)
     return read_config(given, environ, file=str(path), folder=path.parent)
 
 
@@ -107,7 +106,7 @@ def load_accounts(path: Path) -> AccountsConfig:
     Raises:
         ConfigError: the file or the table cannot be used.
     """
-    table = _read_toml(path).get("accounts", {})
+    table = read_toml(path).get("accounts", {})
     return TableReader(str(path)).read(AccountsConfig, table, "accounts")
 
 
@@ -135,25 +134,10 @@ def read_config(
     )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text("utf-8-sig")  # some editors put a mark before
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.", param="config") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8.", param="config") from None
-    try:
-        return tomllib.loads(text, parse_float=Decimal)
-    except (ValueError, RecursionError) as error:  # the last two of numbers and nests without end
-        raise ConfigError(f"{path}: is not TOML: {error}.", param="config") from None
-
-
 class _Loader:
     def __init__(self, file: str, folder: Path, environ: Mapping[str, str]) -> None:
-        self._reader = TableReader(file)
-        self.refuse = self._reader.refuse
-        self._folder = folder
-        self._environ = environ
+        self._reader = TableReader(file, folder, environ)
+        self.refuse, self.secret = self._reader.refuse, self._reader.secret
 
     def tables(self, given: Mapping[str, Any]) -> _File:
         tops = list(_File.__dataclass_fields__)
@@ -165,29 +149,6 @@ class _Loader:
             if not tables:
                 raise self.refuse(name, f"is missing; write at least one [[{name}]].")
         return file
-
-    def secret(self, where: str, variable: str | None, file: Path | None) -> str | None:
-        """What a variable or a file holds; None if neither is named."""
-        if variable is not None and file is not None:
-            raise self.refuse(f"{where}_variable", f"and {where}_file are two sources; keep one.")
-        if variable is not None:
-            value, named = self._environ.get(variable, "").strip(), f"{where}_variable"
-            if not value:
-                raise self.refuse(named, f"names {variable}, which is not set or empty.")
-        elif file is not None:
-            named = f"{where}_file"
-            try:
-                value = (self._folder / file).read_text("utf-8").strip()
-            except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or "it is no text"
-                raise self.refuse(named, f"names {file}, which cannot be read: {why}.") from None
-            if not value:
-                raise self.refuse(named, f"names {file}, which is empty.")
-        else:
-            return None
-        if not value.isascii() or not value.isprintable() or " " in value:
-            raise self.refuse(named, "leads to a key with characters that no HTTP header holds.")
-        return value
 
     def directories(self, tables: Sequence[DirectoryTable]) -> dict[str, KnownDirectory]:
         found: dict[str, KnownDirectory] = {}
