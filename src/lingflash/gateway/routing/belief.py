@@ -97,7 +97,7 @@ class Belief:
         return {replica for place in self._places.values() for replica in place.held}
 
     def kept_tokens(self, replica: str) -> int:
-        """How many tokens its cache is believed to hold, shared ones once, with sessions' states."""
+        """Tokens that its cache is believed to hold, shared ones once, and sessions' states."""
         return self._kept.get(replica, 0)
 
     def tokens(self, chain: Chain) -> list[int]:
