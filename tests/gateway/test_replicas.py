@@ -87,7 +87,7 @@ def test_sessions_when_there_are_two_replicas_then_each_stays_and_both_have_some
     fleet.wait_until(lambda: fleet.router.num_running == 0)
     assert not fleet.gateway.leaked()
     # The accounts know, too, for another gateway.
-    start, end = fleet.gateway.accounts.rows[-1]
+    _, end = fleet.gateway.accounts.rows[-1]
     assert end.replica == fleet.servers[talks[-1].homes[-1].index(1)].url.removesuffix("/v1")
 
 

@@ -202,11 +202,15 @@ class ReplicaRouter:
             case "consistent_hash":
                 choices.sort(key=tie)
             case "least_load":
-                choices.sort(key=lambda each: (self._load(each.replica.url), tie(each)))
+                self._take_turns(choices)
+                choices.sort(key=lambda each: self._load(each.replica.url))
             case "round_robin":
-                choices.sort(key=lambda each: each.replica.url)
-                first = self._turn % max(len(choices), 1)
-                choices[:] = choices[first:] + choices[:first]
+                self._take_turns(choices)
+
+    def _take_turns(self, choices: list[Choice]) -> None:
+        choices.sort(key=lambda each: each.replica.url)
+        first = self._turn % max(len(choices), 1)
+        choices[:] = choices[first:] + choices[:first]
 
     def _load(self, url: str) -> int:
         return self._lanes.get(url, _IDLE).context
