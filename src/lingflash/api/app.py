@@ -73,12 +73,14 @@ def _while_ready(request: Request) -> dict[str, Any]:
     """What a gateway or a cluster wants to know; `protocol.replicas.Health` says what each is."""
     state = state_of(request)
     info, stats = state.engine.info, state.engine.stats
+    sequences = stats.num_running + stats.num_waiting
     return {
         "prefix_cache": info.prefix_cache,
         "model": state.config.served_model_names[0],
         "capacity": info.max_num_seqs,
+        "sequences": sequences,
         "tokens_in_flight": stats.tokens_in_flight,
         "queued_prompt_tokens": stats.queued_prompt_tokens,
         "taken_prompt_tokens": stats.prompt_tokens + stats.prefix_hit_tokens,
-        "sessions": stats.num_running + stats.num_waiting + stats.state_checkpoints,
+        "sessions": sequences + stats.state_checkpoints,
     }

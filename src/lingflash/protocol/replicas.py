@@ -23,17 +23,19 @@ class Health:
         draining: it finishes what runs, and takes nothing new; never ready.
         model: the first name that requests may use.
         capacity: sequences that run at once.
-        tokens_in_flight: of sequences that run or wait, prompts and what was generated.
+        sequences: that run or wait.
+        tokens_in_flight: of those sequences, prompts and what was generated.
         queued_prompt_tokens: prompt tokens that wait, as if no cache had any of them.
         taken_prompt_tokens: how many have left that queue since the start, cached ones too.
-        sessions: what would be lost with it: sequences that run or wait, and states that it keeps
-            for the next turns of others.
+        sessions: what would be lost with it: those sequences, and states that it keeps for the
+            next turns of others.
     """
 
     ready: bool
     draining: bool = False
     model: str = ""
     capacity: int = 0
+    sequences: int = 0
     tokens_in_flight: int = 0
     queued_prompt_tokens: int = 0
     taken_prompt_tokens: int = 0
