@@ -135,7 +135,7 @@ class Replica:
             request.ended_s = now_s
             changed.append(request)
         self._begin()
-        return changed
+        return list(dict.fromkeys(changed))  # an answer of one token does both at once
 
     def _step(self) -> tuple[float, float]:
         """How long a step takes now, and how much of a prompt it reads."""
