@@ -57,6 +57,11 @@ class ReplicaTable:
 
     model: str = setting(MISSING, "As `ling serve` takes it; every machine must have it.")
     flags: tuple[str, ...] = setting((), "Further flags of `ling serve`.")
+    host: str | None = setting(
+        None,
+        "Address that each listens on; if empty its machine's as Ray knows it, or 127.0.0.1 where "
+        "Ray is `local`.",
+    )
     num_gpus: int = setting(0, "GPUs of each; Ray says which.", bound=at_least(0))
     num_cpus: float = setting(
         1.0, "CPUs of each, by which Ray counts; nothing is held to them.", bound=above(0)
