@@ -148,8 +148,8 @@ def load_cluster(path: Path, environ: Mapping[str, str]) -> ClusterConfig:
     scale, flags = tables.scale, tables.replica.flags
     if scale.most < scale.min:
         raise reader.refuse("scale.max", f"is {scale.max}, below scale.min, which is {scale.min}.")
-    for flag in flags:
-        if flag.partition("=")[0] in _OWN_FLAGS:
+    for flag in (each.partition("=")[0] for each in flags):
+        if flag in _OWN_FLAGS:
             raise reader.refuse("replica.flags", f"holds {flag}, which the cluster sets itself.")
     token = reader.secret("cluster.token", tables.cluster.token_variable, tables.cluster.token_file)
     if token is None:
