@@ -81,8 +81,8 @@ class RunningCluster:
             )
         wait_until(lambda: self.process.poll() is None and self._answers(), 60)
 
-    def run(self, command, *arguments):
-        """`ling cluster COMMAND`; what it printed."""
+    def run(self, command, *arguments, code=0):
+        """`ling cluster COMMAND`; what it printed, or its error."""
         done = subprocess.run(
             self._command(command, *arguments),
             env=self._environment(),
@@ -90,8 +90,8 @@ class RunningCluster:
             text=True,
             timeout=60,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stderr
+        return done.stderr if code else done.stdout
 
     def status(self):
         return self.client.get("/cluster/status").json()

@@ -140,9 +140,4 @@ def test_down_then_nothing_is_left(cluster, gateway):
     assert "down" in cluster.run("down")
     assert cluster.process.wait(30) == 0
     assert servers() == []
-    error = subprocess.run(
-        cluster._command("status"), env={**os.environ, **RAY, "TOKEN": "tok-of-the-cluster"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert error.returncode == 1
-    assert "`ling cluster up` starts it" in error.stderr
+    assert "`ling cluster up` starts it" in cluster.run("status", code=1)
