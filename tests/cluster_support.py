@@ -100,7 +100,7 @@ class RunningCluster:
         """Ids of the replicas that serve."""
         return {each["id"] for each in self.status()["replicas"] if each["state"] == "ready"}
 
-    def wait_for(self, number, timeout_s=60):
+    def wait_for(self, number, timeout_s=120):
         """Return once so many are ready and none is in another state; seconds that it took."""
         began_s = time.monotonic()
 
@@ -174,7 +174,7 @@ class Load:
         for each in self._threads:
             each.join(60)
 
-    def of_the_next(self, count, timeout_s=60):
+    def of_the_next(self, count, timeout_s=120):
         """How the next requests end."""
         begin = len(self.ended)
         wait_until(lambda: len(self.ended) >= begin + count, timeout_s)

@@ -1,4 +1,4 @@
-"""docs/cluster.md names every key of the file, command and series that there is; its files are read."""
+"""docs/cluster.md names every key of the file, command and series; its files are read."""
 
 from __future__ import annotations
 
