@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lingflash.cli.cluster_simulate import simulate, sums
+
 if TYPE_CHECKING:
     from lingflash.cluster.config import ClusterConfig
 
@@ -18,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
 )
+
+app.command()(simulate)
+app.command()(sums)
 
 File = Annotated[Path, typer.Argument(metavar="[FILE]", help="The cluster's TOML file.")]
 _FILE = Path("cluster.toml")

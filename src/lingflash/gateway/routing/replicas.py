@@ -29,6 +29,12 @@ Balance = Literal["belief", "consistent_hash", "least_load", "round_robin"]
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 # How much more than the mean a replica may hold before new sessions go to others.
 BOUND = 1.25
+# How many more answers than the mean a replica may have under way before its sessions move.
+CROWDED = 2.0
+# What is computed for a prompt keeps whoever comes next waiting, too.
+_OTHERS = 2
+# So many answers run nearly as fast as one.
+_FREE_ANSWERS = 8
 # Before anything was measured.
 _PREFILL_TOKENS_PER_S, _DECODE_TOKENS_PER_S = 5000.0, 500.0
 _PROMPT_TOKENS, _ANSWER_TOKENS = 1000.0, 200.0
@@ -174,11 +180,17 @@ class ReplicaRouter:
             known = found.get(prompt.pinned, _NOTHING)
             old = max(old, known.tokens)
             found[prompt.pinned] = Found(max(old, known.known), old, is_end=True)
+        answers = [self._answers(each, now_s) for each in replicas]
+        # Answers run side by side, and wait for nobody until a replica has more than its share.
+        share = max(sum(answers) / max(len(answers), 1), _FREE_ANSWERS * self._answer_tokens)
         choices: list[Choice] = []
-        for replica in replicas:
+        for replica, running in zip(replicas, answers, strict=True):
             known = found.get(replica.url, _NOTHING)
             new = max(total - known.tokens, 0)
-            score_s = new / self._prefill_rate + self._wait_s(replica, now_s)
+            waiting = self._lanes.get(replica.url, _IDLE).prompt
+            over = max(running - (CROWDED if known.is_end else BOUND) * share, 0.0)
+            tokens_to_wait = _OTHERS * new + waiting
+            score_s = tokens_to_wait / self._prefill_rate + over / self._decode_rate
             choices.append(Choice(prompt, replica, known, new, score_s))
         self._sort(choices, prompt.session, total)
         return choices
@@ -267,13 +279,13 @@ class ReplicaRouter:
         weight = _LEARNING if rate > self._decode_rate else _LEARNING / 20
         self._decode_rate += weight * (rate - self._decode_rate)
 
-    def _wait_s(self, replica: Replica, now_s: float) -> float:
+    def _answers(self, replica: Replica, now_s: float) -> float:
+        """Tokens that are still to be generated there."""
         lane = self._lanes.get(replica.url, _IDLE)
         own = lane.context if now_s > lane.peak_until_s else max(lane.context, lane.peak)
         # Of what others sent only the contexts' sizes are known: half an answer of each is left.
         others = max(replica.tokens_in_flight - own, 0) / max(self._prompt_tokens, 1.0)
-        answers = lane.answer + others * self._answer_tokens / 2
-        return lane.prompt / self._prefill_rate + answers / self._decode_rate
+        return lane.answer + others * self._answer_tokens / 2
 
 
 _NOTHING = Found()
