@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
+from lingflash import cli
 from lingflash.cluster.config import load_cluster
 from lingflash.core.errors import ConfigError
 
@@ -90,3 +93,44 @@ def test_digest_when_replicas_would_be_others_then_another(load):
     same = load(GOOD.replace("max = 4", "max = 5")).digest
     assert same == load(GOOD).digest
     assert load(GOOD.replace("2048", "4096")).digest != same
+
+
+def run_cli(*arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["cluster", *map(str, arguments)])
+    return end.value.code
+
+
+@pytest.mark.parametrize("command", ["up", "status", "restart", "down"])
+def test_command_when_there_is_no_file_then_one_line(command, tmp_path, capsys):
+    assert run_cli(command, tmp_path / "none.toml") == 2
+    error = capsys.readouterr().err
+    assert "none.toml: cannot be read" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["status"], ["drain", "replica-1"], ["restart"], ["down"]])
+def test_command_when_nobody_listens_then_one_line(command, tmp_path, monkeypatch, capsys):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        path = tmp_path / "cluster.toml"
+        path.write_text(GOOD.replace("8201", str(sock.getsockname()[1])))
+        monkeypatch.setenv("TOKEN", "tok")
+        assert run_cli(*command, path) == 1
+    assert "`ling cluster up` starts it" in capsys.readouterr().err
+
+
+def test_up_when_ray_cannot_be_joined_then_one_sentence(load, monkeypatch):
+    on_ray = pytest.importorskip("lingflash.cluster.on_ray", reason="needs lingflash[cluster]")
+
+    def init(**options):
+        raise ConnectionError("Failed to connect to\nRay at 10.0.0.1:6379.")
+
+    monkeypatch.setattr(on_ray.ray, "init", init)
+    with pytest.raises(ConfigError) as error:
+        on_ray.RayPlacer.connect(load(GOOD))
+    assert error.value.message.endswith(
+        "ray.address is '10.0.0.1:6379', which cannot be joined: Failed to connect to Ray at "
+        "10.0.0.1:6379. Start Ray on this machine by `ray start`, set RAY_AUTH_TOKEN if it wants "
+        "one, or write local."
+    )

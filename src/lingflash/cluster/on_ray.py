@@ -83,10 +83,10 @@ class RayPlacer:
         try:
             ray.init(address=config.ray.address, **options)
         except (RayError, OSError, ValueError, RuntimeError) as error:
-            shown = " ".join(str(error).split())[:300]
             raise ConfigError(
                 f"{config.file}: ray.address is {config.ray.address!r}, which cannot be joined: "
-                f"{shown} Start one on this machine by `ray start`, or write local.",
+                f"{_on_one_line(error).rstrip('.')}. Start Ray on this machine by `ray start`, "
+                "set RAY_AUTH_TOKEN if it wants one, or write local.",
                 param="ray.address",
             ) from None
         return cls(config)
@@ -128,7 +128,7 @@ class RayPlacer:
         try:
             return await getattr(actor, method).remote()
         except RayError as error:
-            raise ReplicaGone(_first_lines(error)) from None
+            raise ReplicaGone(_on_one_line(error)) from None
 
     def kill(self, replica: str) -> None:
         """See Placer."""
@@ -165,6 +165,6 @@ def _local_options(table: RayTable) -> dict[str, Any]:
     }
 
 
-def _first_lines(error: RayError) -> str:
-    """What Ray says, on one line and not too long."""
+def _on_one_line(error: Exception) -> str:
+    """What Ray says, and not too much of it."""
     return " ".join(str(error).split())[:400]
