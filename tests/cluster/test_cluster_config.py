@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
@@ -118,6 +119,18 @@ def test_command_when_nobody_listens_then_one_line(command, tmp_path, monkeypatc
         monkeypatch.setenv("TOKEN", "tok")
         assert run_cli(*command, path) == 1
     assert "`ling cluster up` starts it" in capsys.readouterr().err
+
+
+def test_up_when_ray_is_not_installed_then_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "cluster.toml"
+    path.write_text(GOOD.replace("8201", "0"))
+    monkeypatch.setenv("TOKEN", "tok")
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, "0")  # `up` sets them; the next test is not to see it
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "lingflash.cluster.on_ray", raising=False)
+    assert run_cli("up", path) == 2
+    assert "pip install 'lingflash[cluster]'" in capsys.readouterr().err
 
 
 def test_up_when_ray_cannot_be_joined_then_one_sentence(load, monkeypatch):
