@@ -33,7 +33,7 @@ def up(file: File = _FILE) -> None:
     """Place replicas and look after them until SIGTERM, Ctrl-C or `down`; the directory."""
     # Late: these take longer to import than `ling --help` may take in all.
     from lingflash.cluster.controller import Controller
-    from lingflash.cluster.on_ray import RayPlacer
+    from lingflash.cluster.ray_environment import prepare
     from lingflash.cluster.server import serve_cluster
     from lingflash.core.extras import require_engine
     from lingflash.core.log import setup_logging, tell
@@ -43,6 +43,9 @@ def up(file: File = _FILE) -> None:
     if config.ray.address == "local":
         require_engine()
     setup_logging(config.cluster.log_level)
+    prepare(config, os.environ)
+    from lingflash.cluster.on_ray import RayPlacer
+
     with bind_socket(config.cluster.host, config.cluster.port) as sock:
         host, port = sock.getsockname()[:2]
         placer = RayPlacer.connect(config)

@@ -12,6 +12,7 @@ members.py     what is known of each replica
 controller.py  the loop that does what the two say
 placer.py      what the controller asks of whoever places replicas
 on_ray.py      Ray, the one module that imports it
+ray_environment.py  variables that Ray reads on import
 child.py       one `ling serve` and what becomes of it; no Ray
 serve_child.py the child's first lines: it ends with whoever started it
 app.py         the directory, and what `status`, `drain`, `restart` and `down` ask

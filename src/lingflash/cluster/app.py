@@ -40,6 +40,13 @@ class ClusterContext(HttpContext):
         )
         self.controller = controller
 
+    @property
+    def not_ready(self) -> str | None:
+        """Why the directory would not be whole, or None: gateways then keep what they know."""
+        if not self.is_draining and not self.controller.knows_all:
+            return "The replicas that run already have not all been heard."
+        return super().not_ready
+
 
 def create_cluster_app(controller: Controller) -> FastAPI:
     """Build the application; `app.state.context` is its ClusterContext."""
@@ -70,7 +77,10 @@ def _controller(request: Request) -> Controller:
 @_router.get("/replicas")
 async def replicas(request: Request) -> Response:
     """The directory, as gateways read it."""
-    body = write_listing(_controller(request).entries())
+    controller = _controller(request)
+    if not controller.knows_all:
+        context_of(request).require_ready()
+    body = write_listing(controller.entries())
     return Response(body, media_type="application/json")
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 
 from lingflash.cluster.config import ReplicaTable
@@ -22,6 +23,7 @@ from lingflash.protocol.replicas import Health
 _SERVING = re.compile(r"^serving .+ on (http://\S+)/v1$")
 _NUM_KEPT_LINES = 12
 _POLL_S = 0.05
+_DEAF_S = 15.0
 # From the end of a drain to the end of the process.
 _GRACE_S = 15.0
 
@@ -36,6 +38,8 @@ class ServeChild:
 
     def __init__(self, replica: ReplicaTable, host: str, token: str) -> None:
         self.url: str | None = None
+        self._health = Health(ready=False)
+        self._heard_s = 0.0
         self._drain_timeout_s = replica.drain_timeout_s
         self._lines: deque[str] = deque(maxlen=_NUM_KEPT_LINES)
         environment = {**os.environ, "LINGFLASH_API_KEY": token}
@@ -67,10 +71,18 @@ class ServeChild:
         return f"ling serve {describe_exit(code)}: {' / '.join(self._lines)}"
 
     async def health(self) -> Health:
-        """What it says on /ready; not ready while nobody knows where it listens."""
+        """What it says on /ready; not ready while nobody knows where it listens.
+
+        One that has too much to do to answer in time is as it was, for a while.
+        """
         if self.url is None or self._process.poll() is not None:
             return Health(ready=False)
-        return await probe(Address.parse_any(self.url))
+        health = await probe(Address.parse_any(self.url))
+        if health is not None:
+            self._health, self._heard_s = health, time.monotonic()
+        elif time.monotonic() - self._heard_s > _DEAF_S:
+            self._health = Health(ready=False)
+        return self._health
 
     async def drain(self) -> None:
         """SIGTERM: it refuses what is new, finishes what runs, and ends. Killed if it does not."""

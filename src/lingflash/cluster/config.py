@@ -57,6 +57,11 @@ class ReplicaTable:
 
     model: str = setting(MISSING, "As `ling serve` takes it; every machine must have it.")
     flags: tuple[str, ...] = setting((), "Further flags of `ling serve`.")
+    host: str | None = setting(
+        None,
+        "Address that each listens on; if empty its machine's as Ray knows it, or 127.0.0.1 where "
+        "Ray is `local`.",
+    )
     num_gpus: int = setting(0, "GPUs of each; Ray says which.", bound=at_least(0))
     num_cpus: float = setting(
         1.0, "CPUs of each, by which Ray counts; nothing is held to them.", bound=above(0)
@@ -143,8 +148,8 @@ def load_cluster(path: Path, environ: Mapping[str, str]) -> ClusterConfig:
     scale, flags = tables.scale, tables.replica.flags
     if scale.most < scale.min:
         raise reader.refuse("scale.max", f"is {scale.max}, below scale.min, which is {scale.min}.")
-    for flag in flags:
-        if flag.partition("=")[0] in _OWN_FLAGS:
+    for flag in (each.partition("=")[0] for each in flags):
+        if flag in _OWN_FLAGS:
             raise reader.refuse("replica.flags", f"holds {flag}, which the cluster sets itself.")
     token = reader.secret("cluster.token", tables.cluster.token_variable, tables.cluster.token_file)
     if token is None:

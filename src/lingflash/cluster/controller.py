@@ -22,6 +22,8 @@ from lingflash.protocol.replicas import Replica
 logger = logging.getLogger("lingflash.cluster")
 
 _EVERY_S = 0.5
+# For so long replicas that ran before are waited for, before the directory answers without them.
+_ADOPTION_S = 10.0
 # A replica that was heard and says nothing for so long hangs, or its machine cannot be reached.
 _SILENT_S = 20.0
 # Pauses after replicas that ended before they were ever ready.
@@ -34,6 +36,8 @@ class Controller:
     Args:
         placer: connected.
         every_s: from one look at all replicas to the next.
+
+    `knows_all` is False until replicas of a process before this one were heard.
     """
 
     def __init__(self, config: ClusterConfig, placer: Placer, every_s: float = _EVERY_S) -> None:
@@ -50,6 +54,9 @@ class Controller:
         self._pause_s = 0.0
         self._paused_until_s = 0.0
         self._is_ending = False
+        self._adopted: set[str] = set()
+        self._adopted_s = 0.0
+        self.knows_all = False
 
     @property
     def wanted(self) -> int:
@@ -128,6 +135,9 @@ class Controller:
         now_s = time.monotonic()
         for member in self.members():
             self._hear(member, now_s)
+        unheard = [n for n, m in self._members.items() if m.state == "placing"]
+        is_late = now_s - self._adopted_s > _ADOPTION_S
+        self.knows_all = self.knows_all or is_late or self._adopted.isdisjoint(unheard)
         self._scale(now_s)
         self._roll(now_s)
 
@@ -136,6 +146,7 @@ class Controller:
             # Its report says of which generation it is; until then it is taken for ours.
             self._members[name] = Member(name, self.generation, time.monotonic())
             log_event(logger, "replica_adopted", {"replica": name})
+        self._adopted, self._adopted_s = set(self._members), time.monotonic()
         self._scaler.wanted = max(self._scaler.wanted, len(self._members))
 
     def _ask(self, name: str, now_s: float) -> None:
@@ -162,8 +173,7 @@ class Controller:
         member.generation = report.generation
         self._take_number(report.generation)
         if member.take(report, now_s):
-            fields = {"replica": member.id, "node": member.node, "url": member.url}
-            log_event(logger, f"replica_{member.state}", fields)
+            self._tell(member)
         limit_s = self.config.replica.start_timeout_s
         if member.state == "ready":
             self._pause_s = 0.0
@@ -184,11 +194,10 @@ class Controller:
             asked[1].add_done_callback(_forget)
             asked[1].cancel()
         self._placer.kill(name)
-        fields = {"replica": name, "node": member.node, "was": member.state, "error": error}
         is_failure = error is not None and member.state != "draining"
-        log_event(
-            logger, f"replica_{why}", fields, level=logging.WARNING if is_failure else logging.INFO
-        )
+        fields = {"replica": name, "why": why, "was": member.state, "node": member.node}
+        level = logging.WARNING if is_failure else logging.INFO
+        log_event(logger, "replica_removed", {**fields, "error": error}, level=level)
         if is_failure:
             self.last_error = f"{name}: {error}"
             if member.state in ("placing", "starting"):
@@ -217,7 +226,7 @@ class Controller:
         for _ in range(rollout.starts):
             name = f"replica-{uuid4().hex[:8]}"
             self._members[name] = Member(name, self.generation, now_s)
-            log_event(logger, "replica_placed", {"replica": name})
+            self._tell(self._members[name])
             self._placer.place(name, self.generation)
 
     def _begin_drain(self, member: Member, now_s: float) -> None:
@@ -225,8 +234,7 @@ class Controller:
             self._remove(member.id, "withdrawn", None)
             return
         member.enter("draining", now_s)
-        fields = {"replica": member.id, "sequences": member.health.sequences}
-        log_event(logger, "replica_draining", fields)
+        self._tell(member)
         draining = self._drain(member.id)
         self._drains[member.id] = asyncio.get_running_loop().create_task(draining)
 
@@ -236,6 +244,13 @@ class Controller:
             await self._placer.drain(name)
         del self._drains[name]
         self._remove(name, "drained", None)
+
+    def _tell(self, member: Member) -> None:
+        fields = {"replica": member.id, "state": member.state, "url": member.url}
+        sequences = member.health.sequences if member.state == "draining" else None
+        log_event(
+            logger, "replica", {**fields, "node": member.node or None, "sequences": sequences}
+        )
 
     async def _cancel_tasks(self) -> None:
         tasks: list[asyncio.Task[Any]] = [*self._drains.values()]

@@ -1,4 +1,4 @@
-"""Ray as what places replicas; nothing else of the package imports it.
+"""Ray as what places replicas; nothing else of the package imports it. After `ray_environment`.
 
 Ray starts an actor where the GPUs are that it was asked for, sets `CUDA_VISIBLE_DEVICES`, and says
 when the actor or its machine is gone. An actor's only work is its `ling serve`, a child process.
@@ -7,17 +7,10 @@ when the actor or its machine is gone. An actor's only work is its `ling serve`,
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-# Before ray is imported, which reads it: nothing is reported to its makers.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# What is not used warns of its future.
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray.exceptions import RayError
@@ -36,6 +29,7 @@ class _Spec:
     """What an actor is started with."""
 
     replica: ReplicaTable
+    host: str | None
     generation: Generation
     token: str = field(repr=False)
 
@@ -47,7 +41,7 @@ class EngineReplica:
         self._generation = spec.generation
         self._node = ray.util.get_node_ip_address()
         # Ray's main thread makes this, and the child ends with it: that is, with the actor.
-        self._child = ServeChild(spec.replica, self._node, spec.token)
+        self._child = ServeChild(spec.replica, spec.host or self._node, spec.token)
 
     async def report(self) -> Report:
         """See Placer."""
@@ -85,14 +79,14 @@ class RayPlacer:
             "logging_level": logging.WARNING,
         }
         if config.ray.address == "local":
-            options |= _local_options(config.ray, config.token)
+            options |= _local_options(config.ray)
         try:
             ray.init(address=config.ray.address, **options)
         except (RayError, OSError, ValueError, RuntimeError) as error:
-            shown = " ".join(str(error).split())[:300]
             raise ConfigError(
                 f"{config.file}: ray.address is {config.ray.address!r}, which cannot be joined: "
-                f"{shown} Start one on this machine by `ray start`, or write local.",
+                f"{_on_one_line(error).rstrip('.')}. Start Ray on this machine by `ray start`, "
+                "set RAY_AUTH_TOKEN if it wants one, or write local.",
                 param="ray.address",
             ) from None
         return cls(config)
@@ -116,7 +110,8 @@ class RayPlacer:
             scheduling_strategy="SPREAD",
             max_restarts=0,  # the controller starts another, which is another
         )
-        self._actors[replica] = actor.remote(_Spec(table, generation, self._config.token))
+        host = table.host or (None if self.keeps_replicas else "127.0.0.1")
+        self._actors[replica] = actor.remote(_Spec(table, host, generation, self._config.token))
 
     async def report(self, replica: str) -> Report:
         """See Placer."""
@@ -133,7 +128,7 @@ class RayPlacer:
         try:
             return await getattr(actor, method).remote()
         except RayError as error:
-            raise ReplicaGone(_first_lines(error)) from None
+            raise ReplicaGone(_on_one_line(error)) from None
 
     def kill(self, replica: str) -> None:
         """See Placer."""
@@ -159,10 +154,8 @@ class RayPlacer:
         ray.shutdown()
 
 
-def _local_options(table: RayTable, token: str) -> dict[str, Any]:
-    """A cluster that is this machine's alone, and answers nobody without its token."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = hashlib.sha256(f"ray:{token}".encode()).hexdigest()
+def _local_options(table: RayTable) -> dict[str, Any]:
+    """A cluster that is this machine's alone."""
     return {
         "num_cpus": table.num_cpus,
         "num_gpus": table.num_gpus,
@@ -172,6 +165,6 @@ def _local_options(table: RayTable, token: str) -> dict[str, Any]:
     }
 
 
-def _first_lines(error: RayError) -> str:
-    """What Ray says, on one line and not too long."""
+def _on_one_line(error: Exception) -> str:
+    """What Ray says, and not too much of it."""
     return " ".join(str(error).split())[:400]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lingflash.link.http_client import Address
 from lingflash.link.replica_probe import probe
-from lingflash.protocol.replicas import Replica
+from lingflash.protocol.replicas import Health, Replica
 
 
 class StaticDirectory:
@@ -23,4 +23,7 @@ class StaticDirectory:
     async def replicas(self) -> list[Replica]:
         """See Directory."""
         healths = await asyncio.gather(*map(probe, self._places.values()))
-        return [Replica.of(url, health) for url, health in zip(self._places, healths, strict=True)]
+        return [
+            Replica.of(url, health or Health(ready=False))
+            for url, health in zip(self._places, healths, strict=True)
+        ]
