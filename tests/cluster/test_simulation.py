@@ -1,4 +1,4 @@
-"""The simulated cluster: what it counts is what a real server counted; its clock is checked by hand."""
+"""The simulated cluster counts what a real server counted; its clock is checked by hand."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from lingflash.gateway.routing.replicas import BALANCES
 ROOT = Path(__file__).parents[2]
 RATES = Rates(prefill_tokens_per_s=1000, step_s=((1, 0.01), (9, 0.05)))
 CACHE = CacheShape(tokens=100_000, max_num_seqs=8, checkpoint_tokens=48)
-# Prompt, cached and answer tokens of every turn of six conversations, as a `ling serve` of ling-nano
-# with --max-num-seqs 8 told them; the beginnings of three of them are those of the other three.
+# Prompt, cached and answer tokens of every turn of six conversations, as a `ling serve` of
+# ling-nano with --max-num-seqs 8 told them; the beginnings of three are those of the other three.
 RECORDED = [
     [(918, 0, 38), (1205, 955, 17), (1430, 1221, 21), (1593, 1424, 64), (1915, 1584, 64)],
     [(738, 0, 38), (869, 775, 38), (999, 906, 38), (1074, 1036, 38), (1174, 1111, 38)],
