@@ -131,6 +131,23 @@ def test_simulation_when_played_twice_then_it_is_the_same():
     assert all(0 < busy <= 1 for busy in first.busy)
 
 
+@pytest.mark.parametrize("grain", [1, 4, 32])
+def test_cache_when_tokens_are_counted_in_grains_then_every_length_can_be_kept(grain):
+    shape = CacheShape(tokens=40_000, max_num_seqs=8, checkpoint_tokens=48,
+                       block_tokens=16 * grain, grain=grain)  # fmt: skip
+    rng = random.Random(grain)
+    sessions = [
+        Session(f"{i}", f"{i % 3}", 40, [
+            Turn(rng.randrange(41, 700), rng.randrange(1, 70), is_rewritten=rng.random() < 0.3)
+            for _ in range(rng.randrange(1, 8))
+        ])
+        for i in range(60)
+    ]  # fmt: skip
+    outcome = cluster_of(2, cache=shape).play([(i / 4, each) for i, each in enumerate(sessions)])
+    assert outcome.requests == sum(len(each.turns) for each in sessions)
+    assert 0 < outcome.cached_tokens < outcome.prompt_tokens
+
+
 def test_sessions_when_written_then_they_are_read_as_they_were(tmp_path):
     sessions = recorded_sessions()
     write_sessions(tmp_path / "trace.jsonl", sessions)

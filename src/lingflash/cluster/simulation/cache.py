@@ -92,7 +92,7 @@ class SimulatedCache:
 
     def admit(self, text: Text, num_tokens: int) -> Lease | None:
         """Memory for a prompt, with what is known of it; None if there is none now."""
-        count = max(-(-num_tokens // self._grain), 1)
+        count = max(num_tokens // self._grain, 1)
         keys = text.keys(count // self._size, self._block)
         return self._manager.admit(count, keys, text.tokens_at)
 
@@ -102,7 +102,7 @@ class SimulatedCache:
 
     def read(self, lease: Lease, text: Text, num_tokens: int) -> None:
         """A prompt was computed: its blocks are known, and its states kept where they may be."""
-        count = max(-(-num_tokens // self._grain), 1)
+        count = max(num_tokens // self._grain, 1)
         self._publish(lease, text, count // self._size)
         cuts = {lease.branch_tokens, (count - 1) // self._size * self._size}
         every = checkpoint_interval(count, self._checkpoint * self._size, self._size)
