@@ -110,6 +110,10 @@ def test_ready_then_says_what_a_gateway_and_a_cluster_ask(make_server):
     names, info = server.state.config.served_model_names, server.engine.info
     assert health == Health(ready=True, model=names[0], capacity=info.max_num_seqs)
     assert set(ready.json()) >= {each.name for each in fields(Health)} - {"ready", "draining"}
+    assert server.client.get("/ready", headers={"authorization": "Bearer x"}).json() == ready.json()
+    server.state.api_keys = ("k",)
+    assert set(server.client.get("/ready").json()) == {"status", "prefix_cache"}
+    assert server.client.get("/ready", headers={"x-api-key": "k"}).json() == ready.json()
     server.state.is_draining = True
     body = server.client.get("/ready").content
     assert read_health(body, is_ready=False) == Health(ready=False, draining=True)

@@ -73,6 +73,7 @@ def test_file_when_it_is_short_then_one_replica_of_a_local_ray(load):
         ("num_gpus = 1", "num_gpus = 0.5", "replica.num_gpus is 0.5; it must be a whole number"),
         ('"--max-model-len"', '"--port"', "replica.flags holds --port, which the cluster sets"),
         ('"--max-model-len"', '"--api-key=k"', "replica.flags holds --api-key, which the clus"),
+        ("num_gpus = 1", 'host = "0.0.0.0"', "replica.host is '0.0.0.0', every address of a mac"),
         ("max = 4", "max = 1", "scale.max is 1, below scale.min, which is 2"),
         ("min = 2", "min = 0", "scale.min is 0; allowed: 1 to 10000"),
         ("max = 4", "cooldown_s = -1", "scale.cooldown_s is -1; allowed: 0 or more"),

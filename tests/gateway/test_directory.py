@@ -101,6 +101,16 @@ async def test_directory_when_asked_by_many_at_once_then_all_get_the_same(fleet)
     assert all(each == answers[0] for each in answers)
 
 
+async def test_directory_when_servers_are_asked_then_with_their_key(names):
+    async with Server() as server:
+        names.append("127.0.0.1")
+        for directory in (StaticDirectory([server.url], "k"), DnsDirectory(NAME, server.port, "k")):
+            [replica] = await directory.replicas()
+            assert replica.capacity == 8
+    assert all("GET /ready " in head for head in server.asked)
+    assert ["Authorization: Bearer k\r\n" in head for head in server.asked] == [True, True]
+
+
 async def test_static_when_a_server_is_something_else_then_it_is_not_ready():
     async with Server() as page, Server() as numbers, Server() as wrong:
         page.body, numbers.body, wrong.body = b"<html>", b"[1]", {"capacity": "many"}

@@ -14,7 +14,7 @@ from lingflash.api.plain import admin, models, tokenize
 from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState, state_of
 from lingflash.httpd.app import make_app
-from lingflash.httpd.auth import require_key
+from lingflash.httpd.auth import has_key, require_key
 from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.page import install_page
@@ -70,9 +70,14 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
 
 
 def _while_ready(request: Request) -> dict[str, Any]:
-    """What a gateway or a cluster wants to know; `protocol.replicas.Health` says what each is."""
+    """What a gateway or a cluster wants to know; `protocol.replicas.Health` says what each is.
+
+    As with /metrics, who has no key is not told how much there is to do.
+    """
     state = state_of(request)
     info, stats = state.engine.info, state.engine.stats
+    if not has_key(request):
+        return {"prefix_cache": info.prefix_cache}
     sequences = stats.num_running + stats.num_waiting
     return {
         "prefix_cache": info.prefix_cache,

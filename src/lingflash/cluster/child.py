@@ -38,6 +38,7 @@ class ServeChild:
 
     def __init__(self, replica: ReplicaTable, host: str, token: str) -> None:
         self.url: str | None = None
+        self._token = token
         self._health = Health(ready=False)
         self._heard_s = 0.0
         self._drain_timeout_s = replica.drain_timeout_s
@@ -77,7 +78,7 @@ class ServeChild:
         """
         if self.url is None or self._process.poll() is not None:
             return Health(ready=False)
-        health = await probe(Address.parse_any(self.url))
+        health = await probe(Address.parse_any(self.url, self._token))
         if health is not None:
             self._health, self._heard_s = health, time.monotonic()
         elif time.monotonic() - self._heard_s > _DEAF_S:

@@ -13,6 +13,7 @@ from lingflash.core.log import LEVELS
 from lingflash.core.settings import above, at_least, between, one_of, setting
 from lingflash.core.toml_tables import TableReader, read_toml
 
+_EVERYWHERE = ("0.0.0.0", "::")
 # What the cluster says itself to each `ling serve`.
 _OWN_FLAGS = ("--host", "--port", "--api-key", "--api-key-file", "--drain-timeout-s", "--ui")
 
@@ -148,6 +149,12 @@ def load_cluster(path: Path, environ: Mapping[str, str]) -> ClusterConfig:
     scale, flags = tables.scale, tables.replica.flags
     if scale.most < scale.min:
         raise reader.refuse("scale.max", f"is {scale.max}, below scale.min, which is {scale.min}.")
+    if tables.replica.host in _EVERYWHERE:
+        raise reader.refuse(
+            "replica.host",
+            f"is {tables.replica.host!r}, every address of a machine; gateways need one of them. "
+            "Left out, it is the one by which Ray knows the machine.",
+        )
     for flag in (each.partition("=")[0] for each in flags):
         if flag in _OWN_FLAGS:
             raise reader.refuse("replica.flags", f"holds {flag}, which the cluster sets itself.")

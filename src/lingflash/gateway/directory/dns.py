@@ -17,11 +17,13 @@ class DnsDirectory:
 
     Args:
         port: that all of them listen on.
+        token: as of StaticDirectory.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, token: str | None = None) -> None:
         self._host = host
         self._port = port
+        self._token = token
 
     async def replicas(self) -> list[Replica]:
         """See Directory. A name that has no address any more stands for no replicas."""
@@ -37,7 +39,8 @@ class DnsDirectory:
             why = str(error) or f"no answer in {_TIMEOUT_S:g} s"
             raise DirectoryError(f"{self._host} cannot be looked up: {why}") from None
         hosts = dict.fromkeys(str(address[0]) for *_, address in found)
-        return await StaticDirectory([_url(host, self._port) for host in hosts]).replicas()
+        urls = [_url(host, self._port) for host in hosts]
+        return await StaticDirectory(urls, self._token).replicas()
 
 
 # A headless service without pods has no records; a resolver that fails says something else.

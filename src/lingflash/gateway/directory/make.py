@@ -15,5 +15,5 @@ def make_directory(known: KnownDirectory) -> Directory:
     if table.url is not None:
         return ClusterDirectory(table.url, known.token)
     if table.host is not None:
-        return DnsDirectory(table.host, table.port)
-    return StaticDirectory(table.replicas)
+        return DnsDirectory(table.host, table.port, known.token)
+    return StaticDirectory(table.replicas, known.token)

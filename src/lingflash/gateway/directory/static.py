@@ -15,10 +15,11 @@ class StaticDirectory:
 
     Args:
         urls: scheme, host and port of each.
+        token: their key; without it one that has keys does not say how much it has to do.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._places = {url: Address.parse_any(url) for url in urls}
+    def __init__(self, urls: Sequence[str], token: str | None = None) -> None:
+        self._places = {url: Address.parse_any(url, token) for url in urls}
 
     async def replicas(self) -> list[Replica]:
         """See Directory."""
