@@ -7,10 +7,16 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lingflash.core.errors import AuthenticationError, LingflashError, NotFoundError
+from lingflash.core.errors import (
+    AuthenticationError,
+    CapacityError,
+    LingflashError,
+    NotFoundError,
+)
 from lingflash.core.log import log_event
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import (
@@ -88,6 +94,7 @@ class LedgerAccounts:
         self._known: dict[str, tuple[Key, float]] = {}
         self._taken: dict[str, Taken] = {}
         self._unsettled: list[tuple[Start, End]] = []
+        self._doubtful: list[Start] = []  # admissions that failed, and may be in
         self._background: list[Every] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -170,11 +177,12 @@ class LedgerAccounts:
             raise error
         try:
             session = await self._ledger.admit(start)
-            if isinstance(session, LingflashError):
-                raise session
-        except LingflashError:
+        except LingflashError as failed:  # maybe after it was in
+            self._doubtful.append(replace(start, parts=()))
+            session = failed
+        if isinstance(session, LingflashError):
             await self._rates.give_back(taken, 0)
-            raise
+            raise session
         if taken.tokens:
             self._taken[start.id] = taken
         return Admission(start=start, session=session, limit_headers=taken.headers)
@@ -276,7 +284,15 @@ class LedgerAccounts:
         await self._leases.sweep()
 
     async def _settle_rest(self) -> None:
-        """Write what the database did not take before."""
+        """Write what the database did not take before, and let nobody stay in who was told no.
+
+        Raises:
+            CapacityError: the database failed again.
+        """
+        while self._doubtful:
+            end = End(outcome="failed", status=503, error_code=CapacityError.code)
+            await self._ledger.settle(self._doubtful[-1], end)  # nothing, if it never was in
+            self._doubtful.pop()
         waiting, self._unsettled = self._unsettled, []
         for start, end in waiting:
             await self._settle(start, end)
