@@ -98,13 +98,15 @@ async def test_sdk_when_byok_is_stored_then_masked_and_ordered(accounts):
     first = (await sdk.byok.list_async(provider="novita")).result.data[0]
     await sdk.byok.update_async(id=first.id, is_fallback=True, allowed_models=["ling"])
     caller = await new_caller(accounts)
-    found = await accounts.provider_keys(caller, "Novita", "ling:free")
+    found = await accounts.provider_keys(caller, "Novita", ["ling:free"])
     assert [(each.secret, each.is_fallback) for each in found] == [
         (secrets[1], False),
         (secrets[0], True),
     ]
     assert secrets[0] not in repr(found)
-    assert [each.name for each in await accounts.provider_keys(caller, "novita", "other")] == ["b"]
+    assert [each.name for each in await accounts.provider_keys(caller, "novita", ["other"])] == [
+        "b"
+    ]
     assert (await sdk.byok.delete_async(id=first.id)).DELETED
     assert (await sdk.byok.list_async()).result.total_count == 1
 

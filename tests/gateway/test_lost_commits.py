@@ -15,7 +15,7 @@ _COMMIT, _UPDATED = b"COMMIT;\0", b"UPDATE "
 
 
 class CuttingProxy:
-    """In front of PostgreSQL: it can let a commit of the ledger be carried out, and lose the answer.
+    """In front of PostgreSQL: it can let a commit of the ledger be done, and lose the answer.
 
     Args:
         cuts: how many are still to be lost so; after each the next connection works.

@@ -8,7 +8,7 @@ costs a few statements for all of its requests instead of a lock and a commit fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,7 @@ class _Books:
     keys: dict[str, KeyState]
     balances: dict[str, Balance]
     sessions: dict[tuple[str, str], SessionState]
-    taken: Mapping[str, tuple[int, int, int]]  # reservations that this transaction ended
+    taken: dict[str, tuple[int, int, int]]  # reservations that this transaction ended
     reservations: list[dict[str, Any]] = field(default_factory=list[Any])
     generations: list[dict[str, Any]] = field(default_factory=list[Any])
     touched: set[tuple[str, str]] = field(default_factory=set[Any])
@@ -227,9 +227,10 @@ class Ledger:
         start = job.start
         step, parts, created_at = 0, None, job.created_at
         if not job.is_refused:
-            if start.id not in books.taken:
+            held = books.taken.pop(start.id, None)
+            if held is None:
                 return False
-            own, byok, created_at = books.taken[start.id]
+            own, byok, created_at = held
             for layer in self._layers(books, start):
                 layer.give_back(own, byok)
                 layer.spend(end.cost.total, end.upstream_cost.total if end.byok_id else 0)

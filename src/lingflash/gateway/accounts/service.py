@@ -25,6 +25,7 @@ from lingflash.gateway.accounting import (
     Caller,
     Cost,
     End,
+    Home,
     ProviderKey,
     Start,
 )
@@ -34,6 +35,7 @@ from lingflash.gateway.accounts.keys import Key, Keys, hash_of
 from lingflash.gateway.accounts.leases import Every, Leases, Progress, new_process_id
 from lingflash.gateway.accounts.ledger import Ledger
 from lingflash.gateway.accounts.rates import Rate, Rates, Taken
+from lingflash.gateway.accounts.responses import find_home
 from lingflash.gateway.accounts.vault import Vault, read_master_keys
 from lingflash.store.database import Database
 from lingflash.store.tables import budget
@@ -43,6 +45,8 @@ logger = logging.getLogger("lingflash.gateway")
 # A key is looked up anew after this; whether it is still good, every admission asks in any case.
 _KEY_TTL_S = 1.0
 _MAX_KEYS_KEPT = 10_000
+# Of a database that is gone for long nobody can be in.
+_MAX_DOUBTFUL = 10_000
 
 
 async def open_accounts(
@@ -178,7 +182,8 @@ class LedgerAccounts:
         try:
             session = await self._ledger.admit(start)
         except LingflashError as failed:  # maybe after it was in
-            self._doubtful.append(replace(start, parts=()))
+            if len(self._doubtful) < _MAX_DOUBTFUL:
+                self._doubtful.append(replace(start, parts=()))
             session = failed
         if isinstance(session, LingflashError):
             await self._rates.give_back(taken, 0)
@@ -243,11 +248,15 @@ class LedgerAccounts:
         if not is_mine:
             log_event(logger, "settled_before", {"generation": start.id}, level=logging.WARNING)
 
+    async def home_of(self, caller: Caller, response_id: str) -> Home | None:
+        """Where a stored response is."""
+        return await self.database.read(lambda c: find_home(c, caller.key_hash, response_id))
+
     async def provider_keys(
-        self, caller: Caller, provider: str, model: str
+        self, caller: Caller, provider: str, names: Sequence[str]
     ) -> Sequence[ProviderKey]:
-        """Stored keys that may serve this model there for this caller, in their order."""
-        return await self.vault.for_attempt(caller, provider, model)
+        """Stored keys that may serve a model there for this caller, in their order."""
+        return await self.vault.for_attempt(caller, provider, names)
 
     def forget_key(self, hash: str) -> None:
         """A key was changed here: look it up anew with its next request."""
@@ -284,15 +293,14 @@ class LedgerAccounts:
         await self._leases.sweep()
 
     async def _settle_rest(self) -> None:
-        """Write what the database did not take before, and let nobody stay in who was told no.
-
-        Raises:
-            CapacityError: the database failed again.
-        """
-        while self._doubtful:
-            end = End(outcome="failed", status=503, error_code=CapacityError.code)
-            await self._ledger.settle(self._doubtful[-1], end)  # nothing, if it never was in
-            self._doubtful.pop()
+        """Write what the database did not take before, and let nobody stay in who was told no."""
+        doubtful, self._doubtful = self._doubtful, []
+        end = End(outcome="failed", status=503, error_code=CapacityError.code)
+        for start in doubtful:
+            try:
+                await self._ledger.settle(start, end)  # nothing, if it never was in
+            except LingflashError:
+                self._doubtful.append(start)
         waiting, self._unsettled = self._unsettled, []
         for start, end in waiting:
             await self._settle(start, end)

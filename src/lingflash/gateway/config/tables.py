@@ -144,6 +144,11 @@ class PriceTable:
     cache_read: Decimal | None = setting(
         None, "Prompt tokens from a cache; as `prompt` if empty.", bound=between(0, 1_000_000)
     )
+    cache_write: Decimal | None = setting(
+        None,
+        "Prompt tokens written to a cache; as `prompt` if empty. Of several lifetimes the dearest.",
+        bound=between(0, 1_000_000),
+    )
     request: Decimal = setting(Decimal(0), "Dollars per request.", bound=between(0, 1_000_000))
 
 

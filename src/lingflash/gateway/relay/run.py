@@ -42,7 +42,7 @@ from lingflash.gateway.relay.planning import PlannedCall
 from lingflash.gateway.relay.report import report
 from lingflash.gateway.relay.usage import read_usage
 from lingflash.gateway.routing.plan import Candidate
-from lingflash.gateway.state import GatewayState, Home
+from lingflash.gateway.state import GatewayState
 from lingflash.httpd.error_map import http_error
 from lingflash.link.http_client import Answer, BadAnswer
 
@@ -370,10 +370,6 @@ class Run:
             rate = (num_tokens - 1) / span_s if num_tokens > 1 and span_s > 0 else None
             self._state.measurements.add(candidate.endpoint.id, first_s - started_s, rate)
         self._note_attempt(candidate, started_s, 200, None)
-        if self._call.dialect == "responses" and self._answer_id is not None:
-            key_hash, session_id = self._call.caller.key_hash, self._call.session_id
-            home = Home(candidate.endpoint.id, candidate.key.id, key_hash, session_id)
-            self._state.keep_home(self._answer_id, home)
         assert self._admission is not None
         await self._settle(self._admission, "completed", None)
 
@@ -428,8 +424,12 @@ class Run:
         if known is not None and (self._finish_reason or known.completion_tokens >= self._counted):
             return known, "upstream"
         prompt = self._call.estimated_prompt_tokens if known is None else known.prompt_tokens
-        cached = 0 if known is None else known.cached_tokens
-        usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=self._counted)
+        usage = Usage(
+            prompt_tokens=prompt,
+            cached_tokens=0 if known is None else known.cached_tokens,
+            cache_write_tokens=0 if known is None else known.cache_write_tokens,
+            completion_tokens=self._counted,
+        )
         return usage, "counted" if self._counted else "estimated"
 
     def _note_progress(self, candidate: Candidate, started_s: float) -> None:
@@ -470,6 +470,7 @@ class Run:
             own, vendors = self._bill.costs(candidate, usage)
         endpoint = candidate.endpoint if was_served and candidate is not None else None
         key = candidate.key if candidate is not None and endpoint is not None else None
+        is_stored = self._call.dialect == "responses" and outcome == "completed"
         first_s = self._first_content_s
         status = 200 if self._is_begun else 499 if outcome == "cancelled" else 500
         if failure is not None and not self._is_begun:
@@ -486,7 +487,8 @@ class Run:
             usage_source=source,
             cost=own,
             upstream_cost=vendors,
-            byok_id=key.id if key is not None and key.is_brought else None,
+            byok_id=None if key is None else key.byok_id,
+            response_id=self._answer_id if is_stored else None,
             ttft_ms=None if first_s is None else round((first_s - self._started_s) * 1000),
             duration_ms=round((time.monotonic() - self._started_s) * 1000),
             wire={
