@@ -18,6 +18,9 @@ from typing import Any, Literal, Protocol
 from lingflash.core.types import Usage
 
 PICO_PER_USD = 10**12
+MAX_PICO = 10**6 * PICO_PER_USD
+"""A million dollars: more is no answer's cost, no budget, and no reservation of a budget together.
+The database holds nine times as much."""
 
 Dialect = Literal["chat", "completions", "responses", "messages"]
 # completed: the answer is whole. cancelled: the client left. failed: no endpoint gave an answer, or
@@ -44,10 +47,11 @@ class Price:
         full = usage.prompt_tokens * self.prompt
         saving = cached * (self.prompt - self.cache_read)
         saving += written * (self.prompt - self.cache_write)
+        # Counts are what an upstream says; whatever that is, the database must take it.
         return Cost(
-            prompt=full - saving + self.request,
-            completion=usage.completion_tokens * self.completion,
-            cache_saving=saving,
+            prompt=min(full - saving + self.request, MAX_PICO),
+            completion=min(usage.completion_tokens * self.completion, MAX_PICO),
+            cache_saving=max(-MAX_PICO, min(saving, MAX_PICO)),
         )
 
 
