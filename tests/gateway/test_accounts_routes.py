@@ -236,3 +236,12 @@ async def test_vault_when_stored_then_no_row_and_no_dump_holds_a_secret(accounts
     assert "sentinel" not in repr(accounts.vault) + repr(
         read_master_keys(accounts.config, {"MASTER": MASTER}, Path())
     )
+
+
+async def test_method_when_it_is_wrong_then_every_right_one_is_named(accounts):
+    async with client_of(accounts_app(accounts), "none") as client:
+        response = await client.put("/api/v1/keys")
+        assert response.headers["allow"] == "GET, POST"
+        assert "allowed: GET, POST." in response.json()["error"]["message"]
+        response = await client.put("/api/v1/keys/x")
+        assert response.headers["allow"] == "DELETE, GET, PATCH"

@@ -163,6 +163,12 @@ def test_openrouters_answer_then_provider_money_and_metadata(make_gateway):
 # Limits, and requests that never get to an upstream
 
 
+def test_body_when_too_large_then_the_files_key_is_named(make_gateway):
+    gateway = make_gateway(tables=lambda file: {**file, "server": {"max_body_mb": Decimal("0.01")}})
+    error = gateway.post(messages=[{"role": "user", "content": "x" * 20_000}]).json()["error"]
+    assert error["message"].endswith("send less, or raise server.max_body_mb.")
+
+
 def test_admission_when_refused_then_told_and_no_upstream_is_asked(make_gateway):
     upstream = ScriptedUpstream()
     gateway = make_gateway({"One": upstream})

@@ -43,6 +43,7 @@ class GatewayState(HttpContext):
             self.metrics,
             api_keys=() if config.metrics_key is None else (config.metrics_key,),
             max_body_bytes=int(server.max_body_mb * 2**20),
+            max_body_name="server.max_body_mb",
             drain_timeout_s=server.drain_timeout_s,
             cors_origins=server.cors_origins,
             connections=ConnectionLimits(max_connections=server.max_connections),
