@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -213,3 +214,21 @@ def test_check_then_the_routes_and_why_others_are_not_taken(ling):
         code, said = ling(*asking, *args)
         assert code == 2
         assert words in said
+
+
+def test_start_when_the_address_cannot_be_had_then_the_files_keys_are_named(ling):
+    for old, new, words in (
+        ("port = 0", 'port = 0\nhost = "no-such-host.invalid"', "gateway.toml: server.host 'no-"),
+        (
+            "port = 0",
+            "port = {port}",
+            "is in use; stop what uses it, or give another gateway.toml: ",
+        ),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            text = FILE.format(url="http://127.0.0.1:9/v1").replace(old, new)
+            Path("gateway.toml").write_text(text.format(port=taken.getsockname()[1]))
+            code, said = ling("gateway")
+        assert code == 2
+        assert words in said
+        assert "--" not in said

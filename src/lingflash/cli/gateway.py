@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 
+_ADDRESS = ("host_name", "port_name")
 _DIALECTS = {
     "/chat/completions": "chat",
     "/completions": "completions",
@@ -58,7 +59,8 @@ def gateway(
     loaded = load()
     server = loaded.server
     setup_logging(server.log_level)
-    with bind_socket(server.host, server.port) as sock:
+    names = {name: f"{config}: server.{name.removesuffix('_name')}" for name in _ADDRESS}
+    with bind_socket(server.host, server.port, **names) as sock:
         host, port = sock.getsockname()[:2]
 
         async def run() -> None:

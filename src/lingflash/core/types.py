@@ -331,6 +331,7 @@ class Usage:
         reasoning_tokens: of those, thinking; None where it is not looked for.
         drafts: guesses that were accepted and rejected; None from an engine that makes none.
         cache_reports: per prompt the tokens found in the cache and why not more, if asked for.
+        cache_write_tokens: of the prompts', those that a vendor wrote to a cache and bills so.
     """
 
     prompt_tokens: int
@@ -339,6 +340,7 @@ class Usage:
     reasoning_tokens: int | None = None
     drafts: tuple[int, int] | None = None
     cache_reports: tuple[tuple[int, CacheReport], ...] | None = None
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -20,7 +20,7 @@ from lingflash.core.errors import (
     RequestTooLargeError,
     UnsupportedMediaError,
 )
-from lingflash.httpd.context import context_of
+from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.json_shape import Shape, deep_field, exceeded
 from lingflash.protocol.fields import Dropped, FieldTable, parse_request
 from lingflash.protocol.unicode import replace_escaped_surrogates
@@ -66,17 +66,18 @@ async def read_json(request: Request) -> tuple[bytes, Any]:
         InvalidRequestError: it is no JSON.
         RequestTooLargeError: it is over the limit.
     """
-    max_bytes = context_of(request).max_body_bytes
+    context = context_of(request)
+    max_bytes = context.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
+        raise _too_large(context)
     unpack = _unpacker(request.headers.get("content-encoding", ""), max_bytes)
     body = bytearray()
     try:
         async for part in request.stream():
             body += unpack(part)
             if len(body) > max_bytes:
-                raise _too_large(max_bytes)
+                raise _too_large(context)
     except ClientDisconnect:
         raise InvalidRequestError("The request body did not arrive.") from None
     except zlib.error as error:
@@ -155,7 +156,8 @@ def json_response(
     )
 
 
-def _too_large(max_bytes: int) -> RequestTooLargeError:
+def _too_large(context: HttpContext) -> RequestTooLargeError:
     return RequestTooLargeError(
-        f"The request body is over {max_bytes} bytes; send less, or raise --max-body-mb."
+        f"The request body is over {context.max_body_bytes} bytes; send less, or raise "
+        f"{context.max_body_name}."
     )

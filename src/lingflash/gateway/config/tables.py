@@ -79,6 +79,12 @@ class RequestsTable:
     inline_provider_keys: bool = setting(
         True, "Whether `provider.api_key` and `X-Provider-Key` are taken; false answers 400."
     )
+    keep_alive_s: float = setting(
+        15.0,
+        "A stream that had no byte for so long gets a comment, also before its first content; from"
+        " then on a failure is told inside of it, with status 200. 0 sends none.",
+        bound=between(0, 3600),
+    )
     bytes_per_token: float = setting(
         1.0,
         "Prompt tokens are reserved as bytes of the body over this. At 1 no budget can be exceeded;"
@@ -143,6 +149,11 @@ class PriceTable:
     completion: Decimal = setting(Decimal(0), "Tokens of the answer.", bound=between(0, 1_000_000))
     cache_read: Decimal | None = setting(
         None, "Prompt tokens from a cache; as `prompt` if empty.", bound=between(0, 1_000_000)
+    )
+    cache_write: Decimal | None = setting(
+        None,
+        "Prompt tokens written to a cache; as `prompt` if empty. Of several lifetimes the dearest.",
+        bound=between(0, 1_000_000),
     )
     request: Decimal = setting(Decimal(0), "Dollars per request.", bound=between(0, 1_000_000))
 

@@ -172,7 +172,7 @@ def _pricing(endpoint: Endpoint, today: date) -> dict[str, str]:
         "completion": price.completion,
         "request": price.request,
         "input_cache_read": price.cache_read,
-        "input_cache_write": price.prompt,
+        "input_cache_write": price.cache_write,
     }
     return {name: f"{Decimal(value) / _PICO_PER_USD:f}" for name, value in pico.items()}
 
