@@ -17,8 +17,8 @@ def other(server):
     made.kill()
 
 
-# Writes lines to the pipe by which the agent answers the server. Processes and descriptors may end
-# while they are looked at, and one end of a pipe is for reading.
+# Writes lines to the pipe by which the agent answers the server and, if TO_IT, to that by which it
+# hears it. Processes and descriptors may end while they are looked at.
 WRITES_LINES = """
 import os
 written = 0
@@ -32,6 +32,9 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     for fd in fds:
         try:
             if "pipe" not in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                continue
+            flags = open(f"/proc/{pid}/fdinfo/{fd}").read().split("flags:")[1].split()[0]
+            if not TO_IT and int(flags, 8) & os.O_ACCMODE != os.O_WRONLY:
                 continue
             out = os.open(f"/proc/{pid}/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
             for line in LINES:
@@ -58,15 +61,15 @@ REPLAYED = [
 ]
 
 
-def write_to_agent(box, lines):
-    """Have a program of the sandbox write lines as if they were the agent's."""
-    wrote = box.python(f"LINES = {lines!r}\n{WRITES_LINES}")
+def write_as_agent(box, lines, *, to_it):
+    """Have a program of the sandbox write lines as if they were the agent's, or to it, too."""
+    wrote = box.python(f"LINES, TO_IT = {lines!r}, {to_it}\n{WRITES_LINES}")
     assert wrote.stdout == "written True\n", wrote
 
 
 def test_context_when_messages_are_forged_then_only_its_own_sandbox_hears_them(box, other):
     box.execute("y = 2")
-    write_to_agent(box, NONSENSE)
+    write_as_agent(box, NONSENSE, to_it=True)
     assert other.execute("x + 1")[-1]["text"] == "2"
     box.run("pkill -9 -f inside.agent")
     events = box.execute("1 + 1")  # a new one is started, without the old one's variables
@@ -76,7 +79,9 @@ def test_context_when_messages_are_forged_then_only_its_own_sandbox_hears_them(b
 @pytest.mark.slow
 def test_context_when_messages_are_replayed_then_no_other_execution_hears_them(box, other):
     box.execute("y = 2")
-    write_to_agent(box, REPLAYED)  # of executions that are over, and of some that may come
+    write_as_agent(
+        box, REPLAYED, to_it=False
+    )  # of executions that are over, and of some that may come
     for _ in range(3):
         said = box.execute("y + 1")
         assert [each["type"] for each in said] == ["number_of_executions", "result"]
