@@ -71,10 +71,13 @@ def _cgroups(config: SandboxConfig) -> Cgroups | None:
 
     cgroup.sweep()
     groups = None if config.cgroups == "off" else cgroup.prepare()
-    if groups is None and config.cgroups == "require":
+    needed_for = "--cgroups require" if config.cgroups == "require" else None
+    if config.cpu_s_per_key is not None:
+        needed_for = "--cpu-s-per-key"
+    if groups is None and needed_for is not None:
         raise ConfigError(
-            "--cgroups require, but none can be made here. Start it by `systemd-run --user --scope "
-            "-p Delegate=yes ling sandbox`, or as root with --user.",
+            f"{needed_for} needs cgroups, and none can be made here. Start it by "
+            "`systemd-run --user --scope -p Delegate=yes ling sandbox`, or as root with --user.",
             param="cgroups",
         )
     return groups

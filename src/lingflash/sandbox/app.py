@@ -18,7 +18,8 @@ from lingflash.sandbox.config import SandboxConfig
 from lingflash.sandbox.e2b import code, control, files, filesystem, processes
 from lingflash.sandbox.e2b.access import E2B_ERRORS, SandboxContext, sandbox_of
 from lingflash.sandbox.jail.argv import Interpreter
-from lingflash.sandbox.manager import Manager, SandboxMetrics
+from lingflash.sandbox.manager import Manager
+from lingflash.sandbox.metrics import SandboxMetrics
 
 _plain = APIRouter()
 

@@ -199,6 +199,7 @@ class Box:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self.gone = asyncio.Event()
+        self.output_bytes = 0  # all that has come out of it
 
     @classmethod
     async def start(cls, kind: JailKind, cgroup: Sequence[str] = ()) -> Box:
@@ -411,6 +412,7 @@ class Box:
         number = head["id"]
         process = self.processes[number]
         if kind == "out":
+            self.output_bytes += len(body)
             process.on_output(Output(2 if head["fd"] == 2 else 1, body))
         elif kind == "took":
             process.on_took(int(head["count"]), bool(head.get("gone")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import secrets
 import time
@@ -56,7 +55,6 @@ class Contexts:
         self._starting = asyncio.Lock()
         self._defaulting = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
-        self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Queue[dict[str, Any] | None]] = {}
         self._room: dict[int, int] = {}  # bytes that an execution may still write
         self._contexts: dict[str, Context] = {}
@@ -195,7 +193,8 @@ class Contexts:
         self, op: str, **fields: Any
     ) -> tuple[int, asyncio.Queue[dict[str, Any] | None]]:
         agent = await self._started()
-        number = next(self._numbers)
+        # Nothing in the jail can know it before: an answer that was kept or made up is nobody's.
+        number = secrets.randbits(53)
         queue = self._answers[number] = asyncio.Queue()
         self._room[number] = self._output_bytes
         line = json.dumps({"op": op, "id": number, **fields}).encode() + b"\n"
