@@ -56,6 +56,12 @@ class Tau2:
         """Drop a conversation that is not gone on with."""
         self.talks.pop((domain, id), None)
 
+    def gold(self, domain, id):
+        """What both sides would do, in order, and what the agent is to say."""
+        wanted = self.tasks[domain][id].evaluation_criteria
+        calls = [[a.requestor, a.name, a.arguments] for a in wanted.actions or []]
+        return {"calls": calls, "say": wanted.communicate_info or []}
+
     def _until_asked(self, domain, id, said):
         if "end" in said:
             self.forget(domain, id)
