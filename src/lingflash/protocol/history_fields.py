@@ -73,6 +73,7 @@ _TOOL_INERT = {
     "cache_control": "where to cache the prompt; the prefix cache needs no marks",
     "defer_loading": "the tool is there from the start",
     "output_schema": "what its results look like; the model sees the results",
+    "response": "the same, as BFCL (and Gemini) have it",
     "eager_input_streaming": "arguments are always streamed as they are generated",
 }
 _TOOL_REFUSED = {
