@@ -82,7 +82,8 @@ def choose_processor(environ: Mapping[str, str], flags: frozenset[str] | None = 
     best: CpuClass = next(each for each in CLASSES if _NEEDS[each] <= flags)
     allowed = CLASSES[CLASSES.index(best) :]
     given = environ.get(_variable(), "auto")
-    used = best if given == "auto" else next((each for each in allowed if each == given), None)
+    named: CpuClass | None = next((each for each in allowed if each == given), None)
+    used = best if given == "auto" else named
     if used is None:
         raise ConfigError(
             f"{_variable()} is {given!r}; allowed on this processor: auto, {', '.join(allowed)}.",

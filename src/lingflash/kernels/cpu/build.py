@@ -22,7 +22,7 @@ from lingflash.core.processor import CpuClass, Processor, processor
 log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
-_SOURCES = [_HERE / name for name in ("decode.c", "mla_run.c", "mla_vectors.c")]
+_SOURCES = [_HERE / name for name in ("decode.c", "mla_run.c", "mla_vectors.c", "packed.c")]
 _HEADERS = [_HERE / "vectors.h"]
 # Sums may be reordered for vector units, but NaN and infinity keep their meaning.
 _FLAGS = [

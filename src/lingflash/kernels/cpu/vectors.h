@@ -8,13 +8,23 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 typedef int64_t i64;
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define HAS_AVX512 1
+#define HAS_AVX2 1
 enum { LANES = 16, TALL = 8, WIDE = 3 }; /* 32 registers */
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define HAS_AVX512 0
+#define HAS_AVX2 1
 enum { LANES = 8, TALL = 6, WIDE = 2 }; /* 16 */
 #else
+#define HAS_AVX512 0
+#define HAS_AVX2 0
 enum { LANES = 4, TALL = 4, WIDE = 3 };
 #endif
 
@@ -28,6 +38,17 @@ INLINE void store_floats(float *to, Floats x) { *(Floats *)to = x; }
 /* a where the mask is all ones, b where it is 0. */
 INLINE Floats choose(Ints mask, Floats a, Floats b) {
     return (Floats)((mask & (Ints)a) | (~mask & (Ints)b));
+}
+
+/* a b + c, rounded once where the processor can; no compiler may change the order of such sums. */
+INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if HAS_AVX512
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif HAS_AVX2
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
 }
 
 /* c [tall][wide * LANES] += a b: row i of a has its k numbers `a_next` apart from a + i * a_row. */
@@ -46,7 +67,7 @@ INLINE void multiply_tile(float *c, i64 c_row, const float *a, i64 a_row, i64 a_
         for (int i = 0; i < tall; i++) {
             const float x = a[i * a_row + p * a_next];
 #pragma GCC unroll 8
-            for (int j = 0; j < wide; j++) sum[i][j] += x * y[j];
+            for (int j = 0; j < wide; j++) sum[i][j] = multiply_add((Floats){0} + x, y[j], sum[i][j]);
         }
     }
 #pragma GCC unroll 8
