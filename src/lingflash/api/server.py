@@ -51,5 +51,7 @@ async def serve_engine(
     try:
         await run_server(app, state, _EngineService(engine), sock, on_ready=announce)
     finally:
+        if state.containers is not None:
+            await state.containers.close()
         state.responses.close()
         state.grammars.close()
