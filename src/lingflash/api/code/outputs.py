@@ -96,7 +96,7 @@ def text_of(outputs: Sequence[Any] | None, max_model_len: int) -> str:
 
     Args:
         outputs: as an item has them; of a client they may be anything, or left out.
-        max_model_len: tokens of the context, of which one run may fill about a quarter.
+        max_model_len: tokens of the context, of which one run may fill half at most.
     """
     if outputs is None:
         return "[the output was not sent back]"
@@ -109,7 +109,7 @@ def text_of(outputs: Sequence[Any] | None, max_model_len: int) -> str:
         elif each.get("type") == "image":
             texts.append("[an image, which is shown to the user]\n")
     text = "".join(texts)
-    most = min(_MAX_READ_CHARS, max_model_len)
+    most = min(_MAX_READ_CHARS, max_model_len // 2)
     if len(text) <= most:
         return text
     half = most // 2

@@ -67,12 +67,12 @@ async def create_response(request: Request) -> Response:
     if state.containers is None and body.max_tool_calls is not None:
         dropped.add("max_tool_calls", "max_tool_calls")
     conversation, options, place = await _read(state, request, body, owner, dropped)
-    runs_code = state.containers is not None and conversation.tools.code is not None
-    container = _container(state.containers, owner, place) if runs_code else None
+    containers = state.containers if conversation.tools.code is not None else None
+    container = None if containers is None else _container(containers, owner, place)
     with NAMES.errors_translated():
         generation = await prepare_chat(state, request, options, conversation)
     await generation.start(request.receive)
-    if runs_code:
+    if containers is not None:
         wish = CodeWish(container=container, max_calls=body.max_tool_calls)
         answering = Rounds(state, request, options, conversation, generation, wish)
         turn = answering.turn
