@@ -52,6 +52,14 @@ class SandboxServer:
         self._key = [("X-API-Key", api_key)] if api_key else []
         self.url = url
 
+    async def check(self) -> None:
+        """Return if it would make a sandbox for this key.
+
+        Raises:
+            LingflashError: it would not; why.
+        """
+        await self._json("GET", "/v2/sandboxes")
+
     async def create(self, life_s: float) -> Sandbox:
         """Make a sandbox that ends after so long by itself.
 

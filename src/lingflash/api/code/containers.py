@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine
@@ -15,13 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lingflash.core.errors import CapacityError, LingflashError, NotFoundError, QueueFullError
+from lingflash.core.log import log_event
 from lingflash.link.sandbox_server import Sandbox, SandboxServer
+
+logger = logging.getLogger("lingflash.api")
 
 IDLE_S = 20 * 60.0
 """How long a container lives after its last use, if its maker says nothing; as OpenAI's."""
 # A sandbox outlives its container by the run that may just have begun.
 _LONGER_S = 60.0
 _END_S = 1.0
+_LOOKS, _LOOK_EVERY_S = 20, 0.5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +153,18 @@ class Containers:
         ):
             async for event in events:
                 yield event
+
+    async def look(self) -> None:
+        """Log it if after a while there is still no sandbox server; it may start later than we."""
+        why = ""
+        for _ in range(_LOOKS):
+            try:
+                return await self.sandboxes.check()
+            except LingflashError as error:
+                why = error.message
+                await asyncio.sleep(_LOOK_EVERY_S)
+        fields = {"url": self.sandboxes.url, "message": why}
+        log_event(logger, "no_sandbox_server", fields, level=logging.ERROR)
 
     async def close(self) -> None:
         """End them all; what the sandbox server does not end in a second ends with its lease."""
