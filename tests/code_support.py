@@ -14,6 +14,12 @@ AUTO = {"type": "code_interpreter", "container": {"type": "auto"}}
 OUTPUTS = ["code_interpreter_call.outputs"]
 
 
+def alive(sandboxes):
+    """The sandboxes that a server has given out."""
+    with sandboxes.client() as client:
+        return client.get("/v2/sandboxes").json()
+
+
 def calls(*codes, name="python"):
     """What a model writes to have code run."""
     bodies = [json.dumps({"name": name, "arguments": {"code": code}}) for code in codes]
@@ -26,6 +32,8 @@ class Rounds:
     Args:
         texts: the last one is for all further rounds.
     """
+
+    tokenizer = TOKENIZER
 
     def __init__(self, *texts):
         self.texts = texts

@@ -11,55 +11,16 @@ import time
 import openai
 import pytest
 
-from api_support import RunningServer, engine_info, read_named_events, wait_until
-from code_support import AUTO, END, OUTPUTS, PATH, TOKENIZER, Rounds, calls
-from lingflash.api.config import ServerConfig
+from api_support import read_named_events, wait_until
+from code_support import AUTO, END, OUTPUTS, PATH, TOKENIZER, alive, calls
 from lingflash.core.errors import LingflashError
-from lingflash.core.hub import bundled_folder
 from lingflash.link.scripted import Behaviour
-from sandbox_support import SandboxServer
 
 FUNCTION = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}
 WEATHER = '<tool_call>\n{"name": "get_weather", "arguments": {}}\n</tool_call>'
 # Small enough for a test, large enough to be seen running.
 SLEEP = "import time\ntime.sleep(300)"
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
-
-
-@pytest.fixture(scope="module")
-def sandboxes():
-    running = SandboxServer("--warm=1", "--max-sandboxes=6")
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def serve(sandboxes):
-    """Start servers: the texts of a script's rounds, a behaviour, and fields of ServerConfig."""
-    servers = []
-
-    def start(*texts, behaviour=None, **config):
-        script = Rounds(*texts)
-        info = engine_info(vocab_size=TOKENIZER.vocab_size, stop_token_ids=[END])
-        config = {"sandbox": sandboxes.url, **config}
-        server = RunningServer(
-            script,
-            config=ServerConfig(model_folder=bundled_folder(), **config),
-            info=info,
-            behaviour=behaviour,
-        )
-        servers.append(server)
-        return server, script
-
-    yield start
-    for server in servers:
-        server.stop()
-    wait_until(lambda: alive(sandboxes) == [])
-
-
-def alive(sandboxes):
-    with sandboxes.client() as client:
-        return client.get("/v2/sandboxes").json()
 
 
 def create(server, given="hi", **fields):
@@ -100,8 +61,8 @@ def is_idle(server, sandboxes):
 # What is answered.
 
 
-def test_create_when_code_is_called_then_it_is_run_and_the_answer_goes_on(serve):
-    server, script = serve("Let me see.\n" + calls("print(17 * 23)"), "The result is 391.")
+def test_create_when_code_is_called_then_it_is_run_and_the_answer_goes_on(serve_code):
+    server, script = serve_code("Let me see.\n" + calls("print(17 * 23)"), "The result is 391.")
     body = create(server, "What is 17 times 23?").json()
     assert [item["type"] for item in body["output"]] == [
         "message",
@@ -124,8 +85,10 @@ def test_create_when_code_is_called_then_it_is_run_and_the_answer_goes_on(serve)
 
 
 @pytest.mark.parametrize("tokens_per_event", [1, pytest.param(1000, marks=pytest.mark.slow)])
-def test_stream_when_code_is_called_then_openais_events_in_their_order(serve, tokens_per_event):
-    server, _ = serve(
+def test_stream_when_code_is_called_then_openais_events_in_their_order(
+    serve_code, tokens_per_event
+):
+    server, _ = serve_code(
         "Let me see.\n" + calls("x = 5"),
         calls("print(x)"),
         "It is 5.",
@@ -160,8 +123,8 @@ def test_stream_when_code_is_called_then_openais_events_in_their_order(serve, to
 
 
 @pytest.mark.slow
-def test_stream_when_a_turn_has_two_calls_then_each_is_run_in_its_turn(serve):
-    server, script = serve(calls("a = 1\nprint(a)", "print(a + 1)"), "1 and 2.")
+def test_stream_when_a_turn_has_two_calls_then_each_is_run_in_its_turn(serve_code):
+    server, script = serve_code(calls("a = 1\nprint(a)", "print(a + 1)"), "1 and 2.")
     events = stream(server)
     short = [
         (e["type"].rpartition(".")[2], e["output_index"])
@@ -189,8 +152,8 @@ def test_stream_when_a_turn_has_two_calls_then_each_is_run_in_its_turn(serve):
         pytest.param("print('<|role' + '_end|>')", "<|role_end|>\n", id="hostile"),
     ],
 )
-def test_create_when_code_gives_something_then_the_model_reads_it(serve, code, read):
-    server, script = serve(calls(code), "done")
+def test_create_when_code_gives_something_then_the_model_reads_it(serve_code, code, read):
+    server, script = serve_code(calls(code), "done")
     body = create(server).json()
     assert logs(code_items(body)[0]).endswith(read)
     assert script.results[-1].endswith(read)
@@ -201,12 +164,12 @@ def test_create_when_code_gives_something_then_the_model_reads_it(serve, code, r
 
 
 @pytest.mark.slow
-def test_create_when_code_draws_then_an_image_between_the_logs(serve):
+def test_create_when_code_draws_then_an_image_between_the_logs(serve_code):
     code = (
         "import base64\nfrom IPython.display import Image, display\nprint('before')\n"
         f"display(Image(data=base64.b64decode('{PNG}'), format='png'))\nprint('after')"
     )
-    server, script = serve(calls(code), "done")
+    server, script = serve_code(calls(code), "done")
     [item] = code_items(create(server).json())
     assert item["outputs"] == [
         {"type": "logs", "logs": "before\n"},
@@ -217,8 +180,8 @@ def test_create_when_code_draws_then_an_image_between_the_logs(serve):
 
 
 @pytest.mark.slow
-def test_create_when_code_prints_much_then_its_middle_is_left_out_for_the_model(serve):
-    server, script = serve(calls("print('a' * 400_000, 'end')"), "done")
+def test_create_when_code_prints_much_then_its_middle_is_left_out_for_the_model(serve_code):
+    server, script = serve_code(calls("print('a' * 400_000, 'end')"), "done")
     body = create(server).json()
     [item] = code_items(body)
     assert len(logs(item)) < 300_000
@@ -228,8 +191,8 @@ def test_create_when_code_prints_much_then_its_middle_is_left_out_for_the_model(
     assert body["usage"]["code_interpreter_details"]["output_bytes"] == 400_005
 
 
-def test_create_when_outputs_are_not_included_then_they_are_null_but_kept(serve):
-    server, script = serve(calls("print(1)"), "one")
+def test_create_when_outputs_are_not_included_then_they_are_null_but_kept(serve_code):
+    server, script = serve_code(calls("print(1)"), "one")
     body = create(server, include=None).json()
     assert code_items(body)[0]["outputs"] is None
     path = f"{PATH}/{body['id']}"
@@ -245,8 +208,8 @@ def test_create_when_outputs_are_not_included_then_they_are_null_but_kept(serve)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_stored", [True, False])
-def test_create_when_it_continues_then_the_same_container_and_prompt(serve, is_stored):
-    server, script = serve(calls("x = 41"), "Kept.")
+def test_create_when_it_continues_then_the_same_container_and_prompt(serve_code, is_stored):
+    server, script = serve_code(calls("x = 41"), "Kept.")
     first = create(server, store=is_stored).json()
     script.texts = (calls("print(x + 1)"), "42.")
     if is_stored:
@@ -262,8 +225,8 @@ def test_create_when_it_continues_then_the_same_container_and_prompt(serve, is_s
 
 
 @pytest.mark.slow
-def test_create_when_the_earlier_container_is_gone_then_another(serve, sandboxes):
-    server, script = serve(calls("x = 41"), "Kept.")
+def test_create_when_the_earlier_container_is_gone_then_another(serve_code, sandboxes):
+    server, script = serve_code(calls("x = 41"), "Kept.")
     first = create(server).json()
     with sandboxes.client() as client:
         for each in alive(sandboxes):
@@ -278,8 +241,10 @@ def test_create_when_the_earlier_container_is_gone_then_another(serve, sandboxes
 
 
 @pytest.mark.slow
-def test_create_when_a_function_is_called_too_then_the_code_is_run_and_the_client_answers(serve):
-    server, script = serve(calls("print(3)") + "\n" + WEATHER)
+def test_create_when_a_function_is_called_too_then_the_code_is_run_and_the_client_answers(
+    serve_code,
+):
+    server, script = serve_code(calls("print(3)") + "\n" + WEATHER)
     body = create(server, tools=[FUNCTION, AUTO]).json()
     assert [item["type"] for item in body["output"]] == ["code_interpreter_call", "function_call"]
     assert logs(code_items(body)[0]) == "3\n"
@@ -299,8 +264,8 @@ def test_create_when_a_function_is_called_too_then_the_code_is_run_and_the_clien
 
 @pytest.mark.slow
 @pytest.mark.parametrize("others", [[], [FUNCTION]])
-def test_create_when_max_tool_calls_is_reached_then_no_more_is_run_or_offered(serve, others):
-    server, script = serve(calls("print(1)", "print(2)"), "One.")
+def test_create_when_max_tool_calls_is_reached_then_no_more_is_run_or_offered(serve_code, others):
+    server, script = serve_code(calls("print(1)", "print(2)"), "One.")
     body = create(server, max_tool_calls=1, tools=[*others, AUTO]).json()
     done, left = code_items(body)
     assert (done["status"], left["status"]) == ("completed", "incomplete")
@@ -312,16 +277,16 @@ def test_create_when_max_tool_calls_is_reached_then_no_more_is_run_or_offered(se
     assert ('"get_weather"' in grammar) == bool(others)
 
 
-def test_stream_when_a_call_is_not_run_then_it_is_not_interpreting(serve):
-    server, _ = serve(calls("print(1)"), "None.")
+def test_stream_when_a_call_is_not_run_then_it_is_not_interpreting(serve_code):
+    server, _ = serve_code(calls("print(1)"), "None.")
     events = stream(server, max_tool_calls=0)
     kinds = [e["type"] for e in events[:-1] if "code_interpreter" in e["type"]]
     assert kinds[-1] == "response.code_interpreter_call_code.done"
 
 
 @pytest.mark.slow
-def test_create_when_code_runs_too_long_then_it_is_stopped_and_the_model_told(serve):
-    server, script = serve(
+def test_create_when_code_runs_too_long_then_it_is_stopped_and_the_model_told(serve_code):
+    server, script = serve_code(
         calls("print('on', flush=True)\n" + SLEEP), "Too long.", code_timeout_s=2
     )
     began = time.monotonic()
@@ -337,8 +302,8 @@ def test_create_when_code_runs_too_long_then_it_is_stopped_and_the_model_told(se
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_create_when_its_deadline_passes_in_code_then_it_fails(serve, sandboxes, is_streamed):
-    server, _ = serve(calls(SLEEP), "never")
+def test_create_when_its_deadline_passes_in_code_then_it_fails(serve_code, sandboxes, is_streamed):
+    server, _ = serve_code(calls(SLEEP), "never")
     if is_streamed:
         assert stream(server, timeout=1.5)[-1]["type"] == "response.failed"
     else:
@@ -348,8 +313,8 @@ def test_create_when_its_deadline_passes_in_code_then_it_fails(serve, sandboxes,
 
 
 @pytest.mark.slow
-def test_create_when_tokens_or_context_run_out_then_incomplete(serve):
-    server, script = serve(calls("print('word ' * 4000)"), "done " * 50)
+def test_create_when_tokens_or_context_run_out_then_incomplete(serve_code):
+    server, script = serve_code(calls("print('word ' * 4000)"), "done " * 50)
     first = len(TOKENIZER.encode(script.texts[0])) + 1
     body = create(server, max_output_tokens=first + 5).json()
     assert body["status"] == "incomplete"
@@ -362,9 +327,9 @@ def test_create_when_tokens_or_context_run_out_then_incomplete(serve):
     assert (body["status"], len(code_items(body))) == ("incomplete", 1)
 
 
-def test_create_when_the_answer_is_cut_after_a_call_then_it_is_not_run(serve):
+def test_create_when_the_answer_is_cut_after_a_call_then_it_is_not_run(serve_code):
     call = calls("print(1)")
-    server, _ = serve(call + "\n" + "and so on " * 50)
+    server, _ = serve_code(call + "\n" + "and so on " * 50)
     limit = len(TOKENIZER.encode(call)) + 10
     events = stream(server, max_output_tokens=limit)
     final = events[-2]["response"]
@@ -375,8 +340,8 @@ def test_create_when_the_answer_is_cut_after_a_call_then_it_is_not_run(serve):
 
 
 @pytest.mark.slow
-def test_create_when_a_key_has_many_containers_then_the_oldest_make_room(serve, sandboxes):
-    server, _ = serve(calls("print(1)"), "one", max_containers_per_key=2)
+def test_create_when_a_key_has_many_containers_then_the_oldest_make_room(serve_code, sandboxes):
+    server, _ = serve_code(calls("print(1)"), "one", max_containers_per_key=2)
     ids = [code_items(create(server).json())[0]["container_id"] for _ in range(3)]
     assert len(set(ids)) == 3
     wait_until(lambda: len(alive(sandboxes)) == 2)
@@ -384,9 +349,9 @@ def test_create_when_a_key_has_many_containers_then_the_oldest_make_room(serve, 
 
 @pytest.mark.slow
 def test_create_when_all_sandboxes_are_taken_then_idle_ones_make_room_or_it_is_refused(
-    serve, sandboxes
+    serve_code, sandboxes
 ):
-    server, _ = serve(calls("print(1)"), "one")
+    server, _ = serve_code(calls("print(1)"), "one")
     create(server)
     others = [sandboxes.create(timeout=60) for _ in range(5)]
     try:
@@ -408,8 +373,8 @@ def test_create_when_all_sandboxes_are_taken_then_idle_ones_make_room_or_it_is_r
 # Where it cannot run.
 
 
-def test_create_when_there_is_no_sandbox_server_then_a_clear_error(serve):
-    server, _ = serve(calls("print(1)"), "one", sandbox="http://127.0.0.1:9")
+def test_create_when_there_is_no_sandbox_server_then_a_clear_error(serve_code):
+    server, _ = serve_code(calls("print(1)"), "one", sandbox="http://127.0.0.1:9")
     answer = create(server)
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "sandbox_gone")
     assert "ling sandbox" in answer.json()["error"]["message"]
@@ -418,8 +383,8 @@ def test_create_when_there_is_no_sandbox_server_then_a_clear_error(serve):
     assert code_items(failed)[0]["status"] in ("interpreting", "incomplete")
 
 
-def test_create_when_the_server_has_no_sandbox_then_the_tool_is_dropped(serve):
-    server, script = serve("hello", sandbox=None)
+def test_create_when_the_server_has_no_sandbox_then_the_tool_is_dropped(serve_code):
+    server, script = serve_code("hello", sandbox=None)
     answer = create(server, max_tool_calls=3)
     named = answer.headers["x-lingflash-dropped"].split(", ")
     assert sorted(named) == ["include[0]", "max_tool_calls", "tools[0]"]
@@ -443,14 +408,14 @@ def test_create_when_the_server_has_no_sandbox_then_the_tool_is_dropped(serve):
         ([{**AUTO, "colour": "red"}], "tools[0].colour"),
     ],
 )
-def test_create_when_the_tool_is_malformed_then_its_field_is_named(serve, tools, param):
-    server, _ = serve("hello")
+def test_create_when_the_tool_is_malformed_then_its_field_is_named(serve_code, tools, param):
+    server, _ = serve_code("hello")
     answer = create(server, tools=tools)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_create_when_the_container_is_not_there_then_404(serve):
-    server, _ = serve("hello")
+def test_create_when_the_container_is_not_there_then_404(serve_code):
+    server, _ = serve_code("hello")
     answer = create(server, tools=[{**AUTO, "container": "cntr_none"}])
     assert (answer.status_code, answer.json()["error"]["param"]) == (404, "tools.container")
 
@@ -464,8 +429,8 @@ def test_create_when_the_container_is_not_there_then_404(serve):
         {"type": "allowed_tools", "mode": "required", "tools": [{"type": "code_interpreter"}]},
     ],
 )
-def test_create_when_code_is_required_then_only_once(serve, choice):
-    server, script = serve(calls("print(1)"), "one")
+def test_create_when_code_is_required_then_only_once(serve_code, choice):
+    server, script = serve_code(calls("print(1)"), "one")
     body = create(server, tool_choice=choice).json()
     assert texts(body) == ["one"]
     first, second = (request.grammar for request in server.engine.requests)
@@ -475,16 +440,16 @@ def test_create_when_code_is_required_then_only_once(serve, choice):
 
 
 @pytest.mark.slow
-def test_tools_when_a_function_is_called_python_then_both_can_be_called(serve):
+def test_tools_when_a_function_is_called_python_then_both_can_be_called(serve_code):
     mine = {"type": "function", "name": "python", "parameters": {"type": "object"}}
-    server, script = serve(calls("print(1)", name="code_interpreter"), "one")
+    server, script = serve_code(calls("print(1)", name="code_interpreter"), "one")
     body = create(server, tools=[AUTO, mine]).json()
     assert logs(code_items(body)[0]) == "1\n"
     assert script.results == ["1\n"]
 
 
-def test_count_when_code_is_offered_then_the_tool_is_counted(serve):
-    server, script = serve("hello")
+def test_count_when_code_is_offered_then_the_tool_is_counted(serve_code):
+    server, script = serve_code("hello")
     body = {"input": "hi", "tools": [AUTO]}
     count = server.post(PATH + "/input_tokens", body).json()["input_tokens"]
     create(server)
@@ -515,8 +480,8 @@ def script_for(stage):
 
 
 @pytest.mark.parametrize("stage", STAGE_PARAMS)
-def test_stream_when_its_client_leaves_then_nothing_is_left(serve, sandboxes, stage):
-    server, _ = serve(*script_for(stage), **SLOW)
+def test_stream_when_its_client_leaves_then_nothing_is_left(serve_code, sandboxes, stage):
+    server, _ = serve_code(*script_for(stage), **SLOW)
     body = {"input": "hi", "tools": [AUTO], "stream": True}
     with server.client.stream("POST", PATH, json=body) as response:
         lines = response.iter_lines()
@@ -529,8 +494,8 @@ def test_stream_when_its_client_leaves_then_nothing_is_left(serve, sandboxes, st
 
 
 @pytest.mark.parametrize("stage", STAGE_PARAMS)
-def test_stream_when_cancelled_then_it_ends_and_nothing_is_left(serve, sandboxes, stage):
-    server, _ = serve(*script_for(stage), **SLOW)
+def test_stream_when_cancelled_then_it_ends_and_nothing_is_left(serve_code, sandboxes, stage):
+    server, _ = serve_code(*script_for(stage), **SLOW)
     body = {"input": "hi", "tools": [AUTO], "stream": True}
     with server.client.stream("POST", PATH, json=body) as response:
         lines = response.iter_lines()
@@ -547,8 +512,8 @@ def test_stream_when_cancelled_then_it_ends_and_nothing_is_left(serve, sandboxes
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["first round", "code", "text"])
 @pytest.mark.parametrize("how", ["leaves", "cancels"])
-def test_create_when_it_ends_early_then_nothing_is_left(serve, sandboxes, stage, how):
-    server, _ = serve(*script_for(stage), **SLOW)
+def test_create_when_it_ends_early_then_nothing_is_left(serve_code, sandboxes, stage, how):
+    server, _ = serve_code(*script_for(stage), **SLOW)
     answers = []
 
     def work():
@@ -573,9 +538,9 @@ def test_create_when_it_ends_early_then_nothing_is_left(serve, sandboxes, stage,
 
 
 @pytest.mark.slow
-def test_stream_when_the_engine_fails_in_a_later_round_then_nothing_is_left(serve, sandboxes):
+def test_stream_when_the_engine_fails_in_a_later_round_then_nothing_is_left(serve_code, sandboxes):
     call = calls("print(1)")
-    server, _ = serve(call, LONG)
+    server, _ = serve_code(call, LONG)
     limit = len(TOKENIZER.encode(call)) + 5
     server.engine.behaviour.fail_after_tokens = limit
     server.engine.behaviour.fail_with = LingflashError("boom")
@@ -587,9 +552,9 @@ def test_stream_when_the_engine_fails_in_a_later_round_then_nothing_is_left(serv
 
 @pytest.mark.slow
 def test_server_when_it_stops_while_code_runs_then_the_answer_ends_and_nothing_is_left(
-    serve, sandboxes
+    serve_code, sandboxes
 ):
-    server, _ = serve(calls(SLEEP), "never", drain_timeout_s=1.0)
+    server, _ = serve_code(calls(SLEEP), "never", drain_timeout_s=1.0)
     body = {"input": "hi", "tools": [AUTO], "stream": True}
     with server.client.stream("POST", PATH, json=body) as response:
         lines = response.iter_lines()
@@ -606,8 +571,8 @@ def test_server_when_it_stops_while_code_runs_then_the_answer_ends_and_nothing_i
 
 
 @pytest.mark.slow
-def test_openai_package_when_code_runs_then_it_reads_all(serve):
-    server, _ = serve("See:\n" + calls("print(17 * 23)", "1 / 0"), "The result is 391.")
+def test_openai_package_when_code_runs_then_it_reads_all(serve_code):
+    server, _ = serve_code("See:\n" + calls("print(17 * 23)", "1 / 0"), "The result is 391.")
     client = openai.OpenAI(base_url=server.base_url + "/v1", api_key="x", max_retries=0)
     fields = {"model": "ling-nano", "input": "17 * 23?", "tools": [AUTO], "include": OUTPUTS}
     whole = client.responses.create(**fields)

@@ -37,6 +37,7 @@ class Container:
         is_auto: a response made it by itself, so it goes first where there is no room.
         sandbox: None until it is first used.
         uploaded: paths of files that its owner put there.
+        making: held while its sandbox is made.
         busy: held while its code runs: one piece after the other.
         num_users: requests that hold it now.
     """
@@ -50,6 +51,7 @@ class Container:
     last_active_at: float = field(default_factory=time.time)
     sandbox: Sandbox | None = None
     uploaded: set[str] = field(default_factory=set[str])
+    making: asyncio.Lock = field(default_factory=asyncio.Lock)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     num_users: int = 0
 
@@ -132,13 +134,14 @@ class Containers:
         container.num_users += 1
         try:
             life_s = container.idle_s + self.run_s + _LONGER_S
-            async with container.busy:
+            async with container.making:
                 if container.sandbox is None:
                     await self._make(container, life_s)
                 else:
                     await self._keep(container, life_s)
-                assert container.sandbox is not None
-                yield container.sandbox
+                sandbox = container.sandbox
+            assert sandbox is not None
+            yield sandbox
         finally:
             container.num_users -= 1
             container.last_active_at = time.time()
@@ -148,6 +151,7 @@ class Containers:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Run code; gives E2B's events. Left early, it is interrupted. Raises what `open` does."""
         async with (
+            container.busy,
             self.open(container) as sandbox,
             contextlib.aclosing(self.sandboxes.execute(sandbox, code)) as events,
         ):

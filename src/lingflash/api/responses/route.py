@@ -16,6 +16,7 @@ from lingflash.api.answer.prepare import cache_salt, encode_conversation, prepar
 from lingflash.api.answer.stream import send_answer
 from lingflash.api.code.containers import Container, Containers
 from lingflash.api.code.rounds import CodeWish, Rounds
+from lingflash.api.plain.pages import PAGE_NAMES, PAGE_QUERY, Page, read_query
 from lingflash.api.responses.code_items import ITEM, without_outputs
 from lingflash.api.responses.input import NAMES, CodePlace, read_responses
 from lingflash.api.responses.writer import ResponseAnswer, new_id
@@ -45,16 +46,8 @@ _PREFIXES = {
     "reasoning": "rs_",
     ITEM: "ci_",
 }
-DEFAULT_PAGE = 20
-MAX_PAGE = 100
-
 _INCLUDE = {"type": "array", "items": {"enum": list(INCLUDABLE)}}
-_PAGE_QUERY = query_parameters(
-    after={"type": "string"},
-    include=_INCLUDE,
-    limit={"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
-    order={"enum": ["asc", "desc"], "default": "desc"},
-)
+_PAGE_QUERY = query_parameters(**PAGE_QUERY, include=_INCLUDE)
 _READ_QUERY = query_parameters(include=_INCLUDE, stream={"enum": ["false"]})
 
 
@@ -175,36 +168,9 @@ async def cancel_response(response_id: str, request: Request) -> Response:
 @router.get("/v1/responses/{response_id}/input_items", openapi_extra=_PAGE_QUERY)
 async def list_input_items(response_id: str, request: Request) -> Response:
     """List the items of a response's own request, page by page."""
-    query = _query(request, "after", "include", "include[]", "limit", "order")
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise InvalidRequestError(f"order is {order!r}; allowed: asc, desc.", param="order")
-    limit = query.get("limit", str(DEFAULT_PAGE))
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 4) or not (
-        1 <= int(limit) <= MAX_PAGE
-    ):
-        raise InvalidRequestError(f"limit is {limit!r}; allowed: 1 to {MAX_PAGE}.", param="limit")
+    page = Page.of(_query(request, *PAGE_NAMES, "include", "include[]"))
     stored = await _stored(state_of(request)).get(caller_of(request), response_id)
-    items = stored.input_items if order == "asc" else stored.input_items[::-1]
-    start = 0
-    after = query.get("after")
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise InvalidRequestError(
-                f"after is {after!r}, which is no input item of this response.", param="after"
-            )
-        start = ids.index(after) + 1
-    page = items[start : start + int(limit)]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": start + len(page) < len(items),
-        }
-    )
+    return json_response(page.cut(stored.input_items))
 
 
 async def _read(
@@ -309,14 +275,10 @@ def _stored(state: ServerState) -> Any:
 
 def _query(request: Request, *known: str) -> dict[str, str]:
     """The query's parameters; an unknown one is refused, as an unknown field is."""
-    for name in request.query_params:
-        if name not in known:
-            raise InvalidRequestError(
-                f"The query parameter {name!r} is not known; known: {', '.join(known)}.", param=name
-            )
+    query = read_query(request, *known)
     for name in ("include", "include[]"):
         try:
             check_include(request.query_params.getlist(name))
         except ValueError as error:
             raise InvalidRequestError(f"include: {error}.", param="include") from None
-    return dict(request.query_params)
+    return query
