@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -84,6 +85,9 @@ class MemoryAccounts:
 
     async def provider_keys(self, caller, provider, model):
         return self.stored_keys.get(provider, ())
+
+    async def pins(self):
+        return Counter(each.pinned_endpoint for each in self.sessions.values())
 
     async def close(self):
         self.closed = True

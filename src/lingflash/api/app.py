@@ -63,7 +63,13 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
         app.include_router(module.router, dependencies=[Depends(require_key)])
     if config.has_page:
         screens = ("playground", "dashboard")
-        install_page(app, "ling serve", screens, needs_key=bool(config.api_keys))
+        install_page(
+            app,
+            "ling serve",
+            screens,
+            needs_key=bool(config.api_keys),
+            features=("progress", "reports", "tokens"),
+        )
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
     install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
     return app

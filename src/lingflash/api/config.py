@@ -18,6 +18,7 @@ from lingflash.core.settings import (
     setting,
 )
 from lingflash.httpd.keys import KEY, is_loopback
+from lingflash.httpd.page import has_page
 
 _MIB = 2**20
 
@@ -140,4 +141,4 @@ class ServerConfig:
     @property
     def has_page(self) -> bool:
         """Whether /ui is served."""
-        return is_loopback(self.host) if self.ui is None else self.ui
+        return has_page(self.ui, self.host)
