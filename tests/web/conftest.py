@@ -11,7 +11,8 @@ from gateway_upstream import upstream_in_a_thread
 from lingflash.api.config import ServerConfig
 from lingflash.core.hub import bundled_folder
 from lingflash.text.tokenizer import Tokenizer
-from page_support import chromium, tab
+from page_support import SANDBOX_KEYS, chromium, tab
+from sandbox_support import SandboxServer
 
 GATEWAY = """
 [server]
@@ -95,6 +96,14 @@ def ling_gateway(ling_serve, tmp_path_factory):
         yield gateway
         gateway.manager.close()
         assert gateway.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def ling_sandbox():
+    """A real `ling sandbox` with two keys."""
+    running = SandboxServer("--warm=0", *(f"--api-key={key}" for key in SANDBOX_KEYS))
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")

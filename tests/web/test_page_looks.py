@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from page_support import SANDBOX_KEYS
 from program_install import install
 
 pytestmark = pytest.mark.slow
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 SCREENS = {
     "ling serve": ("playground", "dashboard"),
     "ling gateway": ("playground", "usage", "routes"),
+    "ling sandbox": ("sandboxes",),
 }
 SIZES = {"phone": (360, 740), "desktop": (1280, 800)}
 
@@ -132,3 +134,24 @@ def test_gateway_screens_then_nothing_overflows_and_nothing_keeps_people_out(
     page.get_by_role("button", name="No tool fits").click()
     tab.wait_answer().get_by_text("Served by").wait_for()
     look(page, "gateway-playground")
+
+
+def test_sandboxes_then_nothing_overflows_and_nothing_keeps_people_out(
+    ling_sandbox, open_tab, look, window
+):
+    key = SANDBOX_KEYS[0]
+    box = ling_sandbox.create(key, metadata={"session": "an agent's", "task": "plot " * 20})
+    box.run("echo hello; ls -la /; echo 'no such thing' >&2; exit 2")
+    tab = open_tab(ling_sandbox.url, **window)
+    page = tab.open("sandboxes")
+    page.locator("#key").fill(key)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name=box.id).click()
+    page.get_by_text("exit status 2").wait_for()
+    page.get_by_role("button", name="Kill", exact=True).click()
+    look(page, "sandboxes")
+    page.get_by_role("log").scroll_into_view_if_needed()
+    look(page, "sandbox-output")
+    page.get_by_role("button", name="Kill it").click()
+    page.get_by_text("None. What is made with this key").wait_for()
+    look(page, "no-sandbox")

@@ -5,6 +5,7 @@ import { history } from "./dashboard/history.js";
 import { Dashboard } from "./dashboard/screen.js";
 import { Playground } from "./playground/screen.js";
 import { Routes } from "./routes/screen.js";
+import { Sandboxes } from "./sandboxes/screen.js";
 import { Usage } from "./usage/screen.js";
 
 const MODEL_KEY = { isThere: () => server.hasKey, text: "This server asks for an API key." };
@@ -23,6 +24,7 @@ const SCREENS = {
   dashboard: { title: "Dashboard", view: Dashboard, key: MODEL_KEY },
   usage: { title: "Usage", view: Usage, key: READING_KEY },
   routes: { title: "Routes", view: Routes, key: MANAGEMENT_KEY },
+  sandboxes: { title: "Sandboxes", view: Sandboxes, key: MODEL_KEY },
 };
 
 class App extends View {
@@ -52,7 +54,9 @@ class App extends View {
         </nav>
         <${State} />
         ${(server.hasKey || server.hasManagementKey) &&
-        html`<button type="button" class="quiet" onClick=${() => server.forgetKeys()}>Forget keys</button>`}
+        html`<button type="button" class="quiet forget" onClick=${() => server.forgetKeys()}>
+          Forget keys
+        </button>`}
       </header>
       <${Notices} wants=${shown && SCREENS[shown].key} />
       <main>${shown && html`<${SCREENS[shown].view} key=${shown} />`}</main>`;

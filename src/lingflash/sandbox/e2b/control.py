@@ -180,6 +180,12 @@ def _described(sandbox: Sandbox, manager: Manager, *, with_token: bool = False) 
         "memoryMB": limits.memory_bytes // _MIB,
         "diskSizeMB": limits.disk_bytes // _MIB,
         "metadata": sandbox.metadata,
+        "limits": {
+            "processes": limits.processes,
+            "diskInodes": limits.disk_inodes,
+            "cpuSecondsOfAProcess": limits.cpu_s,
+            "outputBytesOfARun": limits.output_bytes,
+        },
         "allowInternetAccess": manager.config.internet == "allow",
         "domain": None,
         "lifecycle": {
