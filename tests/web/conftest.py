@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -14,6 +16,7 @@ from lingflash.text.tokenizer import Tokenizer
 from page_support import SANDBOX_KEYS, chromium, tab
 from sandbox_support import SandboxServer
 
+RECORDS = Path(__file__).parents[2] / "benchmarks"
 GATEWAY = """
 [server]
 port = 0
@@ -75,8 +78,8 @@ def browser():
 
 @pytest.fixture(scope="session")
 def ling_serve():
-    """The address of a real `ling serve` with ling-nano."""
-    with serve_ling_nano() as url:
+    """The address of a real `ling serve` with ling-nano and the committed records."""
+    with serve_ling_nano("--evidence", str(RECORDS)) as url:
         yield url.removesuffix("/v1")
 
 

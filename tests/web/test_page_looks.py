@@ -18,7 +18,7 @@ from program_install import install
 pytestmark = pytest.mark.slow
 
 SCREENS = {
-    "ling serve": ("playground", "dashboard"),
+    "ling serve": ("playground", "dashboard", "evidence"),
     "ling gateway": ("playground", "usage", "routes"),
     "ling sandbox": ("sandboxes",),
 }
@@ -95,6 +95,9 @@ def test_screens_then_nothing_overflows_and_nothing_keeps_people_out(
     )
     expect(page.get_by_text("Sequences since the server started")).to_be_visible()
     look(page, "dashboard")
+    page.get_by_role("link", name="Evidence").click()
+    page.get_by_role("heading", name="Records").wait_for()
+    look(page, "evidence")
 
 
 def test_gateway_screens_then_nothing_overflows_and_nothing_keeps_people_out(

@@ -80,6 +80,9 @@ class ServerConfig:
         bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
     )
     ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
+    evidence: Path | None = setting(
+        None, "Folder of records such as benchmarks/, for the page's screen of claims."
+    )
     max_connections: int = setting(
         10_000,
         "Open connections; beyond, or at the limit on open files, idle ones are closed.",

@@ -3,6 +3,7 @@ import { html, render, View } from "./lib/html.js";
 import { server } from "./lib/server.js";
 import { history } from "./dashboard/history.js";
 import { Dashboard } from "./dashboard/screen.js";
+import { Evidence } from "./evidence/screen.js";
 import { Playground } from "./playground/screen.js";
 import { Routes } from "./routes/screen.js";
 import { Sandboxes } from "./sandboxes/screen.js";
@@ -24,6 +25,7 @@ const SCREENS = {
   dashboard: { title: "Dashboard", view: Dashboard, key: MODEL_KEY },
   usage: { title: "Usage", view: Usage, key: READING_KEY },
   routes: { title: "Routes", view: Routes, key: MANAGEMENT_KEY },
+  evidence: { title: "Evidence", view: Evidence, key: MODEL_KEY },
   sandboxes: { title: "Sandboxes", view: Sandboxes, key: MODEL_KEY },
 };
 

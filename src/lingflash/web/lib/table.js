@@ -4,13 +4,14 @@ import { html } from "./html.js";
 /**
  * Records as a table that scrolls by itself where it is too wide.
  *
- * columns: [{title, of, isNumber}], `of` gives what stands in a cell.
+ * columns: [{title, of, isNumber}], `of` gives what stands in a cell; an empty text is no cell.
+ * stacks: where the window is narrow the cells of a row stand below each other.
  */
-export function Table({ title, columns, rows, empty }) {
+export function Table({ title, columns, rows, empty, stacks = false }) {
   if (!rows.length) return html`<p class="note">${empty}</p>`;
   const kind = ({ isNumber }) => (isNumber ? "number" : undefined);
   return html`<div class="scroll" role="region" aria-label=${title} tabindex="0">
-    <table class="records">
+    <table class=${stacks ? "records stacks" : "records"}>
       <thead>
         <tr>
           ${columns.map((each) => html`<th scope="col" class=${kind(each)}>${each.title}</th>`)}
@@ -20,7 +21,9 @@ export function Table({ title, columns, rows, empty }) {
         ${rows.map(
           (row) =>
             html`<tr>
-              ${columns.map((each) => html`<td class=${kind(each)}>${each.of(row)}</td>`)}
+              ${columns.map(
+                (each) => html`<td class=${kind(each)} data-of=${each.title}>${each.of(row)}</td>`,
+              )}
             </tr>`,
         )}
       </tbody>
