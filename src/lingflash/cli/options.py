@@ -18,15 +18,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from lingflash.api.config import ServerConfig
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError
+from lingflash.core.processor import CpuSettings, choose_processor
 from lingflash.core.settings import PREFIX, Setting, nearest, settings_of
 from lingflash.sandbox.config import SandboxConfig
 
-SETTINGS = (EngineConfig, ServerConfig, SandboxConfig)
-"""The classes whose settings are options of some command and variables of the environment."""
+SETTINGS = (EngineConfig, ServerConfig, SandboxConfig, CpuSettings)
+"""The classes whose settings are variables of the environment, and options of some command."""
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
-    """Refuse variables that begin with LINGFLASH_ and mean nothing, and keys that are none.
+    """Refuse variables that begin with LINGFLASH_ and mean nothing here, and keys that are none.
 
     A misspelt setting that does nothing is worse than a refused start, and so is a secret that was
     never filled in: without its key the server would serve everybody.
@@ -36,7 +37,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
 
     Raises:
         ConfigError: one is unknown; the message names it and the closest known one. Or one that is
-            for a key is set and holds none.
+            for a key is set and holds none. Or this processor has not the class of kernels.
     """
     known = {each.variable: each for cls in SETTINGS for each in settings_of(cls).values()}
     for name in sorted(environ):
@@ -52,6 +53,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
                 "Unset it, or see `ling serve --help` for those that are.",
                 param=name,
             )
+    choose_processor(environ)
 
 
 def takes_options(**only: Collection[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
