@@ -1,4 +1,4 @@
-"""LangChain's tests of a sandbox, and an agent, over lingflash.sandbox.deepagents; run by pytest."""
+"""LangChain's tests of a sandbox, and an agent, over sandbox.deepagents; run by pytest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from e2b import Sandbox
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_tests.integration_tests import SandboxIntegrationTests
+
 from lingflash.sandbox.deepagents import SandboxBackend
 
 # langchain-tests 1.1.9 is behind deepagents 0.7.32 in two things, which BaseSandbox decides.
