@@ -215,10 +215,10 @@ class ClientConnection(asyncio.Protocol):
         self._wake()
 
     async def send(self, data: bytes) -> bool:
-        """Send a piece of a request's body, no faster than it is taken.
+        """Send a piece of a request's body, no faster than it is taken, unless it is answered.
 
         Returns:
-            Whether more is wanted: no answer has come yet.
+            Whether it was sent.
         """
         while self._is_full and not self.status and self._error is None:
             await self._wait(None)
@@ -450,8 +450,7 @@ async def exchange(
 ) -> Answer:
     """Send a request on a connection that stands; the answer as soon as its head is there.
 
-    Args:
-        parts: of a body that is sent in chunks as they come, which the request's headers say.
+    `parts` are of a body that is sent in chunks as they come, as the request's headers say.
     """
     assert connection.transport is not None
     connection.transport.write(request)
@@ -475,10 +474,7 @@ async def open_request(
     headers: Iterable[tuple[str, str]] = (),
     deadlines: Deadlines = _PATIENT,
 ) -> AsyncIterator[Answer]:
-    """Send a request; gives the answer as soon as its head is there.
-
-    Args:
-        body: whole, or in parts as they come.
+    """Send a request, its body whole or as it comes; gives the answer once its head is there.
 
     Raises:
         OSError: no connection, or it broke; TooSlow is one.
