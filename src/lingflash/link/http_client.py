@@ -215,11 +215,7 @@ class ClientConnection(asyncio.Protocol):
         self._wake()
 
     async def send(self, data: bytes) -> bool:
-        """Send a piece of a request's body, no faster than it is taken, unless it is answered.
-
-        Returns:
-            Whether it was sent.
-        """
+        """Send a piece of a body, no faster than it is taken; false if it is answered already."""
         while self._is_full and not self.status and self._error is None:
             await self._wait(None)
         if self.status or self._error is not None or self.transport is None:
