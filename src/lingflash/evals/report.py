@@ -53,8 +53,13 @@ def _curve(phase: str) -> Callable[[Record], list[str]]:
         settings = record["settings"]
         if settings["kind"] == "measured":
             series = record["results"].get(f"{phase} {'c' * (phase == 'decode')}65536")
+            if series is None:
+                return []
+            base = record["results"].get(f"{phase} GLM-4.5-Air vllm 65536")
             said = "alone, without a peer beside it, which gives no ratio"
-            return [] if series is None else [f"{series['median']:,.0f} tokens/s, {said}"]
+            if base is not None:
+                said = f"{series['median'] / base['median']:.2f}x GLM-4.5-Air in vLLM"
+            return [f"{series['median']:,.0f} tokens/s of one rank's slice, {said}"]
         ours, base = (
             record["results"].get(f"{phase} {name} 65536") for name in (_MODEL, "GLM-4.5-Air")
         )
