@@ -22,6 +22,7 @@ from lingflash.engine.schedule.step import (
     StepResult,
 )
 from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
+from lingflash.kernels.cpu.mla_vectors import can_attend_in_vectors
 from lingflash.models.bailing_hybrid import BailingHybrid
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, make_forward_batch
 
@@ -64,7 +65,8 @@ class GeneralForward:
     ) -> None:
         self.model, self._cache, self._block_size = model, cache, block_size
         self._batch_invariant, self._speculator = batch_invariant, speculator
-        self._has_tiles = can_attend_on_tiles(cache.latents[0], model.config.kv_lora_rank)
+        latents, rank = cache.latents[0], model.config.kv_lora_rank
+        self._has_threads = can_attend_on_tiles(latents, rank) or can_attend_in_vectors(latents)
 
     def can_run(self, output: SchedulerOutput) -> bool:
         """See Way: any."""
@@ -109,7 +111,7 @@ class GeneralForward:
         Not where attention to a prefix has threads of its own.
         """
         work = output.num_tokens
-        if self._has_tiles:
+        if self._has_threads:
             return work
         for item in output.scheduled:
             if item.num_tokens > 1:
