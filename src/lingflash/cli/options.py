@@ -128,13 +128,31 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     )
 
 
+def refuse_endless_numbers(command: Any) -> None:
+    """Let no option of a command, or of those below it, be nan or inf.
+
+    Args:
+        command: what typer makes of an app.
+    """
+    for each in command.params:
+        each.callback = functools.partial(_finite, each.callback)
+    for below in getattr(command, "commands", {}).values():
+        refuse_endless_numbers(below)
+
+
+def _finite(callback: Callable[..., Any] | None, context: Any, option: Any, value: Any) -> Any:
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(each, float) and not math.isfinite(each) for each in numbers):
+        shown = ", ".join(map(str, numbers))
+        raise ConfigError(f"{option.opts[0]} is {shown}; allowed: a number that is finite.")
+    return value if callback is None else callback(context, option, value)
+
+
 def _read(setting: Setting, typed: Any) -> Any:
     """The field's value from what was typed."""
     if setting.parse is not None:
         return setting.parse(typed)
     if setting.unit != 1:
-        if not math.isfinite(typed):
-            raise ConfigError(f"{setting.flag} is {typed}; allowed: a number that is finite.")
         return int(typed * setting.unit)
     return tuple(typed) if isinstance(typed, list) else typed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from lingflash.core.errors import InvalidRequestError, LingflashError
 from lingflash.httpd.body import json_response
@@ -61,13 +62,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     # Starlette raises these for unknown paths and methods.
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
+    headers = dict(error.headers or {})
     if error.status_code == 404:
         message, code = (
             f"There is no {path} here; see /openapi.json for what there is.",
             "not_found",
         )
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _methods_of(request)
+        headers["Allow"] = allowed
         message = f"{path} does not take {method}; allowed: {allowed}."
         code = "method_not_allowed"
     else:
@@ -76,8 +79,22 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return json_response(
         status_envelope(error.status_code, message, code, dialect),
         status=error.status_code,
-        headers=dict(error.headers or {}),
+        headers=headers,
     )
+
+
+def _methods_of(request: Request) -> str:
+    """What a path takes; Starlette's error tells of the first of its routes alone."""
+    routes = request.app.routes
+    scopes = [(method, {**request.scope, "method": method}) for method in _METHODS]
+    return ", ".join(
+        method
+        for method, scope in scopes
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    )
+
+
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import (
+    above,
     at_least,
     between,
     check_settings,
@@ -17,6 +18,7 @@ from lingflash.core.settings import (
     setting,
 )
 from lingflash.httpd.keys import KEY, is_loopback
+from lingflash.httpd.page import has_page
 from lingflash.sandbox.jail.limits import Limits
 
 _MIB = 2**20
@@ -60,6 +62,25 @@ class SandboxConfig:
     )
     max_sandboxes: int = setting(64, "In all.", bound=at_least(1))
     max_sandboxes_per_key: int = setting(64, "Of one API key.", bound=at_least(1))
+    memory_bytes_per_key: int | None = setting(
+        None,
+        "Memory and files that the sandboxes of one API key may use together, in MiB.",
+        flag="--memory-mb-per-key",
+        unit=_MIB,
+        bound=at_least(1),
+    )
+    cpu_s_per_key: float | None = setting(
+        None,
+        "CPU seconds in an hour of the sandboxes of one API key; needs cgroups.",
+        bound=above(0),
+    )
+    output_bytes_per_key: int | None = setting(
+        None,
+        "Output in an hour of the sandboxes of one API key, in MiB.",
+        flag="--output-mb-per-key",
+        unit=_MIB,
+        bound=at_least(1),
+    )
     warm: int = setting(1, "Started and waiting, each with a Python kernel.", bound=between(0, 64))
     default_timeout_s: float = setting(
         300.0, "Life of a sandbox whose creator gives none.", bound=between(1, 86400)
@@ -98,6 +119,7 @@ class SandboxConfig:
         unit=_MIB,
         bound=at_least(1),
     )
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     drain_timeout_s: float = setting(
         10.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
     )
@@ -111,11 +133,29 @@ class SandboxConfig:
             "max_timeout_s",
             "no less than --default-timeout-s",
         )
+        require(
+            self,
+            self.memory_bytes_per_key is None
+            or self.memory_bytes_per_key >= self.memory_bytes + self.disk_bytes,
+            "memory_bytes_per_key",
+            "no less than --memory-mb and --disk-mb together, which is one sandbox",
+        )
+        require(
+            self,
+            self.cpu_s_per_key is None or self.cgroups != "off",
+            "cpu_s_per_key",
+            "nothing with --cgroups off, since they measure it",
+        )
 
     @property
     def is_open(self) -> bool:
         """Whether others than this machine's users may reach the server without a key."""
         return not self.api_keys and not is_loopback(self.host)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return has_page(self.ui, self.host)
 
     @property
     def limits(self) -> Limits:

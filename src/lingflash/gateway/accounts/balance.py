@@ -12,10 +12,12 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from lingflash.gateway.accounting import MAX_PICO
 from lingflash.gateway.accounts.config import Reset
 from lingflash.gateway.accounts.times import EPOCH
 
 _MONDAY = 4  # 1970-01-05
+_MAX_COLUMN = 2**63 - 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +87,10 @@ class Balance:
         remaining = self.remaining
         return remaining is None or own + (byok if self.include_byok else 0) <= remaining
 
+    def can_hold(self, own: int, byok: int) -> bool:
+        """Whether it can be written down that so much more is reserved."""
+        return max(self.reserved + own, self.reserved_byok + byok) <= MAX_PICO
+
     def reserve(self, own: int, byok: int) -> None:
         """Let a request in."""
         self.reserved += own
@@ -99,14 +105,10 @@ class Balance:
 
     def spend(self, own: int, byok: int) -> None:
         """Pay, in all windows at once."""
-        self.spent_total += own
-        self.spent_day += own
-        self.spent_week += own
-        self.spent_month += own
-        self.byok_total += byok
-        self.byok_day += byok
-        self.byok_week += byok
-        self.byok_month += byok
+        for window in ("total", "day", "week", "month"):
+            for name, amount in ((f"spent_{window}", own), (f"byok_{window}", byok)):
+                # What no column holds is more than any limit.
+                setattr(self, name, min(getattr(self, name) + amount, _MAX_COLUMN))
 
     def counters(self) -> dict[str, Any]:
         """What changes by requests; limits are others' to change."""

@@ -172,7 +172,8 @@ def _share_cost(sent: Sequence[PartBill], row: Mapping[Any, Any]) -> None:
         cached.append(min(count, left))
         left -= cached[-1]
     full = shares(row["cost_prompt"] + row["cache_saving"], tokens)
-    saved = shares(row["cache_saving"], cached)
+    # Where nothing was read from a cache, writing to it was dearer: that is all new ones' to pay.
+    saved = shares(row["cache_saving"], cached if any(cached) else tokens)
     for each, own, less, hit in zip(sent, full, saved, cached, strict=True):
         each.sent[row["step"]] = (own - less, hit)
 

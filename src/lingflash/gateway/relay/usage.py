@@ -28,9 +28,11 @@ def read_usage(dialect: Dialect, given: Any) -> Usage | None:
     cached = _count(of_prompt, "cached_tokens")
     if cached is None:
         cached = _count(given, "prompt_cache_hit_tokens") or 0  # DeepSeek's word
+    cached = min(cached, prompt)
     return Usage(
         prompt_tokens=prompt,
-        cached_tokens=min(cached, prompt),
+        cached_tokens=cached,
+        cache_write_tokens=min(_count(of_prompt, "cache_write_tokens") or 0, prompt - cached),
         completion_tokens=answer,
         reasoning_tokens=_count(of_answer, "reasoning_tokens"),
     )
@@ -46,6 +48,7 @@ def _anthropics(given: Mapping[str, Any]) -> Usage | None:
     return Usage(
         prompt_tokens=new + cached + written,
         cached_tokens=cached,
+        cache_write_tokens=written,
         completion_tokens=_count(given, "output_tokens") or 0,
     )
 

@@ -7,14 +7,14 @@ import re
 from fastapi import APIRouter, Request, Response
 
 from lingflash.core.errors import NotFoundError, UpstreamError, refuse
-from lingflash.gateway.accounting import Dialect
+from lingflash.gateway.accounting import Dialect, Home
 from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, read_body, with_key
 from lingflash.gateway.relay.call import read_call
 from lingflash.gateway.relay.failures import broken_error
 from lingflash.gateway.relay.planning import plan_call
 from lingflash.gateway.relay.response import RelayedAnswer
 from lingflash.gateway.routing.plan import HOUSE
-from lingflash.gateway.state import GatewayState, Home, state_of
+from lingflash.gateway.state import GatewayState, state_of
 from lingflash.httpd.auth import given_key
 from lingflash.link.http_client import BadAnswer, Deadlines
 
@@ -74,11 +74,12 @@ async def stored_response(request: Request, response_id: str) -> Response:
     """Pass on what is asked of a stored response, to the upstream that has it."""
     state = state_of(request)
     caller = await state.caller_of(request)
-    home = state.home_of(response_id, caller)
-    if home is None or not _RESPONSE_ID.fullmatch(response_id):
+    is_one = _RESPONSE_ID.fullmatch(response_id) is not None
+    home = await state.accounts.home_of(caller, response_id) if is_one else None
+    if home is None or home.key_hash != caller.key_hash:
         raise NotFoundError(
             f"The response {response_id[:200]!r} was not made with this key through this gateway, "
-            "or too long ago, so it is not known which provider has it.",
+            "so it is not known which provider has it.",
             param="response_id",
         )
     if request.query_params.get("stream", "").lower() in ("1", "true"):
@@ -89,7 +90,7 @@ async def stored_response(request: Request, response_id: str) -> Response:
 
 async def _pass_on(state: GatewayState, home: Home, request: Request) -> Response:
     endpoint = state.config.catalog.endpoints.get(home.endpoint)
-    if endpoint is None or home.key_id != HOUSE.id:
+    if endpoint is None or home.byok_id is not None:
         raise NotFoundError("The provider that has this response cannot be asked any more.")
     upstream = state.config.upstreams[endpoint.slug]
     limits = state.config.deadlines

@@ -69,7 +69,10 @@ def sandbox_of(request: Request, *, id_is_enough: bool = False) -> Sandbox:
     if sandbox is None or sandbox.box.gone.is_set():
         raise SandboxGoneError("The sandbox was not found; it has ended, or never was.")
     if sandbox.state == "paused":
-        raise SandboxGoneError("The sandbox was not found running: it is paused; connect to it.")
+        why = f" for the limit of its API key on {sandbox.paused_for}" if sandbox.paused_for else ""
+        raise SandboxGoneError(
+            f"The sandbox was not found running: it is paused{why}; connect to it."
+        )
     return sandbox
 
 
