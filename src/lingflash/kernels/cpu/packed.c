@@ -178,7 +178,7 @@ static void take_digits(const Product *p, void *memory) {
 INLINE void int4_tile(const Product *p, const Digits *d, i64 row, i64 at, i64 first, i64 last,
                       const int tall, const int wide, const int digits) {
     const i64 groups = p->columns / p->block_columns, words = p->block_columns / 8;
-    const i64 ahead = 4 * p->values_step; /* far enough for memory, near enough for the cache */
+    const i64 ahead = words * p->values_step;
     const Words low = (Words){0} + 0x0f0f0f0fu;
     Floats total[4][4];
 #pragma GCC unroll 4
