@@ -286,6 +286,20 @@ def mask(
     """Time of a token mask under schemas, tools and a regex, with a large vocabulary."""
 
 
+@_benchmark("in_engine", packed="Packed INT4 and FP8 of the true shapes on a CPU")
+def packed(
+    layers: Annotated[
+        int, typer.Option("--layers", help="That a token reads; each is 113 MB of INT4.")
+    ] = 8,
+    prompt: Annotated[int, typer.Option("--prompt", help="Rows of a prompt.")] = 512,
+    repeats: Annotated[int, typer.Option("--repeats", help="Counted rounds.")] = 5,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Experts and a dense matrix in INT4 and FP8 on the CPU, for one token and for a prompt."""
+
+
 @_benchmark("in_engine", load="Memory while loading")
 def load(
     layers: Annotated[
