@@ -9,6 +9,7 @@ from e2b import Sandbox
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_tests.integration_tests import SandboxIntegrationTests
+
 from lingflash.sandbox.deepagents import SandboxBackend
 
 # langchain-tests 1.1.9 is behind deepagents 0.7.32 in two things, which BaseSandbox decides.

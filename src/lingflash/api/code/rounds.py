@@ -38,8 +38,9 @@ from lingflash.httpd.auth import caller_of
 from lingflash.protocol.chat import ChatOptions
 from lingflash.text.messages import call_of
 
-MAX_CALLS = 64
-"""Of an answer whose request names no limit: a model may call code for ever."""
+MAX_CALLS = 20
+"""Of an answer whose request names no limit: a model may call code for ever. A gateway in front
+reserves money for so many (`gateway/relay/bounds.py`)."""
 
 _ENDED = (
     "[the container has ended, with its files and variables; the next code begins in a new one]"
