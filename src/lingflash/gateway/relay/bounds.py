@@ -51,8 +51,9 @@ def num_prompts(dialect: Dialect, body: Mapping[str, Any]) -> int:
     code that the upstream runs."""
     if dialect == "responses" and "code_interpreter" in map(_type_of, _list(body.get("tools"))):
         calls = body.get("max_tool_calls")
-        is_count = isinstance(calls, int) and not isinstance(calls, bool) and calls >= 0
-        return 1 + (min(calls, _MOST_CALLS) if is_count else _CODE_CALLS)
+        if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+            return 1 + _CODE_CALLS
+        return 1 + min(calls, _MOST_CALLS)
     prompt = body.get("prompt") if dialect == "completions" else None
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return len(prompt)

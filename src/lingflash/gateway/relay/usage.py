@@ -43,8 +43,9 @@ def _code(told: Mapping[str, Any]) -> CodeUsage | None:
     """What code took that the upstream ran for the answer."""
     calls, size = _count(told, "calls"), _count(told, "output_bytes")
     seconds = told.get("seconds")
-    is_time = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if calls is None or size is None or not is_time or not 0 <= seconds <= MAX_COUNT:
+    if calls is None or size is None or isinstance(seconds, bool):
+        return None
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_COUNT:
         return None
     return CodeUsage(calls=calls, seconds=float(seconds), output_bytes=size)
 
