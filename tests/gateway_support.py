@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -97,6 +98,9 @@ class MemoryAccounts:
 
     async def provider_keys(self, caller, provider, names):
         return self.stored_keys.get(provider, ())
+
+    async def pins(self):
+        return Counter(each.pinned_endpoint for each in self.sessions.values())
 
     async def close(self):
         self.closed = True

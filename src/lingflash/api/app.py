@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -12,6 +13,7 @@ from lingflash.api.completions import route as completions
 from lingflash.api.config import ServerConfig
 from lingflash.api.messages import route as messages
 from lingflash.api.plain import admin, models, tokenize
+from lingflash.api.plain.evidence import evidence_router
 from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState, state_of
 from lingflash.httpd.app import make_app
@@ -49,11 +51,16 @@ _ANSWERS = {
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
-def create_app(engine: EngineClient, config: ServerConfig | None = None) -> FastAPI:
+def create_app(
+    engine: EngineClient,
+    config: ServerConfig | None = None,
+    evidence: Mapping[str, Any] | None = None,
+) -> FastAPI:
     """Build the application around an engine, which may still be loading.
 
     Args:
         engine: whoever made it starts and stops it.
+        evidence: what `config.evidence` holds; whoever can read it is above this room.
 
     Returns:
         The application; `app.state.context` is its ServerState.
@@ -67,9 +74,18 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     app.include_router(admin.router)
     for module in (chat, completions, responses, containers, messages, models, tokenize):
         app.include_router(module.router, dependencies=[Depends(require_key)])
+    screens = ["playground", "dashboard"]
+    if evidence is not None:
+        screens.append("evidence")
+        app.include_router(evidence_router(evidence), dependencies=[Depends(require_key)])
     if config.has_page:
-        screens = ("playground", "dashboard")
-        install_page(app, "ling serve", screens, needs_key=bool(config.api_keys))
+        install_page(
+            app,
+            "ling serve",
+            screens,
+            needs_key=bool(config.api_keys),
+            features=("progress", "reports", "tokens"),
+        )
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
     models_of_bodies = [*(e.model for e in endpoints), NewContainer]
     install_openapi(app, models_of_bodies, answers=_ANSWERS, streams=_STREAMS)

@@ -18,6 +18,7 @@ from lingflash.core.settings import (
     setting,
 )
 from lingflash.httpd.keys import KEY, is_loopback
+from lingflash.httpd.page import has_page
 
 _MIB = 2**20
 
@@ -79,6 +80,9 @@ class ServerConfig:
         bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
     )
     ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
+    evidence: Path | None = setting(
+        None, "Folder of records such as benchmarks/, for the page's screen of claims."
+    )
     max_connections: int = setting(
         10_000,
         "Open connections; beyond, or at the limit on open files, idle ones are closed.",
@@ -158,4 +162,4 @@ class ServerConfig:
     @property
     def has_page(self) -> bool:
         """Whether /ui is served."""
-        return is_loopback(self.host) if self.ui is None else self.ui
+        return has_page(self.ui, self.host)

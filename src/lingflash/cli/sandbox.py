@@ -25,6 +25,7 @@ def sandbox(config: SandboxConfig) -> None:
     # Late: these take longer to import than `ling --help` may take in all.
     from lingflash.core.log import setup_logging, tell
     from lingflash.httpd.keys import with_keys_of_file
+    from lingflash.httpd.page import PAGE_PATH
     from lingflash.httpd.server import bind_socket
     from lingflash.sandbox import cgroup
     from lingflash.sandbox.app import create_app, serve
@@ -59,6 +60,8 @@ def sandbox(config: SandboxConfig) -> None:
             languages = ", ".join(sorted(app.state.context.manager.languages))
             memory = f"cgroup v{groups.version}" if groups else "rlimits and a watchdog"
             tell(f"walls hold; memory by {memory}; languages: {languages}; user {own_name()}")
+            if config.has_page:
+                tell(f"the page is on {url}{PAGE_PATH}")
             tell(f"serving sandboxes on {url}; for E2B's SDKs:")
             tell(f"  export E2B_API_URL={url} E2B_SANDBOX_URL={url} E2B_API_KEY=e2b_KEY")
 

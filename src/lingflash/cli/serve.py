@@ -11,6 +11,7 @@ import typer
 
 from lingflash.api.config import ServerConfig
 from lingflash.cli.options import LoadingBar, new_event_loop, served_name, takes_options
+from lingflash.cli.report import read_evidence
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.extras import require_engine
 from lingflash.httpd.keys import keys_of_file, with_keys_of_file
@@ -44,6 +45,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
     from lingflash.link.ipc import IpcEngineClient
 
     setup_logging(config.log_level)
+    evidence = None if config.evidence is None else read_evidence(config.evidence)
     with bind_socket(config.host, config.port) as sock:
         if config.is_open:
             hint = "anybody who reaches it is served; see --api-key"
@@ -71,7 +73,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
                     bar.update,
                     config.engine_hang_timeout_s,
                 )
-                await serve_engine(engine, config, sock, on_ready=announce)
+                await serve_engine(engine, config, sock, on_ready=announce, evidence=evidence)
 
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             runner.run(run())

@@ -179,19 +179,57 @@ def evidence_page(
 
 def _claims(records: Sequence[Record]) -> str:
     rows: list[list[str | Html]] = []
-    for claim in CLAIMS:
-        found = [(text, record) for record in records for text in claim.find(record)]
+    for claim, found in _found(records):
         if not found:
-            command = Html(f"<code>{escape(claim.command)}</code>")
-            rows.append([claim.what, claim.announced, _NOT_MEASURED, command, "-"])
+            rows.append([claim.what, claim.announced, _NOT_MEASURED, _code(claim.command), "-"])
         for number, (text, record) in enumerate(found):
             head = [claim.what, claim.announced] if number == 0 else ["", ""]
-            rows.append([*head, text, _command(record), _machine(record)])
+            rows.append([*head, text, _code(record["command"]), _machine(record)])
     return table(["claim", "announced", "here", "command", "machine"], rows)
 
 
-def _command(record: Record) -> Html:
-    return Html(f"<code>{escape(record['command'])}</code>")
+def _found(records: Sequence[Record]) -> list[tuple[Claim, list[tuple[str, Record]]]]:
+    """Each claim with what was measured of it."""
+    return [
+        (claim, [(text, record) for record in records for text in claim.find(record)])
+        for claim in CLAIMS
+    ]
+
+
+def evidence_json(records: Sequence[Record], evaluations: Sequence[Record]) -> dict[str, Any]:
+    """The same claims and records for a screen; a claim that nothing measured has a command alone.
+
+    Args:
+        records, evaluations: as of evidence_page().
+    """
+    every = [*evaluations, *records]
+    claims = [
+        {
+            "claim": claim.what,
+            "announced": claim.announced,
+            "command": claim.command,
+            "here": [
+                {"text": text, "command": record["command"], "machine": _machine(record)}
+                for text, record in found
+            ],
+        }
+        for claim, found in _found(every)
+    ]
+    return {"claims": claims, "records": [_record(each) for each in every]}
+
+
+def _record(record: Record) -> dict[str, str]:
+    return {
+        "title": record["title"],
+        "command": record["command"],
+        "machine": _machine(record),
+        "when": f"{record['date'][:10]}, {record['commit'][:12]}" + ", dirty" * record["dirty"],
+        "file": record["file"],
+    }
+
+
+def _code(text: str) -> Html:
+    return Html(f"<code>{escape(text)}</code>")
 
 
 def _machine(record: Record) -> str:
@@ -256,12 +294,8 @@ def _categories(record: Record) -> str:
 
 
 def _records(records: Sequence[Record]) -> str:
-    rows = [
-        [
-            record["title"], _command(record), _machine(record),
-            f"{record['date'][:10]}, {record['commit'][:12]}" + ", dirty" * record["dirty"],
-            record["file"],
-        ]
-        for record in records
-    ]  # fmt: skip
+    rows: list[list[str | Html]] = []
+    for each in map(_record, records):
+        command = _code(each["command"])
+        rows.append([each["title"], command, each["machine"], each["when"], each["file"]])
     return table(["what", "command", "machine", "when, commit", "file"], rows)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from lingflash.core.errors import NotAllowedError
 from lingflash.core.types import Usage
 
 PICO_PER_USD = 10**12
@@ -322,3 +323,19 @@ class Accounts(Protocol):
             names: everything that the model is called; a key may be for any of them.
         """
         ...
+
+    async def pins(self) -> Mapping[str, int]:
+        """By endpoint, how many sessions would go on there now."""
+        ...
+
+
+def require_management(caller: Caller) -> None:
+    """Let management keys pass.
+
+    Raises:
+        NotAllowedError: it is an ordinary one.
+    """
+    if not caller.is_management:
+        raise NotAllowedError(
+            "This needs a management key; `ling gateway keys create --management` makes one."
+        )

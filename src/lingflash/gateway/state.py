@@ -14,6 +14,7 @@ from lingflash.gateway.accounting import Accounts, Caller
 from lingflash.gateway.config.load import GatewayConfig
 from lingflash.gateway.dialects import error_dialect_of
 from lingflash.gateway.metrics import GatewayMetrics
+from lingflash.gateway.outcomes import Outcomes
 from lingflash.gateway.routing.breaker import Breakers
 from lingflash.gateway.routing.measurements import Measurements
 from lingflash.gateway.routing.plan import Candidate
@@ -53,6 +54,7 @@ class GatewayState(HttpContext):
         self.accounts = accounts
         self.breakers = Breakers(config.breaker)
         self.measurements = Measurements()
+        self.outcomes = Outcomes()
         self.pool = ConnectionPool()
         self.telemetry = telemetry.connect() if server.opentelemetry else None
         self._keyless: dict[tuple[str, str, str], float] = {}

@@ -12,10 +12,11 @@ from lingflash.httpd.auth import require_key
 from lingflash.httpd.body import json_response
 from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
+from lingflash.httpd.page import install_page
 from lingflash.httpd.server import run_server
 from lingflash.sandbox.cgroup import Cgroups
 from lingflash.sandbox.config import SandboxConfig
-from lingflash.sandbox.e2b import code, control, files, filesystem, processes
+from lingflash.sandbox.e2b import code, control, files, filesystem, logs, processes
 from lingflash.sandbox.e2b.access import E2B_ERRORS, SandboxContext, sandbox_of
 from lingflash.sandbox.jail.argv import Interpreter
 from lingflash.sandbox.manager import Manager
@@ -53,9 +54,13 @@ def create_app(
     app = make_app(context)
     app.include_router(_plain)  # its /health comes first
     app.include_router(health_router({"name": "lingflash sandbox", "api": "e2b"}))
-    app.include_router(control.router, dependencies=[Depends(require_key)])
+    for module in (control, logs):
+        app.include_router(module.router, dependencies=[Depends(require_key)])
     for module in (files, filesystem, processes, code):
         app.include_router(module.router)  # by the sandbox's own token
+    if config.has_page:
+        screens, needs_key = ("sandboxes",), bool(config.api_keys)
+        install_page(app, "ling sandbox", screens, needs_key=needs_key)
     install_openapi(app)
     return app
 

@@ -18,6 +18,7 @@ from lingflash.core.settings import (
     setting,
 )
 from lingflash.httpd.keys import KEY, is_loopback
+from lingflash.httpd.page import has_page
 from lingflash.sandbox.jail.limits import Limits
 
 _MIB = 2**20
@@ -118,6 +119,7 @@ class SandboxConfig:
         unit=_MIB,
         bound=at_least(1),
     )
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     drain_timeout_s: float = setting(
         10.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
     )
@@ -149,6 +151,11 @@ class SandboxConfig:
     def is_open(self) -> bool:
         """Whether others than this machine's users may reach the server without a key."""
         return not self.api_keys and not is_loopback(self.host)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return has_page(self.ui, self.host)
 
     @property
     def limits(self) -> Limits:

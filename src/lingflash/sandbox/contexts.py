@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingflash.core.errors import InvalidRequestError, NotFoundError, SandboxError, SandboxGoneError
-from lingflash.sandbox.box import Box, End, Process
+from lingflash.sandbox.box import Box
 from lingflash.sandbox.jail.argv import entry_code
+from lingflash.sandbox.process import End, Process
 
 _MAX_LINE = 32 << 20
 _MAX_CONTEXTS = 16

@@ -26,12 +26,14 @@ from lingflash.core.errors import (
 )
 from lingflash.core.log import log_event
 from lingflash.sandbox import cgroup
-from lingflash.sandbox.box import Box, JailKind, Process
+from lingflash.sandbox.box import Box, JailKind
 from lingflash.sandbox.config import SandboxConfig
 from lingflash.sandbox.contexts import LANGUAGES, Contexts
 from lingflash.sandbox.jail.argv import Interpreter
+from lingflash.sandbox.journal import Journal
 from lingflash.sandbox.metrics import SandboxMetrics
 from lingflash.sandbox.probe import PROBE_LIMITS, find_bwrap, probe
+from lingflash.sandbox.process import Process
 from lingflash.sandbox.quotas import Quotas
 
 logger = logging.getLogger("lingflash.sandbox")
@@ -80,6 +82,7 @@ class Sandbox:
     charged_bytes: int = 0
     watchers: dict[str, Watcher] = field(default_factory=dict[str, Watcher])
     tags: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    journal: Journal = field(default_factory=Journal)
 
     def process(self, pid: int | None, tag: str | None) -> Process:
         """One that was started from outside and still runs.

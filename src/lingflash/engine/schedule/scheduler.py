@@ -55,8 +55,8 @@ class Scheduler:
     Args:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in a step.
-        max_num_shared_tokens: of prompts in a step while several keys are served, and four times the
-            sequences that decode in it; None if no fewer.
+        max_num_shared_tokens: of prompts in a step while several keys are served, and four times
+            the sequences that decode in it; None if no fewer.
         max_num_waiting: requests that wait at once; one more is refused.
         max_model_len: prompt and answer together.
         vocab_size: token ids are below it.

@@ -32,8 +32,8 @@ from lingflash.engine.schedule.sequence import Sequence
 _CHUNK_PARTS = 8
 # Of the slots this part at most is kept free for owners that have none in use.
 _KEPT_PARTS = 4
-# A sequence that decodes takes a step as long as so many tokens of a prompt, or longer (measured on a
-# CPU with ling-nano: 1.8 to 2.2 ms against 0.5).
+# A sequence that decodes takes a step as long as so many tokens of a prompt, or longer (measured
+# on a CPU with ling-nano: 1.8 to 2.2 ms against 0.5).
 _ROW_TOKENS = 4
 # For so many steps an owner that has left is expected back.
 _LINGER_STEPS = 512

@@ -44,6 +44,11 @@ def bill_to_csv(bill: Bill, table: Table) -> str:
             {**{k: v for k, v in row.items() if k != "new_by_role"}, **_roles(row["new_by_role"])}
             for row in rows
         ]
+    return rows_to_csv(rows)
+
+
+def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same names, and a line of these."""
     text = io.StringIO()
     names = list(rows[0]) if rows else []
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func, select
+
 from lingflash.core.errors import (
     AuthenticationError,
     CapacityError,
@@ -38,7 +40,7 @@ from lingflash.gateway.accounts.rates import Rate, Rates, Taken
 from lingflash.gateway.accounts.responses import find_home
 from lingflash.gateway.accounts.vault import Vault, read_master_keys
 from lingflash.store.database import Database
-from lingflash.store.tables import budget
+from lingflash.store.tables import budget, session
 
 logger = logging.getLogger("lingflash.gateway")
 
@@ -257,6 +259,14 @@ class LedgerAccounts:
     ) -> Sequence[ProviderKey]:
         """Stored keys that may serve a model there for this caller, in their order."""
         return await self.vault.for_attempt(caller, provider, names)
+
+    async def pins(self) -> Mapping[str, int]:
+        """By endpoint, how many sessions would go on there now."""
+        since = wall_ms() - round(self.config.pin_ttl_s * 1000)
+        at = session.c.pinned_endpoint
+        query = select(at, func.count()).where(session.c.used_at >= since).group_by(at)
+        rows = await self.database.read(lambda c: c.execute(query).all())
+        return {endpoint: count for endpoint, count in rows if endpoint is not None}
 
     def forget_key(self, hash: str) -> None:
         """A key was changed here: look it up anew with its next request."""

@@ -11,6 +11,7 @@ from typing import Literal
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import above, at_least, between, one_of, setting
 from lingflash.gateway.accounting import Dialect
+from lingflash.httpd.page import has_page
 from lingflash.link.http_client import Address
 
 DIALECTS: tuple[Dialect, ...] = ("chat", "completions", "responses", "messages")
@@ -32,6 +33,7 @@ class ServerTable:
         30.0, "After SIGTERM, how long running requests may take.", bound=at_least(0)
     )
     cors_origins: tuple[str, ...] = setting((), "Origins whose pages may use it; `*` is any.")
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     log_level: str = setting("info", "debug, info, warning or error.", bound=one_of(LEVELS))
     metrics_key_variable: str | None = setting(
         None, "Variable with a key that /metrics and /openapi.json need; open without."
@@ -40,6 +42,11 @@ class ServerTable:
     opentelemetry: bool = setting(
         False, "Whether spans and metrics go to a collector, which `OTEL_*` variables name."
     )
+
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return has_page(self.ui, self.host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,12 +197,12 @@ class Run:
             except AttemptFailed as failed:
                 last = failed
                 self._judge(name, failed)
-                self._note_attempt(candidate, started_s, failed.status, failed.error.code)
+                self._note_attempt(candidate, started_s, failed.status, failed.error)
                 if failed.is_final:
                     break
             except BrokeOff as broke:
                 breakers.fail(name, time.monotonic())
-                self._note_attempt(candidate, started_s, 200, broke.error.code)
+                self._note_attempt(candidate, started_s, 200, broke.error)
                 raise
             except asyncio.CancelledError:
                 breakers.drop(name)
@@ -236,9 +236,12 @@ class Run:
                 breakers.succeed(name)
 
     def _note_attempt(
-        self, candidate: Candidate, started_s: float, status: int, code: str | None
+        self, candidate: Candidate, started_s: float, status: int, error: LingflashError | str = ""
     ) -> None:
-        self._attempts.append(self._attempt_of(candidate, started_s, status, code))
+        code = error.code if isinstance(error, LingflashError) else error or None
+        attempt = self._attempt_of(candidate, started_s, status, code)
+        self._attempts.append(attempt)
+        self._state.outcomes.note(attempt, str(error), self._call.id)
         provider = candidate.endpoint.provider
         self._state.metrics.attempts.labels(provider, code or "ok").inc()
 
@@ -361,7 +364,7 @@ class Run:
             span_s = now_s - first_s
             rate = (num_tokens - 1) / span_s if num_tokens > 1 and span_s > 0 else None
             self._state.measurements.add(candidate.endpoint.id, first_s - started_s, rate)
-        self._note_attempt(candidate, started_s, 200, None)
+        self._note_attempt(candidate, started_s, 200)
         assert self._admission is not None
         await self._settle(self._admission, "completed", None)
 

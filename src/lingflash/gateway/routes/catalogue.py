@@ -44,6 +44,8 @@ def _openai_entry(catalog: Catalog, name: str) -> dict[str, Any]:
         "created": catalog.created,
         "owned_by": ", ".join(dict.fromkeys(each.provider for each in endpoints)),
         "max_model_len": max(each.context_tokens for each in endpoints),
+        # Whoever asks for one of these is understood wherever the request goes.
+        "honoured_by_all": sorted(frozenset.intersection(*(e.parameters for e in endpoints))),
     }
 
 

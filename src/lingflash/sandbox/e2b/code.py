@@ -30,11 +30,13 @@ async def execute(request: Request) -> Response:
     else:
         context = await contexts.default(body.language)
     events = contexts.execute(context, body.code, body.env_vars)
+    hearer = sandbox.journal.of_code(context.language, body.code)
 
     async def lines() -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(events):
             try:
                 async for event in events:
+                    hearer.hear(event)
                     yield encode_json(event) + b"\n"
             except LingflashError as error:
                 failed = {"type": "error", "name": "SandboxError", "value": error.message}

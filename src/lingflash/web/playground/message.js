@@ -1,5 +1,5 @@
 // Messages: what was said, the calls, and what was measured.
-import { Component, count, duration, html, View } from "../lib/html.js";
+import { Component, count, dollars, duration, html, View } from "../lib/html.js";
 import { CopyButton } from "../lib/dialog.js";
 import { Markdown } from "../lib/markdown.js";
 import { PromptDialog, reasonOf } from "./prompt_view.js";
@@ -38,7 +38,7 @@ export class AnswerMessage extends View {
       ${answer.state === "stopped" && html`<p class="note">Stopped.</p>`}
       ${answer.finishReason === "length" &&
       html`<p class="note">Cut off: the answer reached its longest length.</p>`}
-      ${answer.usage && html`<${Measured} answer=${answer} />`}
+      ${(answer.usage || answer.bill) && html`<${Measured} answer=${answer} />`}
       ${answer.isDone &&
       html`<div class="row actions">
         <button type="button" class="quiet" onClick=${() => pane.retry(answer)}>Retry</button>
@@ -83,7 +83,7 @@ function Trouble({ error, pane }) {
 }
 
 function Measured({ answer }) {
-  const { usage } = answer;
+  const usage = answer.usage ?? usageOf(answer.bill);
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
   const drafts = usage.completion_tokens_details?.accepted_prediction_tokens;
   const items = [
@@ -93,6 +93,7 @@ function Measured({ answer }) {
     ["Cached", count(cached)],
     ["Answer", count(usage.completion_tokens)],
     ["Guessed right", drafts === undefined ? null : count(drafts)],
+    ...billed(answer.bill),
   ];
   return html`<div class="measured">
     <dl>
@@ -102,6 +103,25 @@ function Measured({ answer }) {
     </dl>
     ${reasonOf(usage) && html`<p class="note">Cache: ${reasonOf(usage)}</p>`}
   </div>`;
+}
+
+/** As an answer says it that was not stopped before. */
+function usageOf(bill) {
+  return {
+    prompt_tokens: bill.tokens_prompt,
+    completion_tokens: bill.tokens_completion,
+    prompt_tokens_details: { cached_tokens: bill.native_tokens_cached },
+  };
+}
+
+/** What a gateway's accounts say of it. */
+function billed(bill) {
+  if (!bill) return [];
+  return [
+    ["Cost", dollars(bill.total_cost)],
+    ["Cache saved", dollars(bill.cache_discount)],
+    ["Served by", bill.provider_name],
+  ];
 }
 
 function pretty(args) {

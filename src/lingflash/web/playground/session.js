@@ -5,8 +5,15 @@ import { bodyOf, fieldOf, FRESH, problemsOf } from "./request.js";
 
 const FILE_KIND = "lingflash-conversation";
 
+/** What accounts call a conversation: its own session, whatever others begin with. */
+function newName() {
+  const parts = crypto.getRandomValues(new Uint32Array(2));
+  return `playground-${[...parts].map((each) => each.toString(36)).join("")}`;
+}
+
 /** One conversation and its settings. */
 export class Pane extends Store {
+  name = newName();
   settings = { ...FRESH };
   messages = [];
   /** What the server said about a field of the settings. */
@@ -78,7 +85,7 @@ export class Pane extends Store {
     const body = this.body();
     this.messages = [...this.messages, answer];
     this.changed();
-    await answer.run(body);
+    await answer.run(body, this.name);
     const field = answer.error ? fieldOf(answer.error.param) : "";
     if (field) this.refused = { [field]: answer.error.message };
     this.changed();
@@ -111,6 +118,7 @@ export class Pane extends Store {
 
   clear() {
     this.stop();
+    this.name = newName();
     this.messages = [];
     this.changed();
   }
@@ -122,6 +130,7 @@ export class Pane extends Store {
   /** Take in what a file holds; it was checked. */
   load({ settings, messages }) {
     this.stop();
+    this.name = newName();
     this.settings = { ...FRESH, ...settings };
     const byId = new Map();
     this.messages = [];
