@@ -77,6 +77,8 @@ def test_document_then_it_names_every_endpoint_with_its_body():
         "/v1/responses",
         "/v1/responses/input_tokens",
         "/v1/messages",
+        "/v1/containers",
+        "/v1/containers/{container_id}/files",
         "/v1/messages/count_tokens",
         "/tokenize",
         "/detokenize",
