@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 
 from lingflash.api.chat import route as chat
+from lingflash.api.code import route as containers
 from lingflash.api.completions import route as completions
 from lingflash.api.config import ServerConfig
 from lingflash.api.messages import route as messages
@@ -21,6 +22,7 @@ from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.page import install_page
 from lingflash.link.client import EngineClient
+from lingflash.protocol.containers import NewContainer
 from lingflash.protocol.endpoint_fields import DETOKENIZE, ENDPOINT_FIELDS, TOKENIZE
 
 # Fields that the answers of an endpoint always have.
@@ -35,6 +37,10 @@ _ANSWERS = {
     "/v1/responses/{response_id}/input_items": ("object", "data", "has_more"),
     "/v1/messages": ("id", "type", "role", "model", "content", "stop_reason", "usage"),
     "/v1/messages/count_tokens": ("input_tokens",),
+    "/v1/containers": ("object",),
+    "/v1/containers/{container_id}": ("id", "object"),
+    "/v1/containers/{container_id}/files": ("object",),
+    "/v1/containers/{container_id}/files/{file_id}": ("id", "object"),
     "/v1/models": ("object", "data"),
     "/v1/models/{name}": ("id", "object", "created", "owned_by"),
     "/reset_prefix_cache": ("status", "blocks", "checkpoints"),
@@ -66,7 +72,7 @@ def create_app(
     app = make_app(ServerState(engine, config))
     app.include_router(health_router({"name": "lingflash", "api": "/v1"}, _while_ready))
     app.include_router(admin.router)
-    for module in (chat, completions, responses, messages, models, tokenize):
+    for module in (chat, completions, responses, containers, messages, models, tokenize):
         app.include_router(module.router, dependencies=[Depends(require_key)])
     screens = ["playground", "dashboard"]
     if evidence is not None:
@@ -81,7 +87,8 @@ def create_app(
             features=("progress", "reports", "tokens"),
         )
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
-    install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
+    models_of_bodies = [*(e.model for e in endpoints), NewContainer]
+    install_openapi(app, models_of_bodies, answers=_ANSWERS, streams=_STREAMS)
     return app
 
 

@@ -119,6 +119,21 @@ class ServerConfig:
     responses_max_age_s: float = setting(
         30 * 86400.0, "Stored responses that are older are dropped.", bound=above(0)
     )
+    sandbox: str | None = setting(
+        None,
+        "URL of `ling sandbox`, in which code_interpreter of /v1/responses runs.",
+        metavar="URL",
+    )
+    sandbox_key: str | None = setting(
+        None, "Key of that server, if it wants one.", bound=KEY, is_secret=True
+    )
+    sandbox_key_file: Path | None = setting(None, "File with that key, in one line.")
+    code_timeout_s: float = setting(
+        60.0, "The longest run of one piece of code.", bound=between(1, 86400)
+    )
+    max_containers_per_key: int = setting(
+        8, "Containers of one API key; the oldest automatic one makes room.", bound=at_least(1)
+    )
     unreadable_parts: str = setting(
         "refuse",
         "A picture, sound or PDF in the user's newest message: refuse, or note in its place.",

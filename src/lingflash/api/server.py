@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -53,8 +54,12 @@ async def serve_engine(
         if on_ready is not None:
             on_ready(state)
 
+    looking = None if state.containers is None else asyncio.create_task(state.containers.look())
     try:
         await run_server(app, state, _EngineService(engine), sock, on_ready=announce)
     finally:
+        if looking is not None and state.containers is not None:
+            looking.cancel()
+            await state.containers.close()
         state.responses.close()
         state.grammars.close()

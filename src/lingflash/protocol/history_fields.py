@@ -145,6 +145,11 @@ ITEM_REASONING = FieldTable(
     },
     drops_unknown=True,
 )
+ITEM_CODE = FieldTable(
+    known=("type", "id", "code", "outputs", "container_id", "status"),
+    inert={name: what for name, what in _ITEM_INERT.items() if name != "id"},
+    drops_unknown=True,
+)
 # Calls of tools that ran elsewhere, and what else other servers leave in a history.
 OTHER_ITEMS = {
     "web_search_call": "a search at another server",

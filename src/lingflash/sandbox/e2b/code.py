@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from lingflash.core.errors import InvalidRequestError, LingflashError
-from lingflash.httpd.body import json_response, read_request
+from lingflash.httpd.body import encode_json, json_response, read_request
 from lingflash.sandbox.contexts import Context
 from lingflash.sandbox.e2b.access import sandbox_of
 from lingflash.sandbox.e2b.schemas import Execute, NewContext
@@ -38,10 +37,10 @@ async def execute(request: Request) -> Response:
             try:
                 async for event in events:
                     hearer.hear(event)
-                    yield msgspec.json.encode(event) + b"\n"
+                    yield encode_json(event) + b"\n"
             except LingflashError as error:
                 failed = {"type": "error", "name": "SandboxError", "value": error.message}
-                yield msgspec.json.encode({**failed, "traceback": error.message}) + b"\n"
+                yield encode_json({**failed, "traceback": error.message}) + b"\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
