@@ -12,6 +12,11 @@ from lingflash.gateway.accounts.rows import clean, parts_to_json
 _REPLICA = "#"
 
 
+def endpoint_of(pin: str) -> str:
+    """The endpoint of what a row keeps as its pin."""
+    return pin.partition(_REPLICA)[0]
+
+
 @dataclass(slots=True, kw_only=True)
 class SessionState:
     """A row of `session`, its fields are the table's columns.
