@@ -39,6 +39,7 @@ class ServeChild:
     def __init__(self, replica: ReplicaTable, host: str, token: str) -> None:
         self.url: str | None = None
         self._token = token
+        self._is_draining = False
         self._health = Health(ready=False)
         self._heard_s = 0.0
         self._drain_timeout_s = replica.drain_timeout_s
@@ -87,7 +88,9 @@ class ServeChild:
 
     async def drain(self) -> None:
         """SIGTERM: it refuses what is new, finishes what runs, and ends. Killed if it does not."""
-        self._signal(signal.SIGTERM)
+        if not self._is_draining:  # a second one would end it at once
+            self._is_draining = True
+            self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self._drain_timeout_s + _GRACE_S):
                 while self._process.poll() is None:
