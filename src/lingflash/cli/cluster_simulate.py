@@ -25,8 +25,8 @@ def simulate(
         int, typer.Option("--gateways", help="Each learns by itself; turns come to any.")
     ] = 1,
     balances: Annotated[
-        list[str], typer.Option("--balance", help="Only these ways; repeat the flag.")
-    ] = ["belief", "consistent_hash", "least_load", "round_robin"],
+        list[str] | None, typer.Option("--balance", help="Only these ways; repeat the flag.")
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option("--trace", help="JSON lines of recorded sessions, instead of drawn ones."),
@@ -67,6 +67,8 @@ def simulate(
     from lingflash.cluster.simulation.report import run_simulation
     from lingflash.cluster.simulation.sessions import SessionShape
 
+    if balances is None:
+        balances = ["belief", "consistent_hash", "least_load", "round_robin"]
     shape = SessionShape(
         num_apps=num_apps,
         shared_tokens=shared_tokens,

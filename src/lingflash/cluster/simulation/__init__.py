@@ -1,4 +1,4 @@
-"""A cluster without its servers: the gateway's router and the engine's cache, on a clock of its own.
+"""A cluster without servers: the gateway's router and the engine's cache, on a clock of its own.
 
 sessions.py   what is asked: generated sessions of agents, or a trace that was recorded
 cache.py      what a replica keeps: the engine's own bookkeeping, without tensors

@@ -27,6 +27,7 @@ class CacheShape:
         max_num_seqs: sequences that run at once.
         checkpoint_tokens: tokens whose latents take as much as the states of a sequence.
         block_tokens: of a block.
+        chunk_tokens: of a prompt that one step reads.
         grain: tokens that are counted as one; divides block_tokens.
     """
 
@@ -34,6 +35,7 @@ class CacheShape:
     max_num_seqs: int
     checkpoint_tokens: int
     block_tokens: int = 16
+    chunk_tokens: int = 2048
     grain: int = 1
 
 
@@ -42,7 +44,7 @@ class Text:
     """The prompt and answers of a session so far, by what its blocks are known as.
 
     Args:
-        number: of the session; no two texts with the same one differ.
+        number: of the session.
         shared: name and tokens of its beginning.
     """
 
@@ -50,15 +52,25 @@ class Text:
     shared: str
     shared_tokens: int
     tokens: int = 0
+    version: int = 0
     _keys: list[bytes] = field(default_factory=list[bytes])
 
     def keys(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Of its first blocks; those inside the shared beginning are the same for all."""
         keys, common = self._keys, self.shared_tokens // block_tokens
         for i in range(len(keys), num_blocks):
-            owner = f"s{self.shared}" if i < common else f"{self.number}"
+            owner = f"s{self.shared}" if i < common else f"{self.number}.{self.version}"
             keys.append(f"{owner}/{i}".encode())
         return keys[:num_blocks]
+
+    def rewrite(self, num_tokens: int, block_tokens: int) -> None:
+        """What comes after so many tokens is not as it was generated."""
+        self.version += 1
+        del self._keys[num_tokens // block_tokens :]
+
+    def tokens_at(self, start: int, count: int) -> Sequence[int]:
+        """Tokens, which nobody looks at but to compare the ends of two texts."""
+        return [(self.number << 8) + self.version % 256] * max(count, 0)
 
 
 class SimulatedCache:
@@ -66,6 +78,7 @@ class SimulatedCache:
 
     def __init__(self, shape: CacheShape) -> None:
         self._grain, self._block = shape.grain, shape.block_tokens
+        self._chunk = max(shape.chunk_tokens // shape.grain, 1)
         self._size = shape.block_tokens // shape.grain  # of a block, in grains
         checkpoint = -(-shape.checkpoint_tokens // shape.block_tokens)
         self._checkpoint = checkpoint
@@ -79,9 +92,9 @@ class SimulatedCache:
 
     def admit(self, text: Text, num_tokens: int) -> Lease | None:
         """Memory for a prompt, with what is known of it; None if there is none now."""
-        count = max(-(-num_tokens // self._grain), 1)
+        count = max(num_tokens // self._grain, 1)
         keys = text.keys(count // self._size, self._block)
-        return self._manager.admit(count, keys, _Tokens(text.number))
+        return self._manager.admit(count, keys, text.tokens_at)
 
     def found_tokens(self, lease: Lease, num_tokens: int) -> int:
         """How much of a prompt needs no computing."""
@@ -89,14 +102,16 @@ class SimulatedCache:
 
     def read(self, lease: Lease, text: Text, num_tokens: int) -> None:
         """A prompt was computed: its blocks are known, and its states kept where they may be."""
-        count = max(-(-num_tokens // self._grain), 1)
+        count = max(num_tokens // self._grain, 1)
         self._publish(lease, text, count // self._size)
-        places = {lease.branch_tokens, (count - 1) // self._size * self._size}
+        cuts = {lease.branch_tokens, (count - 1) // self._size * self._size}
         every = checkpoint_interval(count, self._checkpoint * self._size, self._size)
-        places |= set(range(lease.num_hit_tokens + every, count, every))
-        for place in sorted(places):
-            if place > lease.num_hit_tokens:
+        last = lease.num_hit_tokens
+        # States are there where a step ends: at the cuts, and after every chunk of a long prompt.
+        for place in sorted(cuts | set(range(last + self._chunk, count, self._chunk))):
+            if place > lease.num_hit_tokens and (place in cuts or place - last >= every):
                 self._manager.checkpoint(lease, place // self._size * self._size)
+                last = place
 
     def end(self, lease: Lease, text: Text, num_tokens: int) -> None:
         """An answer is whole; all but its last token were computed."""
@@ -104,21 +119,11 @@ class SimulatedCache:
         tail: Sequence[int] = ()
         if self._manager.grow(lease, count):
             self._publish(lease, text, count // self._size)
-            tail = [text.number] * (count % self._size)
+            tail = text.tokens_at(0, count % self._size)
         self._manager.release(lease, end_tokens=tail)
         self._manager.take_ops()
 
     def _publish(self, lease: Lease, text: Text, num_blocks: int) -> None:
         keys = text.keys(num_blocks, self._block)
-        self._manager.publish(lease, keys, _ROOT, _Tokens(text.number))
+        self._manager.publish(lease, keys, _ROOT, text.tokens_at)
         self._manager.take_ops()
-
-
-class _Tokens:
-    """Tokens of a text, which nobody looks at but to compare the ends of two."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def __call__(self, start: int, count: int) -> Sequence[int]:
-        return [self._number] * max(count, 0)

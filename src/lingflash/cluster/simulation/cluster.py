@@ -251,6 +251,9 @@ class Cluster:
             outcome.cached_tokens += usage.cached_tokens
             outcome.answer_tokens += usage.completion_tokens
             outcome.first_s.append(request.first_s - request.arrived_s)
+        if talk.session.turns[talk.turn].is_rewritten:
+            block_tokens = self.shape.cache.block_tokens
+            talk.text.rewrite(request.prompt_tokens, block_tokens)
         talk.turn += 1
         if talk.turn < len(talk.session.turns):
             self._push(now_s + talk.session.turns[talk.turn].pause_s, talk)

@@ -1,4 +1,4 @@
-"""What one card does, out of the records in benchmarks/: decode steps and prompts of the true shapes."""
+"""What one card does, out of the records in benchmarks/: decode steps and prompts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Card:
         tokens = self.cache_tokens(max_num_seqs) if cache_tokens is None else cache_tokens
         if tokens <= 0:
             raise ConfigError(
-                f"--card {self.name} has no known room for a cache beside {max_num_seqs} sequences; "
+                f"--card {self.name} has no known room for a cache beside {max_num_seqs} answers; "
                 "give --cache-tokens.",
                 param="cache_tokens",
             )

@@ -24,27 +24,22 @@ class Rates:
     Args:
         prefill_tokens_per_s: of a prompt alone.
         step_s: decode steps by how many answers run, ascending.
-        chunk_tokens: of a prompt that a step reads.
         overhead_s: of a request, outside of the steps.
     """
 
     prefill_tokens_per_s: float
     step_s: Sequence[tuple[int, float]]
-    chunk_tokens: int = 2048
     overhead_s: float = 0.0
 
     def decode_step_s(self, batch: int) -> float:
-        """Of so many answers: between two that were measured on the line, beyond them on the last."""
+        """Of so many answers; between and beyond those that were measured on straight lines."""
         if batch <= 0:
             return 0.0
         points = self.step_s
         if len(points) == 1 or batch <= points[0][0]:
             return points[0][1]
-        for (few, short), (many, long) in zip(points, points[1:], strict=False):
-            if batch <= many:
-                break
-        else:
-            (few, short), (many, long) = points[-2:]
+        after = next((i for i, (many, _) in enumerate(points) if batch <= many), len(points) - 1)
+        (few, short), (many, long) = points[after - 1 : after + 1]
         return short + (batch - few) * (long - short) / (many - few)
 
 
@@ -140,7 +135,7 @@ class Replica:
             request.ended_s = now_s
             changed.append(request)
         self._begin()
-        return changed
+        return list(dict.fromkeys(changed))  # an answer of one token does both at once
 
     def _step(self) -> tuple[float, float]:
         """How long a step takes now, and how much of a prompt it reads."""
@@ -167,4 +162,4 @@ class Replica:
         new = request.prompt_tokens - request.cached_tokens
         self._reading = request
         self._left = new + self.rates.overhead_s * self.rates.prefill_tokens_per_s
-        self._chunk = min(self.rates.chunk_tokens, self._left)
+        self._chunk = min(self.shape.chunk_tokens, self._left)

@@ -19,11 +19,14 @@ class Turn:
     Args:
         new_tokens: that the prompt has after the last answer.
         pause_s: from that answer to this request.
+        is_rewritten: the next prompt has the answer in other tokens than it was made of, as where
+            it was cut off or had its reasoning taken out.
     """
 
     new_tokens: int
     answer_tokens: int
     pause_s: float = 0.0
+    is_rewritten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ def read_sessions(path: Path) -> list[Session]:
 
     Args:
         path: one JSON object a line, in the order in which they were sent: "conversation" (any
-            name), "new_tokens", "answer_tokens", and of a conversation's first, if it shares its
+            name), "new_tokens", "answer_tokens", "pause_s" if it is not 0, "rewritten" if the
+            answer was sent back in other tokens, and in a conversation's first, if it shares its
             beginning with others, "shared" (any name) and "shared_tokens".
 
     Raises:
@@ -146,7 +150,8 @@ def read_sessions(path: Path) -> list[Session]:
                 "new_tokens and answer_tokens.",
                 param="trace",
             ) from None
-        turns.setdefault(name, []).append(Turn(*sizes, pause_s))
+        turn = Turn(*sizes, pause_s, entry.get("rewritten") is True)
+        turns.setdefault(name, []).append(turn)
     if not turns:
         raise ConfigError(f"--trace {path} has no lines.", param="trace")
     return [Session(name, *shared[name], each) for name, each in turns.items()]
@@ -161,6 +166,10 @@ def write_sessions(path: Path, sessions: Sequence[Session]) -> None:
                 turn = each.turns[number]
                 entry = {"conversation": each.name, "new_tokens": turn.new_tokens,
                          "answer_tokens": turn.answer_tokens}  # fmt: skip
+                if turn.pause_s:
+                    entry["pause_s"] = turn.pause_s
+                if turn.is_rewritten:
+                    entry["rewritten"] = True
                 if not number and each.shared_tokens:
                     entry |= {"shared": each.shared, "shared_tokens": each.shared_tokens}
                 lines.append(json.dumps(entry))

@@ -66,7 +66,8 @@ def _page(demand: Demand, cards: Sequence[Card]) -> list[str]:
         f"of prompts and {demand.answer_tokens_per_s:,.0f} of answers. A card reads prompts and "
         "makes answers in turns, so that what both take adds up:",
         "",
-        "    cards = prompt tokens/s x (1 - hit rate) / prefill rate + answer tokens/s / decode rate",
+        "    cards = prompt tokens/s x (1 - hit rate) / prefill rate "
+        "+ answer tokens/s / decode rate",
         "",
         "Prefill is that of 8,192 tokens, decode that of the given batch at a context of 1,024. "
         "The sum is of a day without",

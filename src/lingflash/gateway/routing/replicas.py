@@ -1,13 +1,14 @@
-"""Which replica of one upstream serves a request: where it would be answered first.
+"""Which replica of one upstream serves a request: where the fewest tokens are in its way.
 
-    score = (tokens to compute + prompts waiting there) / prefill rate
-          + answers under way there / decode rate
+    cost = (2 x tokens to compute + prompts waiting there) / prefill rate
+         + answers there beyond its share / decode rate
 
-What is to be computed is believed (`belief.py`), what waits is what this gateway sent, and what a
-directory says that others did. A prompt that goes on from the end of another stays with its replica
-unless waiting there costs more than to compute it anew. Any other one, though it may share its
-first part with many, goes to no replica that would hold much more than its share: or one system
-prompt of all would draw all sessions to one replica. Where nothing is known, the rendezvous hash of
+What is to be computed is believed (`belief.py`); what waits is what this gateway sent, and what a
+directory says that others did. Answers under way do not wait for each other, so that they count
+only beyond a replica's share: twice the mean for a prompt that goes on from the end of another, so
+that sessions rarely move, 1.25 times for any other. Such a one, though it may share its first part
+with many, also goes to no replica that would keep more than 1.25 times the mean: or one system
+prompt of all would draw all sessions to one replica. Where all that is equal the rendezvous hash of
 the session decides, so that several gateways send it to the same place.
 
 Rates are of the upstream's replicas in common: only their ratio has a say in the order.
@@ -68,7 +69,7 @@ class Choice:
     replica: Replica
     found: Found
     new_tokens: int
-    score_s: float
+    cost_s: float
 
 
 @dataclass(slots=True)
@@ -190,8 +191,8 @@ class ReplicaRouter:
             waiting = self._lanes.get(replica.url, _IDLE).prompt
             over = max(running - (CROWDED if known.is_end else BOUND) * share, 0.0)
             tokens_to_wait = _OTHERS * new + waiting
-            score_s = tokens_to_wait / self._prefill_rate + over / self._decode_rate
-            choices.append(Choice(prompt, replica, known, new, score_s))
+            cost_s = tokens_to_wait / self._prefill_rate + over / self._decode_rate
+            choices.append(Choice(prompt, replica, known, new, cost_s))
         self._sort(choices, prompt.session, total)
         return choices
 
@@ -201,16 +202,15 @@ class ReplicaRouter:
 
         match self.balance:
             case "belief":
-                kept = {each.replica: self.belief.kept_tokens(each.replica.url) for each in choices}
-                in_all = sum(kept.values())
+                full = self._full(choices, total)
 
-                def is_full(choice: Choice) -> bool:
-                    own = kept[choice.replica]
-                    added = total - choice.found.known + STATE_TOKENS
-                    bound = BOUND * (in_all + added) / len(kept)
-                    return not choice.found.is_end and own > 0 and own + added > bound
+                def rank(choice: Choice) -> tuple[bool, float]:
+                    return choice.replica.url in full, choice.cost_s
 
-                choices.sort(key=lambda each: (is_full(each), each.score_s, tie(each)))
+                choices.sort(key=rank)
+                # Hashes are only made of those that are equal: there may be many replicas.
+                num_best = sum(rank(each) == rank(choices[0]) for each in choices)
+                choices[:num_best] = sorted(choices[:num_best], key=tie)
             case "consistent_hash":
                 choices.sort(key=tie)
             case "least_load":
@@ -218,6 +218,18 @@ class ReplicaRouter:
                 choices.sort(key=lambda each: self._load(each.replica.url))
             case "round_robin":
                 self._take_turns(choices)
+
+    def _full(self, choices: Sequence[Choice], total: int) -> set[str]:
+        """Those that would keep too much, were they to serve a prompt that is new to them."""
+        kept = {each.replica.url: self.belief.kept_tokens(each.replica.url) for each in choices}
+        in_all = sum(kept.values())
+        full: set[str] = set()
+        for url, each in zip(kept, choices, strict=True):
+            added = total - each.found.known + STATE_TOKENS
+            bound = BOUND * (in_all + added) / len(kept)
+            if not each.found.is_end and kept[url] > 0 and kept[url] + added > bound:
+                full.add(url)
+        return full
 
     def _take_turns(self, choices: list[Choice]) -> None:
         choices.sort(key=lambda each: each.replica.url)
