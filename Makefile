@@ -1,6 +1,6 @@
 # Everything a newcomer or CI runs. Each target installs what it misses into .venv.
 #
-#   make serve   install, then serve ling-nano on 127.0.0.1:8000
+#   make serve   install, then serve ling-nano on 127.0.0.1:8000; with SANDBOX=1 it may run code, too
 #   make check   lint, types, import rules
 #   make test    the fast tests (under 10 minutes on two cores)
 #   make base-install   the wheel without torch, alone in an empty environment, and what it must do
@@ -60,8 +60,18 @@ $(VENV)-llama-index/.clients: tests/llama-index.txt
 CLIENTS := $(VENV)/.clients $(VENV)-llama-index/.clients
 export LLAMA_INDEX_PYTHON = $(abspath $(VENV)-llama-index/bin/python)
 
-serve: $(VENV)/.engine
-	$(BIN)/ling serve $(MODEL) --host $(HOST) --port $(PORT)
+# What `ling sandbox` runs code with.
+$(VENV)/.kernel: $(VENV)/.engine
+	$(PIP) install --quiet -c constraints.txt -e '.[kernel]'
+	@touch $@
+
+# Beside the server, and gone with it; root has to say whom it is to become.
+SANDBOX_PORT ?= 8049
+WITH_SANDBOX := $(if $(SANDBOX),--sandbox http://127.0.0.1:$(SANDBOX_PORT))
+
+serve: $(VENV)/.engine $(if $(SANDBOX),$(VENV)/.kernel)
+	$(if $(SANDBOX),$(BIN)/ling sandbox --port $(SANDBOX_PORT) $$(test "$$(id -u)" != 0 || echo --user nobody) & trap "kill $$!" EXIT;) \
+	$(BIN)/ling serve $(MODEL) --host $(HOST) --port $(PORT) $(WITH_SANDBOX)
 
 chat: $(VENV)/.engine
 	$(BIN)/ling chat $(MODEL)

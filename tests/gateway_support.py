@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import httpx
 
 from gateway_upstream import ScriptedUpstream
 from lingflash.core.errors import AuthenticationError, InsufficientCreditsError, RateLimitError
-from lingflash.gateway.accounting import Admission, Caller, Session
+from lingflash.gateway.accounting import Admission, Caller, Home, Session
 from lingflash.gateway.config.load import read_config
 from lingflash.gateway.server import reload_config, serve_gateway
 from lingflash.httpd.server import bind_socket
@@ -82,8 +83,25 @@ class MemoryAccounts:
         )
         await asyncio.sleep(0)
 
-    async def provider_keys(self, caller, provider, model):
+    async def home_of(self, caller, response_id):
+        homes = [
+            Home(
+                endpoint=end.endpoint,
+                replica=end.replica,
+                byok_id=end.byok_id,
+                key_hash=start.caller.key_hash,
+                session_id=start.session_id,
+            )
+            for start, end in reversed(self.rows)
+            if end.response_id == response_id
+        ]
+        return next((h for h in homes if h.key_hash == caller.key_hash), next(iter(homes), None))
+
+    async def provider_keys(self, caller, provider, names):
         return self.stored_keys.get(provider, ())
+
+    async def pins(self):
+        return Counter(each.pinned_endpoint for each in self.sessions.values())
 
     async def close(self):
         self.closed = True

@@ -136,6 +136,12 @@ DIALECT_OF = {
 }
 
 
+_FIELDS_OF_CHAT = {
+    *("model", "messages", "stream", "stream_options", "stream_options.include_usage", "tools"),
+    *("tool_choice", "temperature", "top_p", "max_tokens", "stop", "seed", "response_format"),
+}
+
+
 def _head(status, kind, length=None, **headers):
     lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -363,6 +369,17 @@ class ScriptedUpstream:
 
     async def fault_finish_error(self, writer, dialect, is_streamed):
         await self.good(writer, dialect, is_streamed, reason="error")
+
+    async def fault_unknown_fields(self, writer, dialect, is_streamed):
+        """As a vendor that refuses what OpenAI's API does not have."""
+        body = self.requests[-1][2]
+        given = {*body, *(f"stream_options.{name}" for name in body.get("stream_options") or ())}
+        unknown = sorted(given - _FIELDS_OF_CHAT)
+        if unknown:
+            message = f"Unrecognized request argument supplied: {', '.join(unknown)}"
+            await self._json(writer, {"error": {"message": message}}, 400)
+            return
+        await self.good(writer, dialect, is_streamed)
 
     async def fault_slow_loris(self, writer, dialect, is_streamed):
         kind = "text/event-stream" if is_streamed else "application/json"

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from clients_support import missing_client
 
+SANDBOX_KEYS = ("e2b_key", "e2b_other")
 # What Chromium itself writes about an answer with a bad status, which some tests provoke.
 _EXPECTED = "Failed to load resource"
 

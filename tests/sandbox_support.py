@@ -39,6 +39,14 @@ def sandbox_command(*flags):
     return [sys.executable, "-m", "lingflash", "sandbox", "--port=0", *user, *flags]
 
 
+def refusal(*command, env=None):
+    """Run a server that must not start; gives its exit status and what it said last."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})}
+    )
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
 class SandboxServer:
     """A server that runs until it is closed.
 

@@ -11,13 +11,16 @@ from api_support import (
     engine_info,
     says,
     serve_ling_nano,
+    wait_until,
     write_toy_model,
 )
+from code_support import Rounds, alive
 from gateway_support import gateway_to
 from lingflash.api.config import ServerConfig
 from lingflash.core.hub import bundled_folder
 from lingflash.link.scripted import Behaviour
 from lingflash.text.tokenizer import Tokenizer
+from sandbox_support import SandboxServer
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +80,45 @@ def make_loop(make_server):
         return server, loop
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sandboxes():
+    """A real `ling sandbox` with room for six."""
+    running = SandboxServer("--warm=1", "--max-sandboxes=6")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def serve_code(sandboxes):
+    """Start servers that run code: texts of a script's rounds, a behaviour, ServerConfig's fields.
+
+    Nothing of them may be left in the sandboxes.
+    """
+    servers = []
+
+    def start(*texts, behaviour=None, **config):
+        script = Rounds(*texts)
+        info = engine_info(
+            vocab_size=script.tokenizer.vocab_size,
+            stop_token_ids=[script.tokenizer.token_id("<|role_end|>")],
+        )
+        config = {"sandbox": sandboxes.url, **config}
+        server = RunningServer(
+            script,
+            config=ServerConfig(model_folder=bundled_folder(), **config),
+            info=info,
+            behaviour=behaviour,
+        )
+        server.client.timeout = 90
+        servers.append(server)
+        return server, script
+
+    yield start
+    for server in servers:
+        server.stop()
+    wait_until(lambda: alive(sandboxes) == [], 30)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,18 @@ def prompt_of(server):
     return TOKENIZER.decode(server.engine.requests[-1].prompt_token_ids)
 
 
+@pytest.mark.parametrize("name", ["response", "output_schema"])
+def test_tool_when_it_says_what_it_returns_then_taken_and_named(server, name):
+    """BFCL's functions say it, those of several turns are sent with it."""
+    function = {"name": "f", "parameters": {"type": "object"}, name: {"type": "object"}}
+    response = server.post(
+        CHAT, {"messages": [HI], "tools": [{"type": "function", "function": function}]}
+    )
+    assert response.status_code == 200, response.text
+    assert response.headers[DROPPED] == f"tools[0].function.{name}"
+    assert name not in prompt_of(server)
+
+
 def test_image_when_in_history_or_in_a_tools_result_then_a_note(server):
     picture = {"role": "user", "content": [{"type": "text", "text": "Look:"}, IMAGE]}
     for messages, where in (

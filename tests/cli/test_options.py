@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from lingflash.cli import options
+from lingflash.cli import app, main, options
 from lingflash.core.errors import ConfigError
-from lingflash.core.settings import setting
+from lingflash.core.settings import setting, settings_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +102,47 @@ def test_options_when_only_some_are_asked_for_then_no_others_exist(run):
     assert "--policy" in run("check", "f", "--policy", "cache", fails=True)
 
 
-def test_options_when_needed_and_missing_or_infinite_then_refused(run):
+def test_options_when_needed_and_missing_then_refused(run):
     assert "FILE" in run("gateway", fails=True)
-    for wrong in ("inf", "nan"):
-        with pytest.raises(ConfigError, match=f"^--max-body-mb is {wrong}; allowed"):
-            run("gateway", "f", "--max-body-mb", wrong)
+
+
+def _number_options(command, path=()):
+    """Every option that takes fractions: the words of its command, its flag, how many."""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _number_options(below, (*path, name))
+    for each in command.params:
+        if "float" in str(each.type_descriptor.annotation):
+            yield pytest.param(path, each.opts[0], each.nargs, id=" ".join((*path, each.opts[0])))
+
+
+@pytest.mark.parametrize("wrong", ["nan", "1e400"])
+@pytest.mark.parametrize(("path", "flag", "count"), [*_number_options(typer.main.get_command(app))])
+def test_number_when_it_is_none_then_refused_before_anything_begins(
+    path, flag, count, wrong, capsys
+):
+    values = ["1"] * (count - 1) + [wrong]
+    with pytest.raises(SystemExit) as done:
+        main([*path, flag, *values])
+    assert done.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert flag in said  # where a least value is given, that is told first
+    assert said.endswith(
+        ("allowed: a number that is finite.\n", " or equal to 0\n", " or equal to 1\n")
+    )
+
+
+@pytest.mark.parametrize("cls", options.SETTINGS, ids=lambda cls: cls.__name__)
+def test_settings_when_a_number_is_none_or_below_all_then_refused(cls):
+    defaults = {n: "x" for n, each in settings_of(cls).items() if each.default is MISSING}
+    for name, each in settings_of(cls).items():
+        kinds = get_args(each.type) or (each.type,)
+        if not {int, float} & set(kinds):
+            continue
+        endless = [float("nan"), float("inf"), float("-inf")] if float in kinds else []
+        for wrong in (*endless, -(10**30)):
+            with pytest.raises(ConfigError, match=f"^{each.flag} is .*; allowed: "):
+                cls(**{**defaults, name: wrong})
 
 
 def test_help_then_the_settings_helps_defaults_and_variables(run):

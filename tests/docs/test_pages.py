@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "lingflash"
 PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "docs/how-to-add.md", "docs/gpu-notes.md",
-         "docs/gpu-notes-attention.md", "docs/gpu-notes-devices.md", "docs/formats.md",
-         "benchmarks/README.md")  # fmt: skip
+         "docs/gpu-notes-attention.md", "docs/gpu-notes-devices.md", "docs/cpu-notes.md",
+         "docs/formats.md", "benchmarks/README.md")  # fmt: skip
 
 
 def read(page):

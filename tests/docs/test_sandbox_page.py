@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lingflash.sandbox import probe
 from lingflash.sandbox.config import SandboxConfig
-from lingflash.sandbox.manager import SandboxMetrics
+from lingflash.sandbox.metrics import SandboxMetrics
 from settings_table import settings_table
 
 ROOT = Path(__file__).parents[2]

@@ -351,3 +351,38 @@ def test_schedule_ahead_when_another_key_is_owed_a_slot_then_leaves_it_to_schedu
     drive.scheduler.commit(ahead, results)
     drive.step()
     assert "b-7" in drive.first_token_step
+
+
+@pytest.mark.parametrize(("mine", "of_others"), [(1, 60), (5, 59), (12, 52), (30, 34), (9, 9)])
+def test_decoding_while_several_keys_are_served_then_few_take_part_and_all_in_turn(mine, of_others):
+    drive = Drive(new_scheduler(slots=64, shared=64, num_blocks=8000))
+    names = {
+        owner: [drive.add(owner, 4, 3000) for _ in range(number)]
+        for owner, number in (("a", of_others), ("b", mine))
+    }
+    for _ in range(200):  # all have begun
+        drive.step()
+    drive.steps.clear()
+    for _ in range(60):
+        drive.step()
+    rows = [Counter(name.split("-")[0] for name, _, _ in step) for step in drive.steps]
+    share_of_mine = min(mine, 8)
+    assert all(step["b"] >= share_of_mine for step in rows)
+    assert all(step.total() == min(mine + of_others, 16) for step in rows)
+    served = Counter(name for step in drive.steps for name, _, _ in step)
+    for owner in ("a", "b"):
+        counts = [served[name] for name in names[owner]]
+        assert max(counts) - min(counts) <= 1, counts
+
+
+def test_decoding_when_the_other_key_has_left_then_all_take_part_again():
+    drive = Drive(new_scheduler(slots=64, shared=64, num_blocks=8000))
+    for _ in range(40):
+        drive.add("a", 4, 3000)
+    name = drive.add("b", 4, 3000)
+    for _ in range(100):
+        drive.step()
+    assert len(drive.steps[-1]) == 16
+    drive.scheduler.abort(name)
+    drive.step()
+    assert len(drive.steps[-1]) == 40

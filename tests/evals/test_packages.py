@@ -23,7 +23,7 @@ from lingflash.core.hub import bundled_folder
 from lingflash.evals.endpoint import Asking
 from lingflash.evals.environment import environment_python
 from lingflash.evals.evaluation import Evaluation
-from lingflash.evals.judge import Judge
+from lingflash.evals.helper import Helper
 from lingflash.evals.package_process import PackageProcess
 from lingflash.evals.task import Reply
 from lingflash.evals.tasks.aa_lcr import AaLcr
@@ -310,7 +310,7 @@ async def test_aa_lcr_when_a_judge_compares_then_its_word_is_read_and_its_tokens
 
     asked = []
     server = await OddServer(reply).start()
-    judge = Judge(server.address, "toy", is_judged=True)
+    judge = Helper(server.address, Asking(model="toy"), 8, is_tested=True)
     run = Evaluation(
         task=AaLcr(judge), address=server.address, asking=Asking(model="toy"), concurrency=2,
         limit=9, price=None, out=tmp_path / "out.jsonl", record=tmp_path / "r.json",

@@ -11,7 +11,7 @@ import pytest
 
 from lingflash.bench.command import BENCHMARKS
 from lingflash.cli import _run, report_errors
-from lingflash.evals.report import CLAIMS, evidence_page, load_evaluations
+from lingflash.evals.report import CLAIMS, evidence_json, evidence_page, load_evaluations
 from lingflash.evals.summary import Summary
 from lingflash.records.report import load_records
 
@@ -65,6 +65,29 @@ def test_page_of_the_committed_records_then_it_is_small_and_needs_nothing_else(t
     titles = {case: title for row in BENCHMARKS for case, title in row.titles.items()}
     for record in load_records(ROOT / "benchmarks", titles):
         assert f'<td data-of="file">{record["file"]}</td>' in text
+
+
+def test_json_then_the_same_claims_and_records_as_the_page():
+    told = evidence_json([], [evaluation(model="some-model")])
+    found = {each["claim"]: each for each in told["claims"]}
+    assert list(found) == [claim.what for claim in CLAIMS]
+    (figure,) = found["BFCL-V4"]["here"]
+    assert figure["text"] == "50.0 (20.0 to 80.0) on 10 items, by some-model"
+    assert (figure["command"], figure["machine"]) == ("ling eval <x>", "A CPU")
+    assert found["IFBench"]["here"] == []
+    assert [each["file"] for each in told["records"]] == ["x.json"]
+
+
+def test_page_then_a_limited_run_says_of_how_many_and_why_items_were_not_solved():
+    record = evaluation(task="ruler-4000")
+    record["settings"]["items_of_the_task"] = 6000
+    record["derived"]["reasons"] = {"<refused>": 4, "": 1}
+    text = evidence_page([], [record, evaluation(task="file-aime_2025")], [])
+    row = text.split(">RULER (not announced; stands for long prompts)<")[1].split("</tr>")[0]
+    assert "ruler-4000, 50.0 (20.0 to 80.0) on 10 of 6,000 items, by ling-nano" in row
+    assert "Not solved, most often: &lt;refused&gt; (4), no reason (1)." in text
+    row = text.split(">AIME 2025, MATH-500<")[1].split("</tr>")[0]
+    assert "file-aime_2025, 50.0" in row
 
 
 def test_page_then_another_models_figure_carries_its_name():

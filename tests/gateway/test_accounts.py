@@ -357,9 +357,10 @@ async def test_names_when_they_are_strange_then_written(accounts):
 
 async def test_batch_when_one_request_cannot_be_written_then_only_that_one_fails(accounts):
     caller = await new_caller(accounts)
-    same = start_of(caller)
+    bad = start_of(caller, id=object())
     done = await asyncio.gather(
-        *(accounts.admit(start) for start in (start_of(caller), same, same, start_of(caller))),
+        *(accounts.admit(start) for start in (start_of(caller), start_of(caller), bad)),
+        accounts.admit(start_of(caller)),
         return_exceptions=True,
     )
     assert [isinstance(each, CapacityError) for each in done] == [False, False, True, False]
@@ -376,7 +377,7 @@ async def test_secrets_when_everything_was_done_then_in_no_row_log_or_repr(
     vendor = "sk-vendor-sentinel-000000000000"
     await accounts.vault.add({"key": vendor, "provider": "novita"})
     caller = await accounts.authenticate(secret)
-    found = await accounts.provider_keys(caller, "novita", "ling")
+    found = await accounts.provider_keys(caller, "novita", ["ling"])
     assert [each.secret for each in found] == [vendor]
     await served(accounts, start_of(caller), end_of(cost=Cost(prompt=1)))
     for wrong in (secret + "x", vendor):

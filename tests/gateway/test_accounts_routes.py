@@ -98,13 +98,15 @@ async def test_sdk_when_byok_is_stored_then_masked_and_ordered(accounts):
     first = (await sdk.byok.list_async(provider="novita")).result.data[0]
     await sdk.byok.update_async(id=first.id, is_fallback=True, allowed_models=["ling"])
     caller = await new_caller(accounts)
-    found = await accounts.provider_keys(caller, "Novita", "ling:free")
+    found = await accounts.provider_keys(caller, "Novita", ["ling:free"])
     assert [(each.secret, each.is_fallback) for each in found] == [
         (secrets[1], False),
         (secrets[0], True),
     ]
     assert secrets[0] not in repr(found)
-    assert [each.name for each in await accounts.provider_keys(caller, "novita", "other")] == ["b"]
+    assert [each.name for each in await accounts.provider_keys(caller, "novita", ["other"])] == [
+        "b"
+    ]
     assert (await sdk.byok.delete_async(id=first.id)).DELETED
     assert (await sdk.byok.list_async()).result.total_count == 1
 
@@ -234,3 +236,12 @@ async def test_vault_when_stored_then_no_row_and_no_dump_holds_a_secret(accounts
     assert "sentinel" not in repr(accounts.vault) + repr(
         read_master_keys(accounts.config, {"MASTER": MASTER}, Path())
     )
+
+
+async def test_method_when_it_is_wrong_then_every_right_one_is_named(accounts):
+    async with client_of(accounts_app(accounts), "none") as client:
+        response = await client.put("/api/v1/keys")
+        assert response.headers["allow"] == "GET, POST"
+        assert "allowed: GET, POST." in response.json()["error"]["message"]
+        response = await client.put("/api/v1/keys/x")
+        assert response.headers["allow"] == "DELETE, GET, PATCH"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
-import httpx
 import pytest
 
 from api_support import wait_until
 from clients_support import client_package
+from gateway_process import GatewayProcess
 from gateway_support import request_of
 from gateway_upstream import upstream_in_a_thread
 from lingflash.cli import main
 
-MAIN = (sys.executable, "-c", "from lingflash.cli import main; main()")
 SECRET = "sk-house-SENTINEL"
 
 FILE = """
@@ -48,43 +45,13 @@ cache_read = 0.02
 """
 
 
-class Process:
-    """A gateway that runs in a folder of its own."""
-
-    def __init__(self, folder, upstream):
-        self.folder, self.upstream = folder, upstream
-        self.file = folder / "gateway.toml"
-        self.file.write_text(FILE.format(url=upstream.url))
-        self.log = folder / "log"
-        self.env = {**os.environ, "NOVITA_KEY": SECRET}
-        self.key = self.run("gateway", "keys", "create", "test", "--limit", "1").stdout.strip()
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen([*MAIN, "gateway"], stderr=log, cwd=folder,
-                                            env=self.env)  # fmt: skip
-        wait_until(lambda: " on http" in self.log.read_text(), 20)
-        (line,) = [each for each in self.log.read_text().splitlines() if " on http" in each]
-        self.url = line.split(" on ")[1].split("/v1")[0]
-        headers = {"authorization": f"Bearer {self.key}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=20)
-
-    def run(self, *args, check=True):
-        return subprocess.run([*MAIN, *args], cwd=self.folder, env=self.env, check=check,
-                              capture_output=True, text=True, timeout=60)  # fmt: skip
-
-    def stop(self):
-        self.client.close()
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-
 @pytest.fixture
 def gateway(tmp_path):
     with upstream_in_a_thread() as upstream:
-        started = Process(tmp_path, upstream)
+        started = GatewayProcess(tmp_path, FILE.format(url=upstream.url), {"NOVITA_KEY": SECRET})
+        started.upstream = upstream
         yield started
-        if started.process.poll() is None:
-            started.process.kill()
-            started.process.wait(10)
+        started.kill()
 
 
 @pytest.fixture
@@ -213,3 +180,21 @@ def test_check_then_the_routes_and_why_others_are_not_taken(ling):
         code, said = ling(*asking, *args)
         assert code == 2
         assert words in said
+
+
+def test_start_when_the_address_cannot_be_had_then_the_files_keys_are_named(ling):
+    for old, new, words in (
+        ("port = 0", 'port = 0\nhost = "no-such-host.invalid"', "gateway.toml: server.host 'no-"),
+        (
+            "port = 0",
+            "port = {port}",
+            "is in use; stop what uses it, or give another gateway.toml: ",
+        ),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            text = FILE.format(url="http://127.0.0.1:9/v1").replace(old, new)
+            Path("gateway.toml").write_text(text.format(port=taken.getsockname()[1]))
+            code, said = ling("gateway")
+        assert code == 2
+        assert words in said
+        assert "--" not in said

@@ -163,6 +163,12 @@ def test_openrouters_answer_then_provider_money_and_metadata(make_gateway):
 # Limits, and requests that never get to an upstream
 
 
+def test_body_when_too_large_then_the_files_key_is_named(make_gateway):
+    gateway = make_gateway(tables=lambda file: {**file, "server": {"max_body_mb": Decimal("0.01")}})
+    error = gateway.post(messages=[{"role": "user", "content": "x" * 20_000}]).json()["error"]
+    assert error["message"].endswith("send less, or raise server.max_body_mb.")
+
+
 def test_admission_when_refused_then_told_and_no_upstream_is_asked(make_gateway):
     upstream = ScriptedUpstream()
     gateway = make_gateway({"One": upstream})
@@ -336,7 +342,7 @@ def test_client_when_it_leaves_before_the_answer_then_the_prompt_is_billed(make_
     wait_until(lambda: gateway.leaked() == [])
 
 
-# Sessions, breakers, stored responses
+# Sessions, breakers
 
 
 def test_session_when_fallbacks_are_off_then_its_dearer_endpoint_was_reserved_for(make_gateway):
@@ -418,34 +424,6 @@ def test_breaker_when_an_upstream_fails_often_then_left_alone_then_probed(make_g
     assert (resting.status_code, resting.headers["retry-after"]) == (503, "1")
     assert len(only.upstreams["Bad"].requests) == 1
     assert [end.outcome for _, end in only.accounts.rows] == ["failed", "failed"]
-
-
-def test_response_when_stored_then_asked_where_it_is(make_gateway):
-    a, b = ScriptedUpstream(), ScriptedUpstream()
-    gateway = make_gateway({"A": a, "B": b})
-    first = gateway.post("/v1/responses", provider={"order": ["B"]}).json()
-    assert first["id"] == "resp_1"
-    follow = gateway.post("/v1/responses", previous_response_id="resp_1", input="and?")
-    assert follow.headers["x-lingflash-provider"] == "B"
-    assert follow.headers["x-lingflash-route"] == "response"
-    assert len({start.session_id for start, _ in gateway.accounts.rows}) == 1
-    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
-        assert gateway.client.request(method, f"/v1/responses/resp_1{path}").is_success
-    assert a.requests == []
-    assert len(b.requests) == 6
-    unknown = gateway.post("/v1/responses", previous_response_id="resp_2")
-    assert unknown.status_code == 404
-    assert "resp_2" in unknown.json()["error"]["message"]
-    assert gateway.client.get("/v1/responses/resp_2").status_code == 404
-    gateway.accounts.callers["other"] = Caller(key_hash="h2", name="o", label="o")
-    others = {"authorization": "Bearer other"}
-    assert gateway.client.get("/v1/responses/resp_1", headers=others).status_code == 404
-    for provider in ({}, {"only": ["B"]}):
-        follow = gateway.post(
-            "/v1/responses", previous_response_id="resp_1", provider=provider, headers=others
-        )
-        assert follow.status_code == 404
-    assert len(b.requests) == 6
 
 
 def test_count_tokens_then_the_upstreams_number_and_nothing_paid(make_gateway):

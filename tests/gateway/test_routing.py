@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from gateway_support import gateway_tables
 from lingflash.core.errors import InvalidRequestError, NotFoundError
@@ -16,7 +19,7 @@ from lingflash.gateway.config.tables import BreakerTable
 from lingflash.gateway.routing.breaker import Breakers
 from lingflash.gateway.routing.measurements import Measurements
 from lingflash.gateway.routing.plan import Situation, make_plan
-from lingflash.gateway.routing.wish import read_wish
+from lingflash.gateway.routing.wish import _RoutingFields, read_wish
 
 DAY = date(2026, 11, 30)
 NAMES = ("A", "B", "C")
@@ -367,3 +370,31 @@ def test_breakers_when_keys_are_without_end_then_the_oldest_are_forgotten():
     for i in range(10_050):
         breakers.succeed(f"u#{i}")
     assert len(breakers._all) == 10_000
+
+
+def _shapes(model, path=()):
+    """Every place of an object in a request, to the depth of its models."""
+    for name, info in model.model_fields.items():
+        yield (*path, name)
+        for kind in _models_in(info.annotation):
+            yield from _shapes(kind, (*path, name))
+
+
+def _models_in(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+@pytest.mark.parametrize("value", [1.5, "x", [1], {"x": 1}, True], ids=str)
+@pytest.mark.parametrize("path", list(_shapes(_RoutingFields)), ids=".".join)
+def test_wish_when_a_field_is_of_the_wrong_kind_then_no_class_of_ours_is_named(path, value):
+    for name in reversed(path):
+        value = {name: value}
+    said = ""
+    try:
+        read_wish({"model": "m", **value}, {})
+    except InvalidRequestError as error:
+        said = error.message.replace("Input", "")
+    assert not re.search(r"\b_?[A-Z][a-z]", said), said

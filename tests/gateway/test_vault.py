@@ -57,7 +57,7 @@ async def test_rotate_when_new_key_is_first_then_old_one_can_go(accounts):
     assert await both.rotate() == 0
     alone = Vault(accounts.database, masters_of(NEW))
     await alone.check()
-    found = await alone.for_attempt(caller, "novita", "ling")
+    found = await alone.for_attempt(caller, "novita", ["ling"])
     assert [each.secret for each in found] == [f"{SECRET}{number}" for number in range(3)]
 
 
@@ -83,27 +83,30 @@ async def test_row_when_ciphertext_is_moved_or_changed_then_does_not_open(accoun
 
     await accounts.database.write(move)
     with pytest.raises(LingflashError, match="cannot be decrypted; store it anew"):
-        await accounts.provider_keys(caller, "b", "ling")
+        await accounts.provider_keys(caller, "b", ["ling"])
 
 
 @pytest.mark.parametrize(
-    ("fields", "model", "found"),
+    ("fields", "names", "found"),
     [
         ({}, "ling", [False]),
         ({"allowed_models": ["ling"]}, "ling:free", [False]),
         ({"allowed_models": ["other"]}, "ling", []),
+        ({"allowed_models": ["alias"]}, "ling alias", [False]),
+        ({"allowed_models": ["alias"]}, "ling:free alias:free", [False]),
+        ({"allowed_models": ["alias:free"]}, "ling alias", []),
         ({"allowed_models": ["other"], "is_byok_only": True}, "ling", [True]),
         ({"is_required": True}, "ling", [True]),
         ({"allowed_api_key_hashes": ["0" * 64]}, "ling", []),
         ({"disabled": True}, "ling", []),
     ],
 )
-async def test_key_when_asked_for_then_only_where_it_covers(accounts, fields, model, found):
+async def test_key_when_asked_for_then_only_where_it_covers(accounts, fields, names, found):
     caller = await new_caller(accounts)
     await accounts.vault.add({"key": SECRET, "provider": "novita", **fields})
-    keys = await accounts.provider_keys(caller, "novita", model)
+    keys = await accounts.provider_keys(caller, "novita", names.split())
     assert [each.is_required for each in keys] == found
-    assert await accounts.provider_keys(caller, "other", model) == []
+    assert await accounts.provider_keys(caller, "other", names.split()) == []
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a\nb", "é", "x" * 5000])

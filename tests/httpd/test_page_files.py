@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 from importlib.resources import files
 
 import httpx
@@ -15,6 +16,9 @@ from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
 from lingflash.httpd.page import CONTENT_POLICY
 from lingflash.link.scripted import ScriptedEngine
+from lingflash.sandbox.app import create_app as create_sandbox_app
+from lingflash.sandbox.config import SandboxConfig
+from lingflash.sandbox.jail.argv import Interpreter
 
 WEB = files("lingflash") / "web"
 MANIFEST = json.loads((WEB / "vendor" / "manifest.json").read_text(encoding="utf-8"))
@@ -90,6 +94,18 @@ def test_page_when_it_is_off_then_no_route_is_left(settings, is_there):
     assert any(path.startswith("/ui") for path in paths) is is_there
     with_page = create_app(ScriptedEngine({(): []}, info()), ServerConfig(ui=True))
     assert with_page.openapi() == app.openapi()
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_there"),
+    [({}, True), ({"host": "0.0.0.0", "api_keys": ("k",)}, False), ({"ui": False}, False)],
+    ids=["loopback", "everywhere", "refused"],
+)
+def test_sandbox_page_when_it_is_off_then_no_route_is_left(flags, is_there):
+    python = Interpreter(sys.executable, ())
+    app = create_sandbox_app(SandboxConfig(**flags), python)
+    paths = [getattr(route, "path", "") for route in app.routes]
+    assert any(path.startswith("/ui") for path in paths) is is_there
 
 
 async def test_about_then_says_what_a_page_without_a_key_must_know(client):

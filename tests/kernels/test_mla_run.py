@@ -1,4 +1,4 @@
-"""Runs of tokens over a paged prefix: on AMX tiles where there are any, else through torch."""
+"""Runs of tokens over a paged prefix: on AMX tiles, in vectors of each class, through torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels_support import HERE, kernels_of
 from lingflash.kernels import mla
-from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
+from lingflash.kernels.cpu.mla_run import can_attend_on_tiles, has_tiles
+from lingflash.kernels.cpu.mla_vectors import attend_in_vectors
 from lingflash.kernels.mla import mla_attention, mla_attention_reference, plan_mla
 
 CPU = torch.device("cpu")
@@ -58,12 +60,20 @@ def attend(
     return out.double().split(list(counts)), expected
 
 
-@pytest.fixture(scope="module", params=[0, mla._TILES_FROM], autouse=True)
-def tiles_from(request):
-    """Over any prefix, not only over long ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mla, "_TILES_FROM", request.param)
-        yield
+WAYS = ["torch", *HERE] + (["tiles anywhere"] if has_tiles() else [])
+
+
+@pytest.fixture(scope="module", params=WAYS, autouse=True)
+def way(request):
+    """Torch alone, or the kernels of a class; on tiles over any prefix, not only over long ones."""
+    name = HERE[0] if request.param in ("torch", "tiles anywhere") else request.param
+    with kernels_of(name), pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(mla, "can_attend_in_vectors", lambda latents: False)
+            patch.setattr(mla, "can_attend_on_tiles", lambda latents, rank: False)
+        if request.param == "tiles anywhere":
+            patch.setattr(mla, "_TILES_FROM", 0)
+        yield request.param
 
 
 SHAPES = {
@@ -74,7 +84,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 70)), min_size=1, max_size=4),
     threads=st.integers(1, 3),
@@ -133,6 +143,21 @@ def test_rows_when_a_key_is_not_finite_then_only_its_sequence_is_spoilt(bad, row
     out, expected = attend([(100, 1), (70, 1)], **SHAPES["ling-nano"], spoil=(0, 5, bad))
     assert out[0].isnan().all()
     torch.testing.assert_close(out[1], expected[1], atol=1e-5, rtol=1e-5)
+
+
+def test_vectors_when_a_row_stands_alone_or_on_other_threads_then_its_bits_are_the_same():
+    """A row's sums do not depend on the rows beside it, nor on the number of threads."""
+    pool, blocks = rand(20, BLOCK, 160, seed=1), torch.randperm(20)
+    q, r, w = rand(40, 8, 32, seed=2), rand(40, 8, 32, seed=3), rand(8, 80, 128, seed=4)
+
+    def ask(q, r, length, threads=1):
+        return attend_in_vectors(q, r, pool, blocks, length, w, SCALE, threads)
+
+    whole = ask(q, r, 300)
+    assert torch.equal(ask(q, r, 300, threads=3), whole)
+    for row in (0, 17, 39):
+        one = slice(row, row + 1)
+        assert torch.equal(ask(q[one], r[one], 260 + row + 1), whole[one])
 
 
 def test_tiles_when_the_latents_do_not_fit_them_then_are_not_used():

@@ -84,15 +84,15 @@ def test_library_when_the_compiler_fails_or_is_absent_then_none_and_a_reason(
         raise subprocess.CalledProcessError(1, "cc", stderr=b"no such flag")
 
     monkeypatch.setattr(build.subprocess, "run", failing)
-    build.load_library.cache_clear()
+    build._built.cache_clear()
     try:
         assert build.load_library() is None
         assert "no such flag" in caplog.text
         monkeypatch.setattr(build.shutil, "which", lambda name: None)
-        build.load_library.cache_clear()
+        build._built.cache_clear()
         with caplog.at_level("INFO", logger="lingflash"):
             assert build.load_library() is None
         assert "no C compiler" in caplog.text
     finally:
         monkeypatch.undo()
-        build.load_library.cache_clear()
+        build._built.cache_clear()

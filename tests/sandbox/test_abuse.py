@@ -148,6 +148,17 @@ def test_jail_when_it_looks_around_then_it_sees_nothing_of_the_host(shared):
     assert socket.gethostname() not in shared.run("cat /proc/sys/kernel/hostname /etc/hosts").stdout
 
 
+def test_jail_when_it_lists_mounts_then_they_are_its_own(shared):
+    told = shared.python(
+        "import sys\n"
+        "points = {line.split()[4] for line in open('/proc/self/mountinfo')}\n"
+        "own = ('/usr', '/etc/', '/proc', '/dev/', '/home/user', '/tmp', '/var/tmp', '/run/disk',\n"
+        "       '/opt/sandbox', '/bin', '/sbin', '/lib', sys.prefix, sys.base_prefix)\n"
+        "print(sorted(each for each in points if each != '/' and not each.startswith(own)))"
+    )
+    assert told.stdout == "[]\n", told
+
+
 def test_jail_when_the_server_has_secrets_then_none_is_inside(shared):
     ran = shared.run("env; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n'")
     assert SECRET not in ran.stdout
@@ -238,11 +249,25 @@ def test_jail_when_memory_is_taken_together_then_somebody_is_killed(box, source)
     assert box.run("echo still here").stdout == "still here\n"
 
 
-def test_jail_when_a_fork_bomb_goes_off_then_others_are_served_and_nothing_is_left(server):
+# What takes all that there is of something, for as long as it is let.
+HOGS = {
+    "fork_bomb": "f() { f | f & }; f; sleep 100",
+    "busy_loops": "for _ in $(seq 40); do while :; do :; done & done; wait",
+    "memory": "while :; do python -c 'x = []\nwhile True: x.append(b\"x\" * 2**20)'; done",
+    "output": "yes",
+    "disk": "while :; do head -c 100M /dev/zero >big; rm big; done",
+    "inodes": "while :; do touch $(seq 3000); rm -f [0-9]*; done",
+}
+
+
+@pytest.mark.parametrize(
+    "hog", [pytest.param(n, marks=() if n == "fork_bomb" else pytest.mark.slow) for n in HOGS]
+)
+def test_jail_when_it_takes_all_then_others_are_served_and_nothing_is_left(server, hog):
     before = len(server.ours())
     bomb, other = server.create(timeout=600), server.create(timeout=600)
     other.run("true")
-    ended = threading.Thread(target=lambda: bomb.run("f() { f | f & }; f; sleep 100", timeout_s=4))
+    ended = threading.Thread(target=lambda: bomb.run(HOGS[hog], timeout_s=2))
     ended.start()
     waits = []
     while ended.is_alive():
@@ -258,8 +283,8 @@ def test_jail_when_a_fork_bomb_goes_off_then_others_are_served_and_nothing_is_le
     wait_for(lambda: len(server.ours()) == before, "no process of a sandbox is left")
 
 
-def test_jail_when_everything_is_killed_then_the_sandbox_goes_on(box):
-    box.run("kill -9 -1; kill -9 1; kill -15 1; kill -2 1")
+def test_jail_when_everything_is_killed_then_the_sandbox_and_the_server_go_on(server, box):
+    box.run(f"kill -9 -1; kill -9 1; kill -15 1; kill -2 1; kill -9 {server.process.pid}")
     assert box.run("echo still here").stdout == "still here\n"
 
 
@@ -412,32 +437,6 @@ def test_token_when_it_is_another_s_or_none_then_nothing_is_served(server, box, 
     assert status(**{"x-access-token": "guess"}) == 502
     assert status(**{"x-access-token": box.token[:-1]}) == 502
     assert status(**{"x-access-token": shared.token, "e2b-sandbox-id": box.id}) == 401
-
-
-def test_context_when_messages_are_forged_then_only_its_own_sandbox_hears_them(server, box):
-    other = server.create(timeout=600)
-    assert other.execute("x = 1") != []
-    box.execute("y = 2")
-    forged = box.python(
-        "import os, json\n"
-        "for pid in filter(str.isdigit, os.listdir('/proc')):\n"
-        "    line = open(f'/proc/{pid}/cmdline', 'rb').read()\n"
-        "    if int(pid) != os.getpid() and b'inside.agent' in line:\n"
-        "        for fd in os.listdir(f'/proc/{pid}/fd'):\n"
-        "            if 'pipe' in os.readlink(f'/proc/{pid}/fd/{fd}'):\n"
-        "                try: f = os.open(f'/proc/{pid}/fd/{fd}', os.O_WRONLY | os.O_NONBLOCK)\n"
-        "                except OSError: continue\n"
-        "                for line in (b'{}', b'[]', b'nonsense', b'{\"id\": [1]}', b'\\xff',\n"
-        '                             b\'{"id": 1, "event": 5}\', b\'{"id": 2, "event": {}}\'):\n'
-        "                    os.write(f, line + b'\\n')\n"
-        "print('done')"
-    )
-    assert forged.stdout == "done\n", forged
-    assert other.execute("x + 1")[-1]["text"] == "2"
-    box.run("pkill -9 -f inside.agent")
-    events = box.execute("1 + 1")  # a new one is started, without the old one's variables
-    assert events[-1].get("text") == "2" or box.execute("1 + 1")[-1]["text"] == "2"
-    other.kill()
 
 
 def _start_message(script):

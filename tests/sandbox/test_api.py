@@ -362,3 +362,9 @@ def test_metrics_when_scraped_then_sandboxes_are_counted(server, shared):
     assert "lingflash_sandboxes_running 1.0" in text or "lingflash_sandboxes_running" in text
     assert 'lingflash_sandboxes_created_total{source="cold"}' in text
     assert server.client().get("/ready").json() == {"status": "ready"}
+
+
+def test_list_when_a_name_is_no_unicode_then_all_are_listed(box):
+    box.python(r"open(b'\xff', 'w'); open('plain', 'w')")
+    answer = box.call("filesystem.Filesystem/ListDir", path="/home/user", depth=1)
+    assert sorted(entry["name"] for entry in answer.json()["entries"]) == ["plain", "\ufffd"]

@@ -13,8 +13,7 @@ import pytest
 from sandbox_support import SandboxServer, wait_for
 
 CGROUPS = [
-    Path("/sys/fs/cgroup/memory/lingflash-sandbox"),
-    Path("/sys/fs/cgroup/pids/lingflash-sandbox"),
+    Path("/sys/fs/cgroup", kind, "lingflash-sandbox") for kind in ("memory", "pids", "cpuacct")
 ]
 
 

@@ -12,16 +12,7 @@ import pytest
 from lingflash.core.errors import ConfigError
 from lingflash.sandbox import probe
 from lingflash.sandbox.config import SandboxConfig
-from sandbox_support import require_bwrap, sandbox_command
-
-
-def refusal(*command, env=None):
-    """Run a server that must not start; gives its exit status and what it said last."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})}
-    )
-    return done.returncode, done.stderr.strip().splitlines()[-1]
-
+from sandbox_support import refusal, require_bwrap, sandbox_command
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may do this")
 

@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from page_support import SANDBOX_KEYS
 from program_install import install
 
 pytestmark = pytest.mark.slow
 
-SCREENS = ("playground", "dashboard")
+SCREENS = {
+    "ling serve": ("playground", "dashboard", "evidence"),
+    "ling gateway": ("playground", "usage", "routes"),
+    "ling sandbox": ("sandboxes",),
+}
 SIZES = {"phone": (360, 740), "desktop": (1280, 800)}
 
 
@@ -45,16 +50,23 @@ def look(axe, request, tmp_path):
     return look_at
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
-def test_screens_then_nothing_overflows_and_nothing_keeps_people_out(
-    ling_serve, open_tab, look, size, scheme
-):
+@pytest.fixture(
+    params=[(size, scheme) for size in SIZES for scheme in ("light", "dark")], ids="-".join
+)
+def window(request):
+    size, scheme = request.param
     width, height = SIZES[size]
-    tab = open_tab(ling_serve, width=width, height=height, scheme=scheme)
+    return {"width": width, "height": height, "scheme": scheme}
+
+
+def test_screens_then_nothing_overflows_and_nothing_keeps_people_out(
+    ling_serve, open_tab, look, window
+):
+    is_phone = window["width"] == SIZES["phone"][0]
+    tab = open_tab(ling_serve, **window)
     page = tab.open()
     page.get_by_role("button", name="Call a tool").wait_for()
-    assert page.locator("nav a").count() == len(SCREENS)
+    assert page.locator("nav a").count() == len(SCREENS["ling serve"])
     look(page, "first-visit")
     page.get_by_role("button", name="Call a tool").click()
     tab.wait_answer()
@@ -69,11 +81,11 @@ def test_screens_then_nothing_overflows_and_nothing_keeps_people_out(
     look(page, "code")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Compare").click()
-    if size == "phone":
+    if is_phone:
         page.get_by_role("button", name="Settings", exact=True).click()
     page.get_by_label("Tools, as JSON").fill("[{]")
     look(page, "compare-and-a-wrong-setting")
-    if size == "phone":
+    if is_phone:
         page.get_by_role("button", name="Settings", exact=True).click()
     look(page, "compare")
     page.get_by_role("link", name="Dashboard").click()
@@ -83,3 +95,66 @@ def test_screens_then_nothing_overflows_and_nothing_keeps_people_out(
     )
     expect(page.get_by_text("Sequences since the server started")).to_be_visible()
     look(page, "dashboard")
+    page.get_by_role("link", name="Evidence").click()
+    page.get_by_role("heading", name="Records").wait_for()
+    look(page, "evidence")
+
+
+def test_gateway_screens_then_nothing_overflows_and_nothing_keeps_people_out(
+    ling_gateway, open_tab, look, window
+):
+    for step in range(2):
+        messages = [{"role": "user", "content": "What is the weather in Lisbon? " * 20}]
+        if step:
+            call = {"id": "c", "type": "function"}
+            call["function"] = {"name": "get_weather", "arguments": "{}"}
+            messages += [
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c", "content": "21 degrees, sunny"},
+            ]
+        body = {"model": "ling-nano", "messages": messages, "max_tokens": 8}
+        ling_gateway.client.post(
+            "/v1/chat/completions", json={**body, "session_id": "a-session-of-an-agent"}
+        ).raise_for_status()
+    ling_gateway.client.post("/v1/chat/completions", json={**body, "model": "gone/model"})
+    tab = open_tab(ling_gateway.url, **window)
+    page = tab.open("usage")
+    page.locator("#key").wait_for()
+    look(page, "usage-key")
+    page.locator("#key").fill(ling_gateway.management_key)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="a-session-of-an-agent").first.click()
+    page.get_by_role("region", name="Steps", exact=True).wait_for()
+    look(page, "usage")
+    page.get_by_role("region", name="Bill").scroll_into_view_if_needed()
+    look(page, "usage-bill")
+    page.get_by_role("link", name="Routes").click()
+    page.get_by_role("region", name="Failures of Gone").wait_for()
+    look(page, "routes")
+    page.get_by_role("link", name="Playground").click()
+    page.locator("#key").fill(ling_gateway.key)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="No tool fits").click()
+    tab.wait_answer().get_by_text("Served by").wait_for()
+    look(page, "gateway-playground")
+
+
+def test_sandboxes_then_nothing_overflows_and_nothing_keeps_people_out(
+    ling_sandbox, open_tab, look, window
+):
+    key = SANDBOX_KEYS[0]
+    box = ling_sandbox.create(key, metadata={"session": "an agent's", "task": "plot " * 20})
+    box.run("echo hello; ls -la /; echo 'no such thing' >&2; exit 2")
+    tab = open_tab(ling_sandbox.url, **window)
+    page = tab.open("sandboxes")
+    page.locator("#key").fill(key)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name=box.id).click()
+    page.get_by_text("exit status 2").wait_for()
+    page.get_by_role("button", name="Kill", exact=True).click()
+    look(page, "sandboxes")
+    page.get_by_role("log").scroll_into_view_if_needed()
+    look(page, "sandbox-output")
+    page.get_by_role("button", name="Kill it").click()
+    page.get_by_text("None. What is made with this key").wait_for()
+    look(page, "no-sandbox")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 
 from lingflash.api.chat import route as chat
+from lingflash.api.code import route as containers
 from lingflash.api.completions import route as completions
 from lingflash.api.config import ServerConfig
 from lingflash.api.messages import route as messages
 from lingflash.api.plain import admin, models, tokenize
+from lingflash.api.plain.evidence import evidence_router
 from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState, state_of
 from lingflash.httpd.app import make_app
@@ -19,6 +22,7 @@ from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.page import install_page
 from lingflash.link.client import EngineClient
+from lingflash.protocol.containers import CodeToRun, NewContainer
 from lingflash.protocol.endpoint_fields import DETOKENIZE, ENDPOINT_FIELDS, TOKENIZE
 
 # Fields that the answers of an endpoint always have.
@@ -33,6 +37,10 @@ _ANSWERS = {
     "/v1/responses/{response_id}/input_items": ("object", "data", "has_more"),
     "/v1/messages": ("id", "type", "role", "model", "content", "stop_reason", "usage"),
     "/v1/messages/count_tokens": ("input_tokens",),
+    "/v1/containers": ("object",),
+    "/v1/containers/{container_id}": ("id", "object"),
+    "/v1/containers/{container_id}/files": ("object",),
+    "/v1/containers/{container_id}/files/{file_id}": ("id", "object"),
     "/v1/models": ("object", "data"),
     "/v1/models/{name}": ("id", "object", "created", "owned_by"),
     "/reset_prefix_cache": ("status", "blocks", "checkpoints"),
@@ -43,11 +51,16 @@ _ANSWERS = {
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
-def create_app(engine: EngineClient, config: ServerConfig | None = None) -> FastAPI:
+def create_app(
+    engine: EngineClient,
+    config: ServerConfig | None = None,
+    evidence: Mapping[str, Any] | None = None,
+) -> FastAPI:
     """Build the application around an engine, which may still be loading.
 
     Args:
         engine: whoever made it starts and stops it.
+        evidence: what `config.evidence` holds; whoever can read it is above this room.
 
     Returns:
         The application; `app.state.context` is its ServerState.
@@ -59,13 +72,23 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     app = make_app(ServerState(engine, config))
     app.include_router(health_router({"name": "lingflash", "api": "/v1"}, _while_ready))
     app.include_router(admin.router)
-    for module in (chat, completions, responses, messages, models, tokenize):
+    for module in (chat, completions, responses, containers, messages, models, tokenize):
         app.include_router(module.router, dependencies=[Depends(require_key)])
+    screens = ["playground", "dashboard"]
+    if evidence is not None:
+        screens.append("evidence")
+        app.include_router(evidence_router(evidence), dependencies=[Depends(require_key)])
     if config.has_page:
-        screens = ("playground", "dashboard")
-        install_page(app, "ling serve", screens, needs_key=bool(config.api_keys))
+        install_page(
+            app,
+            "ling serve",
+            screens,
+            needs_key=bool(config.api_keys),
+            features=["progress", "reports", "tokens", *(["code"] if config.sandbox else [])],
+        )
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
-    install_openapi(app, [e.model for e in endpoints], answers=_ANSWERS, streams=_STREAMS)
+    models_of_bodies = [*(e.model for e in endpoints), NewContainer, CodeToRun]
+    install_openapi(app, models_of_bodies, answers=_ANSWERS, streams=_STREAMS)
     return app
 
 

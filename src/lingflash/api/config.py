@@ -18,6 +18,7 @@ from lingflash.core.settings import (
     setting,
 )
 from lingflash.httpd.keys import KEY, is_loopback
+from lingflash.httpd.page import has_page
 
 _MIB = 2**20
 
@@ -79,6 +80,9 @@ class ServerConfig:
         bound=Bound(_is_origin, "* or an origin such as https://example.org, without a path"),
     )
     ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
+    evidence: Path | None = setting(
+        None, "Folder of records such as benchmarks/, for the page's screen of claims."
+    )
     max_connections: int = setting(
         10_000,
         "Open connections; beyond, or at the limit on open files, idle ones are closed.",
@@ -115,6 +119,21 @@ class ServerConfig:
     responses_max_age_s: float = setting(
         30 * 86400.0, "Stored responses that are older are dropped.", bound=above(0)
     )
+    sandbox: str | None = setting(
+        None,
+        "URL of `ling sandbox`, in which code_interpreter of /v1/responses runs.",
+        metavar="URL",
+    )
+    sandbox_key: str | None = setting(
+        None, "Key of that server, if it wants one.", bound=KEY, is_secret=True
+    )
+    sandbox_key_file: Path | None = setting(None, "File with that key, in one line.")
+    code_timeout_s: float = setting(
+        60.0, "The longest run of one piece of code.", bound=between(1, 86400)
+    )
+    max_containers_per_key: int = setting(
+        8, "Containers of one API key; the oldest automatic one makes room.", bound=at_least(1)
+    )
     unreadable_parts: str = setting(
         "refuse",
         "A picture, sound or PDF in the user's newest message: refuse, or note in its place.",
@@ -131,6 +150,9 @@ class ServerConfig:
             "admin_api_key",
             "a key that is no --api-key",
         )
+        for name in ("sandbox_key", "sandbox_key_file"):
+            is_used = self.sandbox is not None or getattr(self, name) is None
+            require(self, is_used, name, "beside --sandbox")
 
     @property
     def is_open(self) -> bool:
@@ -140,4 +162,4 @@ class ServerConfig:
     @property
     def has_page(self) -> bool:
         """Whether /ui is served."""
-        return is_loopback(self.host) if self.ui is None else self.ui
+        return has_page(self.ui, self.host)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
@@ -34,13 +36,17 @@ async def serve_engine(
     sock: socket.socket,
     *,
     on_ready: Callable[[ServerState], None] | None = None,
+    evidence: Mapping[str, Any] | None = None,
 ) -> None:
     """Start the engine, serve until a signal, drain, stop. While it loads, /ready says so.
+
+    Args:
+        evidence: what `config.evidence` holds.
 
     Raises:
         LingflashError: the engine could not start, or is gone for good.
     """
-    app = create_app(engine, config)
+    app = create_app(engine, config, evidence)
     state: ServerState = app.state.context
 
     def announce() -> None:
@@ -48,8 +54,12 @@ async def serve_engine(
         if on_ready is not None:
             on_ready(state)
 
+    looking = None if state.containers is None else asyncio.create_task(state.containers.look())
     try:
         await run_server(app, state, _EngineService(engine), sock, on_ready=announce)
     finally:
+        if looking is not None and state.containers is not None:
+            looking.cancel()
+            await state.containers.close()
         state.responses.close()
         state.grammars.close()

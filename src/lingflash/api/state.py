@@ -9,6 +9,7 @@ from fastapi import Request
 
 from lingflash.api.answer.call_store import CallStore
 from lingflash.api.answer.grammar_check import GrammarChecker
+from lingflash.api.code.containers import Containers
 from lingflash.api.config import ServerConfig
 from lingflash.api.responses.store import ResponseStore
 from lingflash.core.checkpoint_files import GenerationConfig, read_generation_config
@@ -17,6 +18,7 @@ from lingflash.core.metrics import ServerMetrics
 from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.limits import ConnectionLimits
 from lingflash.link.client import EngineClient
+from lingflash.link.sandbox_server import SandboxServer
 from lingflash.protocol.endpoint_fields import MESSAGES
 from lingflash.protocol.errors import OPENAI_ERRORS, ErrorDialect
 from lingflash.protocol.messages import ANTHROPIC_ERRORS
@@ -84,6 +86,14 @@ class ServerState(HttpContext):
         )
         # Responses that are being generated, by id.
         self.live_responses: dict[str, LiveResponse] = {}
+        # Where code that a model calls is run, if it is anywhere.
+        self.containers: Containers | None = None
+        if config.sandbox is not None:
+            self.containers = Containers(
+                SandboxServer(config.sandbox, config.sandbox_key),
+                max_per_owner=config.max_containers_per_key,
+                run_s=config.code_timeout_s,
+            )
         self.created = int(time.time())
 
     @property

@@ -18,7 +18,7 @@ from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
 from lingflash.cli.gateway import app as gateway_app
-from lingflash.cli.options import check_environment
+from lingflash.cli.options import check_environment, refuse_endless_numbers
 from lingflash.cli.report import report
 from lingflash.cli.sandbox import sandbox
 from lingflash.cli.serve import serve
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     check_environment(os.environ)
     command = typer.main.get_command(app)
+    refuse_endless_numbers(command)
     args = None if arguments is None else list(arguments)
     result = command.main(args=args, prog_name="ling", standalone_mode=False)
     return result if isinstance(result, int) else 0

@@ -11,6 +11,7 @@ import typer
 
 from lingflash.cli.options import takes_options
 from lingflash.core.config import EngineConfig
+from lingflash.core.processor import cpu_name, processor
 
 
 @takes_options(
@@ -55,17 +56,22 @@ def describe_machine() -> list[tuple[str, str]]:
     """Label and value of what matters on this machine."""
     from lingflash import __version__
 
+    cpu = processor()
     lines = [
         ("lingflash", __version__),
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("system", f"{platform.platform()}, {os.cpu_count()} cores"),
+        ("cpu", f"{cpu_name()}: {cpu.used} ({cpu.why})"),
         ("memory", _memory()),
     ]
     try:
         import torch
     except ImportError as error:
         return [*lines, ("torch", f"missing or broken: {error}")]
+    from lingflash.kernels.cpu.choice import describe_kernels
+
     lines.append(("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"))
+    lines += [("kernels", line) for line in describe_kernels()]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lingflash.gateway.config.load import GatewayConfig
     from lingflash.gateway.routing.catalog import Endpoint
     from lingflash.gateway.routing.plan import Plan
+    from lingflash.gateway.state import GatewayState
 
 app = typer.Typer(
     help="Keys, limits, routes and bills in front of `ling serve` and of vendors.",
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 
+_ADDRESS = ("host_name", "port_name")
 _DIALECTS = {
     "/chat/completions": "chat",
     "/completions": "completions",
@@ -40,6 +43,9 @@ def gateway(
     config: Annotated[
         Path, typer.Option("--config", metavar="FILE", help="The gateway's TOML file.")
     ] = Path("gateway.toml"),
+    ui: Annotated[
+        bool | None, typer.Option("--ui/--no-ui", help="The page at /ui; over the file's `ui`.")
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; SIGHUP reads the file again. See docs/gateway.md."""
     if context.invoked_subcommand is not None:
@@ -50,20 +56,31 @@ def gateway(
     from lingflash.gateway.accounts.service import open_accounts
     from lingflash.gateway.config.load import load_config
     from lingflash.gateway.server import serve_gateway
+    from lingflash.httpd.page import PAGE_PATH
     from lingflash.httpd.server import bind_socket
 
     def load() -> GatewayConfig:
         return load_config(config, os.environ)
 
     loaded = load()
+    if ui is not None:
+        loaded = replace(loaded, server=replace(loaded.server, ui=ui))
     server = loaded.server
     setup_logging(server.log_level)
-    with bind_socket(server.host, server.port) as sock:
+    names = {name: f"{config}: server.{name.removesuffix('_name')}" for name in _ADDRESS}
+    with bind_socket(server.host, server.port, **names) as sock:
         host, port = sock.getsockname()[:2]
 
         async def run() -> None:
             accounts = await open_accounts(loaded.accounts, os.environ, config.parent)
             shown = f"[{host}]" if ":" in host else host
+            url = f"http://{shown}:{port}"
+
+            def announce(_: GatewayState) -> None:
+                if server.has_page:
+                    tell(f"the page is on {url}{PAGE_PATH}")
+                tell(f"gateway to {', '.join(loaded.upstreams)} on {url}/v1 and /api/v1")
+
             await serve_gateway(
                 loaded,
                 accounts,
@@ -71,10 +88,7 @@ def gateway(
                 close=accounts.close,
                 reload=load,
                 routers=(accounts_router(accounts),),
-                on_ready=lambda _: tell(
-                    f"gateway to {', '.join(loaded.upstreams)} on http://{shown}:{port}/v1 "
-                    f"and /api/v1"
-                ),
+                on_ready=announce,
             )
 
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:

@@ -18,15 +18,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from lingflash.api.config import ServerConfig
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.errors import ConfigError
+from lingflash.core.processor import CpuSettings, choose_processor
 from lingflash.core.settings import PREFIX, Setting, nearest, settings_of
 from lingflash.sandbox.config import SandboxConfig
 
-SETTINGS = (EngineConfig, ServerConfig, SandboxConfig)
-"""The classes whose settings are options of some command and variables of the environment."""
+SETTINGS = (EngineConfig, ServerConfig, SandboxConfig, CpuSettings)
+"""The classes whose settings are variables of the environment, and options of some command."""
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
-    """Refuse variables that begin with LINGFLASH_ and mean nothing, and keys that are none.
+    """Refuse variables that begin with LINGFLASH_ and mean nothing here, and keys that are none.
 
     A misspelt setting that does nothing is worse than a refused start, and so is a secret that was
     never filled in: without its key the server would serve everybody.
@@ -36,7 +37,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
 
     Raises:
         ConfigError: one is unknown; the message names it and the closest known one. Or one that is
-            for a key is set and holds none.
+            for a key is set and holds none. Or this processor has not the class of kernels.
     """
     known = {each.variable: each for cls in SETTINGS for each in settings_of(cls).values()}
     for name in sorted(environ):
@@ -52,6 +53,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
                 "Unset it, or see `ling serve --help` for those that are.",
                 param=name,
             )
+    choose_processor(environ)
 
 
 def takes_options(**only: Collection[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -126,13 +128,31 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     )
 
 
+def refuse_endless_numbers(command: Any) -> None:
+    """Let no option of a command, or of those below it, be nan or inf.
+
+    Args:
+        command: what typer makes of an app.
+    """
+    for each in command.params:
+        each.callback = functools.partial(_finite, each.callback)
+    for below in getattr(command, "commands", {}).values():
+        refuse_endless_numbers(below)
+
+
+def _finite(callback: Callable[..., Any] | None, context: Any, option: Any, value: Any) -> Any:
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(each, float) and not math.isfinite(each) for each in numbers):
+        shown = ", ".join(map(str, numbers))
+        raise ConfigError(f"{option.opts[0]} is {shown}; allowed: a number that is finite.")
+    return value if callback is None else callback(context, option, value)
+
+
 def _read(setting: Setting, typed: Any) -> Any:
     """The field's value from what was typed."""
     if setting.parse is not None:
         return setting.parse(typed)
     if setting.unit != 1:
-        if not math.isfinite(typed):
-            raise ConfigError(f"{setting.flag} is {typed}; allowed: a number that is finite.")
         return int(typed * setting.unit)
     return tuple(typed) if isinstance(typed, list) else typed
 

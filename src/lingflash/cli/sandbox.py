@@ -25,6 +25,7 @@ def sandbox(config: SandboxConfig) -> None:
     # Late: these take longer to import than `ling --help` may take in all.
     from lingflash.core.log import setup_logging, tell
     from lingflash.httpd.keys import with_keys_of_file
+    from lingflash.httpd.page import PAGE_PATH
     from lingflash.httpd.server import bind_socket
     from lingflash.sandbox import cgroup
     from lingflash.sandbox.app import create_app, serve
@@ -33,8 +34,10 @@ def sandbox(config: SandboxConfig) -> None:
 
     setup_logging(config.log_level)
     check_user(config.user)
-    find_bwrap()
-    interpreter = find_interpreter(config.python)
+    is_here = config.backend == "bwrap"
+    if is_here:
+        find_bwrap()
+    interpreter = find_interpreter(config.python, needs_kernel=is_here)
     config = with_keys_of_file(config)
     if config.is_open:
         raise ConfigError(
@@ -48,17 +51,23 @@ def sandbox(config: SandboxConfig) -> None:
         if os.getuid() == 0:
             assert config.user is not None
             entry = pwd.getpwnam(config.user)
-            cgroup.give(entry.pw_uid, entry.pw_gid)
+            if is_here:
+                cgroup.give(entry.pw_uid, entry.pw_gid)
             become(config.user, interpreter.folders)
-        groups = _cgroups(config)
+        groups = _cgroups(config) if is_here else None
         app = create_app(config, interpreter, groups)
         host, port = socks[0].getsockname()[:2]
 
         def announce() -> None:
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            languages = ", ".join(sorted(app.state.context.manager.languages))
-            memory = f"cgroup v{groups.version}" if groups else "rlimits and a watchdog"
-            tell(f"walls hold; memory by {memory}; languages: {languages}; user {own_name()}")
+            if is_here:
+                languages = ", ".join(sorted(app.state.context.manager.languages))
+                memory = f"cgroup v{groups.version}" if groups else "rlimits and a watchdog"
+                tell(f"walls hold; memory by {memory}; languages: {languages}; user {own_name()}")
+            else:
+                tell(f"sandboxes at {config.remote}; user {own_name()}")
+            if config.has_page:
+                tell(f"the page is on {url}{PAGE_PATH}")
             tell(f"serving sandboxes on {url}; for E2B's SDKs:")
             tell(f"  export E2B_API_URL={url} E2B_SANDBOX_URL={url} E2B_API_KEY=e2b_KEY")
 
@@ -71,10 +80,13 @@ def _cgroups(config: SandboxConfig) -> Cgroups | None:
 
     cgroup.sweep()
     groups = None if config.cgroups == "off" else cgroup.prepare()
-    if groups is None and config.cgroups == "require":
+    needed_for = "--cgroups require" if config.cgroups == "require" else None
+    if config.cpu_s_per_key is not None:
+        needed_for = "--cpu-s-per-key"
+    if groups is None and needed_for is not None:
         raise ConfigError(
-            "--cgroups require, but none can be made here. Start it by `systemd-run --user --scope "
-            "-p Delegate=yes ling sandbox`, or as root with --user.",
+            f"{needed_for} needs cgroups, and none can be made here. Start it by "
+            "`systemd-run --user --scope -p Delegate=yes ling sandbox`, or as root with --user.",
             param="cgroups",
         )
     return groups

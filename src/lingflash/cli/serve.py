@@ -11,9 +11,10 @@ import typer
 
 from lingflash.api.config import ServerConfig
 from lingflash.cli.options import LoadingBar, new_event_loop, served_name, takes_options
+from lingflash.cli.report import read_evidence
 from lingflash.core.config import BUNDLED_MODEL, EngineConfig
 from lingflash.core.extras import require_engine
-from lingflash.httpd.keys import with_keys_of_file
+from lingflash.httpd.keys import keys_of_file, with_keys_of_file
 
 if TYPE_CHECKING:
     from lingflash.api.state import ServerState
@@ -32,6 +33,9 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
         name = served_name(engine_config.model)
         config = dataclasses.replace(config, served_model_names=(name,))
     config = with_keys_of_file(config)
+    if config.sandbox_key_file is not None:
+        key = keys_of_file(config.sandbox_key_file, "--sandbox-key-file")[0]
+        config = dataclasses.replace(config, sandbox_key=key)
     # Late: these take longer to import than `ling --help` may take in all.
     from lingflash.api.server import serve_engine
     from lingflash.core.hub import resolve_model
@@ -41,6 +45,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
     from lingflash.link.ipc import IpcEngineClient
 
     setup_logging(config.log_level)
+    evidence = None if config.evidence is None else read_evidence(config.evidence)
     with bind_socket(config.host, config.port) as sock:
         if config.is_open:
             hint = "anybody who reaches it is served; see --api-key"
@@ -68,7 +73,7 @@ def serve(context: typer.Context, config: ServerConfig, engine_config: EngineCon
                     bar.update,
                     config.engine_hang_timeout_s,
                 )
-                await serve_engine(engine, config, sock, on_ready=announce)
+                await serve_engine(engine, config, sock, on_ready=announce, evidence=evidence)
 
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             runner.run(run())

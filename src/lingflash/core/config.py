@@ -109,11 +109,11 @@ class EngineConfig:
     max_num_seqs: int = setting(64, "Sequences that run at once.", bound=between(1, 4096))
     max_num_batched_tokens: int = setting(2048, "Tokens computed in one step.")
     # Of 64 a CPU computes a prompt in half as long again as of 2048; a GPU would read all weights
-    # for them.
+    # for them. A sequence that decodes costs a CPU as much as four tokens of a prompt.
     max_num_shared_tokens: int | None = setting(
         None,
-        "Of those, tokens of prompts while several keys are served; 64 on a CPU and no fewer than "
-        "alone on a GPU, if left out.",
+        "Of those, tokens of prompts while several keys are served, and four times the sequences "
+        "that decode; 64 on a CPU and no fewer than alone on a GPU, if left out.",
         bound=at_least(1),
     )
     max_num_waiting: int = setting(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
@@ -43,6 +44,9 @@ class Bound:
     text: str
 
     def holds(self, value: Any) -> bool:
+        """Whether a value is allowed; a number that is not finite never is."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
         try:
             return self.test(value)
         except TypeError:
@@ -166,7 +170,8 @@ def require(config: Any, ok: bool, name: str, allowed: str) -> None:
 
 
 def _refused(setting: Setting, value: Any, allowed: str) -> ConfigError:
-    given = "..." if setting.is_secret else setting.as_typed(value)
+    is_hidden = setting.is_secret and value is not None
+    given = "..." if is_hidden else setting.as_typed(value)
     return ConfigError(
         f"{setting.flag} is {given!r}; allowed: {allowed}.",
         param=setting.flag.lstrip("-").replace("-", "_"),

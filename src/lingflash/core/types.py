@@ -321,6 +321,21 @@ class PromptProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CodeUsage:
+    """What the code took that a server ran for an answer.
+
+    Args:
+        calls: that were run.
+        seconds: that it ran, in all calls together.
+        output_bytes: of text and images that it gave.
+    """
+
+    calls: int
+    seconds: float
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Tokens of one answer; its writer puts them into the words of its dialect.
 
@@ -331,6 +346,8 @@ class Usage:
         reasoning_tokens: of those, thinking; None where it is not looked for.
         drafts: guesses that were accepted and rejected; None from an engine that makes none.
         cache_reports: per prompt the tokens found in the cache and why not more, if asked for.
+        cache_write_tokens: of the prompts', those that a vendor wrote to a cache and bills so.
+        code: what was run for it; None where nothing could be.
     """
 
     prompt_tokens: int
@@ -339,6 +356,8 @@ class Usage:
     reasoning_tokens: int | None = None
     drafts: tuple[int, int] | None = None
     cache_reports: tuple[tuple[int, CacheReport], ...] | None = None
+    cache_write_tokens: int = 0
+    code: CodeUsage | None = None
 
     @property
     def total_tokens(self) -> int:

@@ -47,6 +47,22 @@ def eval_command(
     judge_key: Annotated[
         str | None, typer.Option("--judge-key", envvar="JUDGE_API_KEY", help="Key of --judge-url.")
     ] = None,
+    user_url: Annotated[
+        str | None, typer.Option("--user-url", help="Of who plays the user; --base-url if none.")
+    ] = None,
+    user_model: Annotated[
+        str | None, typer.Option("--user-model", help="Its name; --model if none.")
+    ] = None,
+    user_key: Annotated[
+        str | None, typer.Option("--user-key", envvar="USER_API_KEY", help="Key of --user-url.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=1, help="Tokens of each prompt of ruler.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="The model's folder or tokenizer.json, for ruler."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Items, taken from all categories alike.")
     ] = None,

@@ -204,8 +204,8 @@ class Endpoint:
         fields = {
             "messages": list(messages),
             **({"tools": list(tools)} if tools else {}),
-            **self.asking.fields(),
             **more,
+            **self.asking.fields(),  # a flag has the last word
             "stream": True,
             "stream_options": {"include_usage": True},
         }

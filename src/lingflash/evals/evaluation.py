@@ -43,7 +43,7 @@ class Evaluation:
         Raises:
             LingflashError: it cannot begin, or not go on.
         """
-        record = Record("eval", self.record, self.allow_dirty)
+        record = Record("eval", self.record, self.allow_dirty, flag="--record")
         endpoint = Endpoint(self.address, self.asking, self.concurrency)
         await endpoint.check(needs_tools=self.task.needs_tools)
         try:

@@ -6,20 +6,25 @@ not computed: most of its weight lies on parts that are not here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lingflash.evals.summary import Group
 
-# Parts and the tasks that are they.
-HERE = {"IFBench": "ifbench", "AA-LCR": "aa-lcr"}
+# Parts, the tasks that are they, and what of Choice makes them that.
+HERE: dict[str, tuple[str, dict[str, Any]]] = {
+    "IFBench": ("ifbench", {}),
+    "AA-LCR": ("aa-lcr", {}),
+    "tau2-Bench Telecom": ("tau2", {"categories": ("telecom",)}),
+}
 FROM_FILE = "GPQA Diamond"
 MISSING = {
     FROM_FILE: "its data are not public; give its file: ling eval index gpqa_diamond.csv",
     "Terminal-Bench Hard": "needs containers and their images",
-    "tau2-Bench Telecom": "no task of ling eval yet",
     "SciCode": "its data are in no package",
     "AA-Omniscience": "its questions are not public",
     "Humanity's Last Exam": "its data are not public",
@@ -56,6 +61,7 @@ def print_index(model: str, parts: Mapping[str, Group]) -> None:
     console.print("The index is not computed without them.")
 
 
-def index_tasks(has_file: bool) -> Sequence[tuple[str, str]]:
-    """Part and task, in the order in which they are run."""
-    return [*HERE.items(), *([(FROM_FILE, "file")] if has_file else [])]
+def index_tasks(file: Path | None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Task of each part, and what makes it that, in the order in which they are run."""
+    own = {} if file is None else {FROM_FILE: ("file", {"file": file, "kind": "choice"})}
+    return HERE | own

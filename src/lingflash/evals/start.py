@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from rich.table import Table
 from lingflash.core.errors import ConfigError
 from lingflash.evals.endpoint import Asking
 from lingflash.evals.evaluation import Evaluation
+from lingflash.evals.helper import Helper
 from lingflash.evals.index import index_tasks, print_index
-from lingflash.evals.judge import Judge
 from lingflash.evals.summary import Price
 from lingflash.evals.tasks.table import IMPOSSIBLE, TASKS, Choice, make_task
 from lingflash.link.http_client import Address
@@ -33,6 +34,11 @@ def start(
     judge_url: str | None,
     judge_model: str | None,
     judge_key: str | None,
+    user_url: str | None,
+    user_model: str | None,
+    user_key: str | None,
+    length: int | None,
+    tokenizer: str | None,
     limit: int | None,
     concurrency: int,
     temperature: float | None,
@@ -56,29 +62,30 @@ def start(
     if price is not None and min(price) < 0:
         raise ConfigError(f"--price is {price}; allowed: 0 or more.", param="price")
     address = Address.parse_any(base_url, _key(api_key), "--base-url")
-    judging = address
-    if judge_url is not None:
-        judging = Address.parse_any(judge_url, _key(judge_key), "--judge-url")
-    is_judged = judge_url is None and judge_model in (None, model)
+    asking = Asking(
+        model=model,
+        temperature=None if temperature is None or temperature < 0 else temperature,
+        seed=seed,
+        max_tokens=max_tokens,
+        thinking=thinking,
+        timeout_s=timeout_s,
+        patience_s=patience_s,
+    )
+    helper = partial(_helper, address, asking, concurrency)
     choice = partial(
         Choice,
         categories=categories or (),
         sandbox_url=sandbox_url,
         sandbox_key=_key(sandbox_key),
-        judge=Judge(judging, judge_model or model, is_judged=is_judged),
+        length=length,
+        tokenizer=tokenizer,
+        judge=helper("--judge-url", judge_url, judge_model, judge_key),
+        user=helper("--user-url", user_url, user_model, user_key),
     )
     evaluation = partial(
         Evaluation,
         address=address,
-        asking=Asking(
-            model=model,
-            temperature=None if temperature is None or temperature < 0 else temperature,
-            seed=seed,
-            max_tokens=max_tokens,
-            thinking=thinking,
-            timeout_s=timeout_s,
-            patience_s=patience_s,
-        ),
+        asking=asking,
         concurrency=concurrency,
         limit=limit,
         price=None if price is None else Price(*price),
@@ -97,11 +104,30 @@ def start(
                 param=flag.lstrip("-"),
             )
     found = {}
-    for part, name in index_tasks(file is not None):
-        own = choice(file=file, kind="choice") if name == "file" else choice()
+    for part, (name, more) in index_tasks(file).items():
+        # Who helps one part is not wanted by the others.
+        unwanted = {who: None for who in ("judge", "user") if who not in TASKS[name].options}
+        own = replace(choice(**more), **unwanted)
         found[part] = asyncio.run(evaluation(task=make_task(name, own)).measure())
     print_index(model, {part: group for part, (_, group) in found.items()})
     return all(is_whole for is_whole, _ in found.values())
+
+
+def _helper(
+    address: Address,
+    asking: Asking,
+    concurrency: int,
+    flag: str,
+    url: str | None,
+    model: str | None,
+    key: str | None,
+) -> Helper:
+    """Who judges, or plays the user: the model itself, asked as it is, unless another is named."""
+    if url is None and model in (None, asking.model):
+        return Helper(address, asking, concurrency, is_tested=True)
+    place = address if url is None else Address.parse_any(url, _key(key), flag)
+    own = Asking(model=model or asking.model, temperature=0.0)
+    return Helper(place, own, concurrency, is_tested=False)
 
 
 def _key(given: str | None) -> str | None:

@@ -68,7 +68,7 @@ class Ask(Protocol):
         """The answer.
 
         Args:
-            fields: further ones of the request.
+            fields: further ones of the request; a flag of the command line is stronger.
 
         Raises:
             Refused: the server will not answer this one.

@@ -15,9 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from lingflash.core.errors import NotAllowedError
 from lingflash.core.types import Usage
 
 PICO_PER_USD = 10**12
+MAX_PICO = 10**6 * PICO_PER_USD
+"""A million dollars: more is no answer's cost, no budget, and no reservation of a budget together.
+The database holds nine times as much."""
 
 Dialect = Literal["chat", "completions", "responses", "messages"]
 # completed: the answer is whole. cancelled: the client left. failed: no endpoint gave an answer, or
@@ -35,22 +39,31 @@ class Price:
     prompt: int = 0
     completion: int = 0
     cache_read: int = 0
+    cache_write: int = 0
     request: int = 0
 
     def cost(self, usage: Usage) -> Cost:
-        """What an answer costs; cached tokens are paid at `cache_read`."""
-        new = usage.prompt_tokens - usage.cached_tokens
-        prompt = new * self.prompt + usage.cached_tokens * self.cache_read + self.request
+        """What an answer costs; tokens read from a cache or written to one have their own price."""
+        cached, written = usage.cached_tokens, usage.cache_write_tokens
+        full = usage.prompt_tokens * self.prompt
+        saving = cached * (self.prompt - self.cache_read)
+        saving += written * (self.prompt - self.cache_write)
+        # Counts are what an upstream says; whatever that is, the database must take it.
         return Cost(
-            prompt=prompt,
-            completion=usage.completion_tokens * self.completion,
-            cache_saving=usage.cached_tokens * (self.prompt - self.cache_read),
+            prompt=min(full - saving + self.request, MAX_PICO),
+            completion=min(usage.completion_tokens * self.completion, MAX_PICO),
+            cache_saving=max(-MAX_PICO, min(saving, MAX_PICO)),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Pico-dollars of one answer; `cache_saving` is what the cached tokens would have cost more."""
+    """Pico-dollars of one answer.
+
+    Args:
+        cache_saving: what the prompt would have cost more without a cache; below 0 where writing
+            to the cache was dearer than what was read from it saved.
+    """
 
     prompt: int = 0
     completion: int = 0
@@ -95,6 +108,21 @@ class ProviderKey:
     secret: str = field(repr=False)
     is_fallback: bool = False
     is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """Where a stored response is, and whose it is.
+
+    Args:
+        endpoint: has it, at its `replica` and under the key `byok_id`, as End has them.
+    """
+
+    endpoint: str
+    replica: str | None
+    byok_id: str | None
+    key_hash: str
+    session_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +236,8 @@ class End:
         usage: None where nothing came that is to be paid.
         cost: what the caller pays the house. upstream_cost: what the house or, with a brought key,
             the caller pays the vendor.
-        byok_id: the stored key that served, or "inline".
+        byok_id: the stored key that served, or "inline"; None for the house's.
+        response_id: by which a later request can go on from the answer, or ask for it.
         wire: what an answer's `generation` row shows beside, such as finish_reason.
     """
 
@@ -225,6 +254,7 @@ class End:
     cost: Cost = Cost()
     upstream_cost: Cost = Cost()
     byok_id: str | None = None
+    response_id: str | None = None
     ttft_ms: int | None = None
     duration_ms: int = 0
     wire: Mapping[str, Any] = field(default_factory=dict)
@@ -285,8 +315,32 @@ class Accounts(Protocol):
         """
         ...
 
-    async def provider_keys(
-        self, caller: Caller, provider: str, model: str
-    ) -> Sequence[ProviderKey]:
-        """Stored keys that may serve this model there for this caller, in their order."""
+    async def home_of(self, caller: Caller, response_id: str) -> Home | None:
+        """Where a stored response is: the caller's own, else another's of the same id, if any."""
         ...
+
+    async def provider_keys(
+        self, caller: Caller, provider: str, names: Sequence[str]
+    ) -> Sequence[ProviderKey]:
+        """Stored keys that may serve a model there for this caller, in their order.
+
+        Args:
+            names: everything that the model is called; a key may be for any of them.
+        """
+        ...
+
+    async def pins(self) -> Mapping[str, int]:
+        """By endpoint, how many sessions would go on there now."""
+        ...
+
+
+def require_management(caller: Caller) -> None:
+    """Let management keys pass.
+
+    Raises:
+        NotAllowedError: it is an ordinary one.
+    """
+    if not caller.is_management:
+        raise NotAllowedError(
+            "This needs a management key; `ling gateway keys create --management` makes one."
+        )

@@ -10,11 +10,12 @@ from fastapi import APIRouter, FastAPI, Request
 
 from lingflash.gateway.accounting import Accounts
 from lingflash.gateway.config.load import GatewayConfig
-from lingflash.gateway.routes import catalogue, inference
+from lingflash.gateway.routes import catalogue, inference, routing
 from lingflash.gateway.state import GatewayState, state_of
 from lingflash.httpd.app import make_app
 from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
+from lingflash.httpd.page import install_page
 
 _STREAMS = tuple(
     prefix + path
@@ -32,10 +33,18 @@ def create_gateway_app(
         accounts: whoever made them closes them.
         routers: of the accounts' own endpoints.
     """
-    app = make_app(GatewayState(config, accounts))
+    app = make_app(GatewayState(config, accounts), inference.DIRECT)
     health = health_router({"name": "lingflash gateway", "api": ["/v1", "/api/v1"]}, _while_ready)
-    for router in (health, inference.router, *routers, catalogue.router):
+    for router in (health, inference.router, *routers, catalogue.router, routing.router):
         app.include_router(router)
+    if config.server.has_page:
+        install_page(
+            app,
+            "ling gateway",
+            ("playground", "usage", "routes"),
+            needs_key=True,
+            features=("accounts",),
+        )
     install_openapi(app, streams=_STREAMS)
     return app
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
 
 from fastapi import Request
 
@@ -17,6 +15,7 @@ from lingflash.gateway.config.load import GatewayConfig
 from lingflash.gateway.dialects import error_dialect_of
 from lingflash.gateway.directory.watches import Watches
 from lingflash.gateway.metrics import GatewayMetrics
+from lingflash.gateway.outcomes import Outcomes
 from lingflash.gateway.replicas import Replicas
 from lingflash.gateway.routing.breaker import Breakers
 from lingflash.gateway.routing.measurements import Measurements
@@ -26,23 +25,11 @@ from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.limits import ConnectionLimits
 from lingflash.link.connection_pool import ConnectionPool
 
-_MAX_HOMES = 100_000
 # An upstream without a ready replica is one that rests for so long, as far as a client is told.
 _NO_REPLICA_S = 1.0
 # A key that was stored is used after so long at the latest; one that is deleted, never again.
 _KEYLESS_S = 1.0
 _MAX_KEYLESS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """Where a stored response is, and whose it is."""
-
-    endpoint: str
-    key_id: str
-    replica: str | None
-    key_hash: str
-    session_id: str
 
 
 class GatewayState(HttpContext):
@@ -64,6 +51,7 @@ class GatewayState(HttpContext):
             self.metrics,
             api_keys=() if config.metrics_key is None else (config.metrics_key,),
             max_body_bytes=int(server.max_body_mb * 2**20),
+            max_body_name="server.max_body_mb",
             drain_timeout_s=server.drain_timeout_s,
             cors_origins=server.cors_origins,
             connections=ConnectionLimits(max_connections=server.max_connections),
@@ -74,10 +62,10 @@ class GatewayState(HttpContext):
         self.breakers = Breakers(config.breaker)
         self.replicas = Replicas(lambda: self.config.upstreams, self.watches, self.breakers)
         self.measurements = Measurements()
+        self.outcomes = Outcomes()
         self.pool = ConnectionPool()
         self.telemetry = telemetry.connect() if server.opentelemetry else None
         self._keyless: dict[tuple[str, str, str], float] = {}
-        self._homes: OrderedDict[str, Home] = OrderedDict()
         # Brought keys are told apart by digests that mean nothing outside of this process.
         self._salt = secrets.token_bytes(16)
 
@@ -130,23 +118,6 @@ class GatewayState(HttpContext):
         if len(self._keyless) >= _MAX_KEYLESS:
             self._keyless.clear()
         self._keyless[caller.key_hash, provider, model] = time.monotonic() + _KEYLESS_S
-
-    def keep_home(self, response_id: str, home: Home) -> None:
-        """Remember where a response is stored."""
-        self._homes[response_id] = home
-        self._homes.move_to_end(response_id)
-        if len(self._homes) > _MAX_HOMES:
-            self._homes.popitem(last=False)
-
-    def is_anothers(self, response_id: str, caller: Caller) -> bool:
-        """Whether a stored response is known to be of another key."""
-        home = self._homes.get(response_id)
-        return home is not None and home.key_hash != caller.key_hash
-
-    def home_of(self, response_id: str, caller: Caller) -> Home | None:
-        """Where a response of this caller's is stored, if this process relayed it."""
-        home = self._homes.get(response_id)
-        return home if home is not None and home.key_hash == caller.key_hash else None
 
 
 def state_of(request: Request) -> GatewayState:

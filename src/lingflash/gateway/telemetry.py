@@ -139,6 +139,7 @@ def _of_span(start: Start, end: End) -> dict[str, Any]:
         found["gen_ai.usage.input_tokens"] = usage.prompt_tokens
         found["gen_ai.usage.output_tokens"] = usage.completion_tokens
         found["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
+        found["gen_ai.usage.cache_creation.input_tokens"] = usage.cache_write_tokens
         if usage.reasoning_tokens is not None:
             found["gen_ai.usage.reasoning.output_tokens"] = usage.reasoning_tokens
     return found

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from lingflash.core.errors import InvalidRequestError, LingflashError
 from lingflash.httpd.body import json_response
 from lingflash.httpd.client_gone import ClientGone
 from lingflash.httpd.context import HttpContext, context_of
+from lingflash.httpd.direct import DirectRoutes, Endpoint
 from lingflash.httpd.error_map import envelope, headers_of, http_error, status_envelope
 from lingflash.httpd.middleware import RequestContextMiddleware
 
 
-def make_app(context: HttpContext) -> FastAPI:
-    """An application without routes; `app.state.context` is its context."""
+def make_app(context: HttpContext, direct: Mapping[str, Endpoint] | None = None) -> FastAPI:
+    """An application without routes; `app.state.context` is its context.
+
+    Args:
+        direct: routes that are to be added, whose POST goes past the framework.
+    """
     # The documentation pages would load scripts from elsewhere; `install_openapi` has the document.
     app = FastAPI(
         title="lingflash",
@@ -25,6 +33,13 @@ def make_app(context: HttpContext) -> FastAPI:
         redirect_slashes=False,  # the middleware takes the slash away
     )
     app.state.context = context
+    handlers = {
+        LingflashError: _on_lingflash_error,
+        RecursionError: _on_recursion_error,
+        ClientGone: _on_client_gone,
+    }
+    if direct:
+        app.add_middleware(DirectRoutes, routes=direct, handlers=handlers)
     if context.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -34,10 +49,8 @@ def make_app(context: HttpContext) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(RequestContextMiddleware, context=context)
-    app.add_exception_handler(LingflashError, _on_lingflash_error)
-    app.add_exception_handler(RecursionError, _on_recursion_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientGone, _on_client_gone)
+    for kind, handler in {**handlers, HTTPException: _on_http_exception}.items():
+        app.add_exception_handler(kind, handler)
     return app
 
 
@@ -61,13 +74,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     # Starlette raises these for unknown paths and methods.
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
+    headers = dict(error.headers or {})
     if error.status_code == 404:
         message, code = (
             f"There is no {path} here; see /openapi.json for what there is.",
             "not_found",
         )
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _methods_of(request)
+        headers["Allow"] = allowed
         message = f"{path} does not take {method}; allowed: {allowed}."
         code = "method_not_allowed"
     else:
@@ -76,8 +91,22 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return json_response(
         status_envelope(error.status_code, message, code, dialect),
         status=error.status_code,
-        headers=dict(error.headers or {}),
+        headers=headers,
     )
+
+
+def _methods_of(request: Request) -> str:
+    """What a path takes; Starlette's error tells of the first of its routes alone."""
+    routes = request.app.routes
+    scopes = [(method, {**request.scope, "method": method}) for method in _METHODS]
+    return ", ".join(
+        method
+        for method, scope in scopes
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    )
+
+
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:

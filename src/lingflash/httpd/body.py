@@ -6,13 +6,16 @@ import asyncio
 import codecs
 import contextlib
 import ctypes
+import json
 import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 import pydantic
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
 from lingflash.core.errors import (
@@ -20,7 +23,7 @@ from lingflash.core.errors import (
     RequestTooLargeError,
     UnsupportedMediaError,
 )
-from lingflash.httpd.context import context_of
+from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.json_shape import Shape, deep_field, exceeded
 from lingflash.protocol.fields import Dropped, FieldTable, parse_request
 from lingflash.protocol.unicode import replace_escaped_surrogates
@@ -66,27 +69,70 @@ async def read_json(request: Request) -> tuple[bytes, Any]:
         InvalidRequestError: it is no JSON.
         RequestTooLargeError: it is over the limit.
     """
-    max_bytes = context_of(request).max_body_bytes
+    whole = await read_body(request)
+    if len(whole) < _LARGE_BYTES:
+        return whole, decode_json(whole)
+    request.state.was_large = True
+    return whole, await asyncio.to_thread(decode_json, whole)
+
+
+async def read_body(request: Request) -> bytes:
+    """Read the body of a request, unpacked; its size is checked while it arrives.
+
+    Raises:
+        InvalidRequestError: it did not arrive, or cannot be unpacked.
+        RequestTooLargeError: it is over the limit.
+    """
+    context = context_of(request)
+    max_bytes = context.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
+        raise _too_large(context)
     unpack = _unpacker(request.headers.get("content-encoding", ""), max_bytes)
     body = bytearray()
     try:
         async for part in request.stream():
             body += unpack(part)
             if len(body) > max_bytes:
-                raise _too_large(max_bytes)
+                raise _too_large(context)
     except ClientDisconnect:
         raise InvalidRequestError("The request body did not arrive.") from None
     except zlib.error as error:
         raise InvalidRequestError(f"The body is not what content-encoding says: {error}.") from None
     request.state.num_body_bytes = len(body)
-    whole = bytes(body)
-    if len(whole) < _LARGE_BYTES:
-        return whole, decode_json(whole)
-    request.state.was_large = True
-    return whole, await asyncio.to_thread(decode_json, whole)
+    return bytes(body)
+
+
+async def read_form_file(request: Request, name: str) -> tuple[str, bytes]:
+    """The one file of a form: its name, and its bytes.
+
+    Args:
+        name: of its field.
+
+    Raises:
+        InvalidRequestError: the body is no form, or has no such file.
+        RequestTooLargeError: it is over the limit.
+    """
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise InvalidRequestError(
+            f"A form (multipart/form-data) with the file {name!r} is needed.", param=name
+        )
+    whole = await read_body(request)
+
+    async def again() -> dict[str, Any]:
+        return {"type": "http.request", "body": whole, "more_body": False}
+
+    try:
+        form = await Request({**request.scope, "app": None}, again).form(max_files=1, max_fields=8)
+    except (MultiPartException, HTTPException) as error:
+        why = getattr(error, "message", None) or getattr(error, "detail", "")
+        raise InvalidRequestError(f"The form cannot be read: {why}") from None
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(form.close)
+        file = form.get(name)
+        if not isinstance(file, UploadFile):
+            raise InvalidRequestError(f"The form has no file {name!r}.", param=name)
+        return file.filename or "", await file.read()
 
 
 def give_memory_back() -> None:
@@ -144,18 +190,27 @@ def _decoded(body: bytes) -> Any:
         return msgspec.json.decode(repaired)
 
 
+def encode_json(value: Any) -> bytes:
+    """JSON of a value; half surrogates in it, as names of files may have them, become U+FFFD."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return replace_escaped_surrogates(json.dumps(value)).encode()
+
+
 def json_response(
     value: Any, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     return Response(
-        msgspec.json.encode(value),
+        encode_json(value),
         status_code=status,
         headers=headers,
         media_type="application/json",
     )
 
 
-def _too_large(max_bytes: int) -> RequestTooLargeError:
+def _too_large(context: HttpContext) -> RequestTooLargeError:
     return RequestTooLargeError(
-        f"The request body is over {max_bytes} bytes; send less, or raise --max-body-mb."
+        f"The request body is over {context.max_body_bytes} bytes; send less, or raise "
+        f"{context.max_body_name}."
     )

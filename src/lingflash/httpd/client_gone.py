@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -21,6 +21,7 @@ async def until_client_gone(
     *,
     is_stalled: Callable[[], bool] | None = None,
     check_every_s: float | None = None,
+    on_check: Callable[[], Awaitable[None]] | None = None,
 ) -> T:
     """Run something, but stop it as soon as the client closes the connection.
 
@@ -29,6 +30,7 @@ async def until_client_gone(
         receive: the connection's ASGI channel, its body already read.
         is_stalled: asked now and then; True counts as gone.
         check_every_s: how often to ask.
+        on_check: is done as often, while the work goes on.
 
     Raises:
         ClientGone: the client was first.
@@ -47,6 +49,8 @@ async def until_client_gone(
             )
             if not task.done() and (gone.done() or (is_stalled is not None and is_stalled())):
                 raise ClientGone
+            if on_check is not None and not task.done():
+                await on_check()
         return task.result()
     finally:
         gone.cancel()

@@ -18,6 +18,7 @@ class HttpContext:
     Args:
         api_keys: any of them is accepted; none leaves the server open.
         admin_api_key: key of the endpoints that act on the server; None switches them off.
+        max_body_name: the setting of `max_body_bytes`, as errors call it.
         cors_origins: origins whose pages may use the server from a browser; "*" is any.
         connections: bounds of each connection and of their number.
         dialect_of: how errors under a path are written.
@@ -30,6 +31,7 @@ class HttpContext:
         api_keys: Sequence[str] = (),
         admin_api_key: str | None = None,
         max_body_bytes: int = 32 * 2**20,
+        max_body_name: str = "--max-body-mb",
         drain_timeout_s: float = 30.0,
         cors_origins: Sequence[str] = (),
         connections: ConnectionLimits | None = None,
@@ -39,6 +41,7 @@ class HttpContext:
         self.api_keys = api_keys
         self.admin_api_key = admin_api_key
         self.max_body_bytes = max_body_bytes
+        self.max_body_name = max_body_name
         self.drain_timeout_s = drain_timeout_s
         self.cors_origins = cors_origins
         self.connections = connections or ConnectionLimits()

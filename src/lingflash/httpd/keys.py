@@ -47,15 +47,25 @@ def with_keys_of_file(config: Config) -> Config:
     path = config.api_key_file
     if path is None:
         return config
+    keys = keys_of_file(path, "--api-key-file")
+    return replace(config, api_keys=(*config.api_keys, *keys))
+
+
+def keys_of_file(path: Path, flag: str) -> tuple[str, ...]:
+    """The keys of a file, one a line.
+
+    Args:
+        flag: that named it, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no key.
+    """
+    param = flag.lstrip("-").replace("-", "_")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--api-key-file {str(path)!r} cannot be read: {error}.", param="api_key_file"
-        ) from None
+        raise ConfigError(f"{flag} {str(path)!r} cannot be read: {error}.", param=param) from None
     keys = tuple(line.strip() for line in lines if line.strip())
     if not keys:
-        raise ConfigError(
-            f"--api-key-file {str(path)!r} holds no key; write one a line.", param="api_key_file"
-        )
-    return replace(config, api_keys=(*config.api_keys, *keys))
+        raise ConfigError(f"{flag} {str(path)!r} holds no key; write one a line.", param=param)
+    return keys

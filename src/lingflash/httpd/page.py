@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request, Response
 
 from lingflash.core.errors import NotFoundError
 from lingflash.httpd.body import json_response
+from lingflash.httpd.keys import is_loopback
 
 PAGE_PATH = "/ui"
 CONTENT_POLICY = (
@@ -46,7 +47,19 @@ class _File:
     packed: bytes
 
 
-def install_page(app: FastAPI, server: str, screens: Sequence[str], *, needs_key: bool) -> None:
+def has_page(ui: bool | None, host: str) -> bool:
+    """Whether a server that listens there has the page; None leaves it to the address."""
+    return is_loopback(host) if ui is None else ui
+
+
+def install_page(
+    app: FastAPI,
+    server: str,
+    screens: Sequence[str],
+    *,
+    needs_key: bool,
+    features: Sequence[str] = (),
+) -> None:
     """Add the page's routes.
 
     Args:
@@ -54,6 +67,8 @@ def install_page(app: FastAPI, server: str, screens: Sequence[str], *, needs_key
         screens: names in `SCREENS` of `web/app.js`; the page has these and no others, so a screen
             is named by the server whose routes it needs.
         needs_key: whether the API takes one, so that the page asks for it.
+        features: names in `FEATURES` of `web/lib/server.js`: what screens may ask for that not
+            every server has.
     """
     # What a page that has no key yet must know.
     about = {
@@ -61,6 +76,7 @@ def install_page(app: FastAPI, server: str, screens: Sequence[str], *, needs_key
         "version": installed_version(),
         "needs_key": needs_key,
         "screens": list(screens),
+        "features": list(features),
     }
 
     @app.get(PAGE_PATH, include_in_schema=False)

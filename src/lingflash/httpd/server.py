@@ -34,8 +34,13 @@ _SWEEP_S = 1.0
 _SEND_BUFFER_BYTES = 256 * 1024
 
 
-def bind_socket(host: str, port: int) -> socket.socket:
+def bind_socket(
+    host: str, port: int, *, host_name: str = "--host", port_name: str = "--port"
+) -> socket.socket:
     """Take the address before the model is loaded, so that a used port is known at once.
+
+    Args:
+        host_name, port_name: the settings, as errors call them.
 
     Raises:
         ConfigError: it cannot be had.
@@ -47,7 +52,9 @@ def bind_socket(host: str, port: int) -> socket.socket:
         # asyncio turns Nagle's delay off only where the protocol is given, not 0 for "the usual".
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
-        raise ConfigError(f"--host {host!r} is no usable address: {error}.", param="host") from None
+        raise ConfigError(
+            f"{host_name} {host!r} is no usable address: {error}.", param="host"
+        ) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -56,13 +63,15 @@ def bind_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            message = f"Port {port} on {host} is in use; stop what uses it, or give another --port."
+            message = (
+                f"Port {port} on {host} is in use; stop what uses it, or give another {port_name}."
+            )
         elif error.errno == errno.EACCES:
             message = (
-                f"Port {port} on {host} may not be used by this user; give a --port over 1023."
+                f"Port {port} on {host} may not be used by this user; give a {port_name} over 1023."
             )
         else:
-            message = f"--host {host} --port {port} cannot be used: {error}."
+            message = f"{host_name} {host} {port_name} {port} cannot be used: {error}."
         raise ConfigError(message, param="port") from None
     sock.setblocking(False)
     return sock

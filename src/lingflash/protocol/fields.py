@@ -282,7 +282,22 @@ def parse_request(
     try:
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
-        raise _to_request_error(error) from None
+        raise _to_request_error(error, _class_names(model)) from None
+
+
+@functools.cache
+def _class_names(model: type[pydantic.BaseModel]) -> frozenset[str]:
+    """Names of the models that a request is made of, which are for no client."""
+    names: set[str] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        each = waiting.pop()
+        waiting += get_args(each)
+        is_model = isinstance(each, type) and issubclass(each, pydantic.BaseModel)
+        if is_model and each.__name__ not in names:
+            names.add(each.__name__)
+            waiting += [info.annotation for info in each.model_fields.values()]
+    return frozenset(names)
 
 
 @functools.cache
@@ -326,7 +341,9 @@ def _refuse_field(name: str, problem: str) -> NoReturn:
 _UNION_TAGS = frozenset(("str", "int", "float", "bool", "dict", "constrained-str"))
 
 
-def _to_request_error(error: pydantic.ValidationError) -> InvalidRequestError:
+def _to_request_error(
+    error: pydantic.ValidationError, class_names: frozenset[str]
+) -> InvalidRequestError:
     problems = error.errors(include_url=False, include_input=False)
     # A field with several forms has an error for each; the deepest is of the form that was meant.
     field = problems[0]["loc"][:1]
@@ -337,7 +354,9 @@ def _to_request_error(error: pydantic.ValidationError) -> InvalidRequestError:
             param += f"[{part}]"
         elif not param:
             param = part
-        elif part not in _UNION_TAGS and "[" not in part:
+        elif part not in _UNION_TAGS and part not in class_names and "[" not in part:
             param += f".{part}"
-    problem = first["msg"].removeprefix("Value error, ")
+    is_no_object = first["type"] in ("model_type", "model_attributes_type", "dataclass_type")
+    problem = "Input should be an object" if is_no_object else first["msg"]
+    problem = problem.removeprefix("Value error, ")
     return InvalidRequestError(f"{param}: {problem}.".replace("..", "."), param=param or None)

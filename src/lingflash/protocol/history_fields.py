@@ -73,6 +73,7 @@ _TOOL_INERT = {
     "cache_control": "where to cache the prompt; the prefix cache needs no marks",
     "defer_loading": "the tool is there from the start",
     "output_schema": "what its results look like; the model sees the results",
+    "response": "the same, as BFCL (and Gemini) have it",
     "eager_input_streaming": "arguments are always streamed as they are generated",
 }
 _TOOL_REFUSED = {
@@ -143,6 +144,11 @@ ITEM_REASONING = FieldTable(
         "summary": "another server's words about the thinking",
         "encrypted_content": "thinking that only another server can read",
     },
+    drops_unknown=True,
+)
+ITEM_CODE = FieldTable(
+    known=("type", "id", "code", "outputs", "container_id", "status"),
+    inert={name: what for name, what in _ITEM_INERT.items() if name != "id"},
     drops_unknown=True,
 )
 # Calls of tools that ran elsewhere, and what else other servers leave in a history.

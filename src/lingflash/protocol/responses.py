@@ -13,11 +13,11 @@ MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 
 # Values of `include` that are known. There is nothing to include of tools that do not run here.
-INCLUDABLE = ("reasoning.encrypted_content",)
+CODE_OUTPUTS = "code_interpreter_call.outputs"
+INCLUDABLE = ("reasoning.encrypted_content", CODE_OUTPUTS)
 NOTHING_TO_INCLUDE = (
     *("file_search_call.results", "web_search_call.results", "web_search_call.action.sources"),
     *("message.input_image.image_url", "computer_call_output.output.image_url"),
-    "code_interpreter_call.outputs",
 )
 
 _NEVER = "is not supported"
@@ -33,7 +33,6 @@ RESPONSES_TABLE = FieldTable(
         "access_programs": "programs that an account takes part in",
         "session_id": "routing hint",
         "client_metadata": "labels and trace data",
-        "max_tool_calls": "how often hosted tools may run, and none does",
         "personality": "of another model",
     },
     refused={
@@ -127,7 +126,9 @@ class _ResponsesConversation(BaseModel):
         None, description="system message before the input; not carried over to later responses"
     )
     tools: list[dict[str, Any]] | None = Field(
-        None, description="function, custom and namespace tools; others are not offered"
+        None,
+        description="function, custom and namespace tools, and code_interpreter where there is a "
+        "sandbox; others are not offered",
     )
     tool_choice: Any = Field(None, description="as in chat completions, with Responses' spelling")
     parallel_tool_calls: bool | None = None
@@ -154,13 +155,18 @@ class ResponsesRequest(_ResponsesConversation):
     max_output_tokens: int | None = Field(
         None, description="default, and limit: what the context leaves"
     )
+    max_tool_calls: int | None = Field(
+        None, ge=0, description="how often code may run; says nothing where none can"
+    )
     ignore_eos: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     metadata: dict[str, str] | None = Field(None, description="up to 16 labels")
     store: bool | None = Field(None, description="keep the response for later requests (true)")
     include: list[str] | None = Field(
-        None, description="'reasoning.encrypted_content'; others of which there is nothing here"
+        None,
+        description="'reasoning.encrypted_content', 'code_interpreter_call.outputs'; others of "
+        "which there is nothing here",
     )
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -203,8 +209,12 @@ def check_include(values: list[str]) -> None:
             raise ValueError(f"{value!r} is not supported; allowed: {', '.join(INCLUDABLE)}")
 
 
-def dropped_includes(values: list[str] | None, dropped: Dropped) -> None:
-    """Note further output of which there is nothing here."""
+def dropped_includes(values: list[str] | None, dropped: Dropped, *, runs_code: bool) -> None:
+    """Note further output of which there is nothing here.
+
+    Args:
+        runs_code: there may be outputs of code.
+    """
     for i, value in enumerate(values or ()):
-        if value in NOTHING_TO_INCLUDE:
+        if value in NOTHING_TO_INCLUDE or (value == CODE_OUTPUTS and not runs_code):
             dropped.add(f"include[{i}]", "include")

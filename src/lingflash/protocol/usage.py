@@ -1,4 +1,4 @@
-"""Token counts as OpenAI's completions write them, and the cache's report of all dialects."""
+"""Token counts as OpenAI's completions write them, and what all dialects add to theirs."""
 
 from __future__ import annotations
 
@@ -35,3 +35,17 @@ def cache_report(usage: Usage) -> dict[str, Any]:
         for num_cached, report in usage.cache_reports
     ]
     return {"cache_report": reports}
+
+
+def code_details(usage: Usage) -> dict[str, Any]:
+    """The usage's field of code that the server ran, if it could run any."""
+    if usage.code is None:
+        return {}
+    code = usage.code
+    return {
+        "code_interpreter_details": {
+            "calls": code.calls,
+            "seconds": round(code.seconds, 3),
+            "output_bytes": code.output_bytes,
+        }
+    }

@@ -1,8 +1,9 @@
 """Weights that stay quantized in memory and are turned into numbers where they are used.
 
-A product with such a weight dequantizes it a few rows at a time, so that besides the packed weights
-never more than a small piece exists in the model's dtype. On the CPU that costs time at every use;
-what it buys is the memory.
+On the CPU a product with such a weight computes with it as it is stored (kernels/cpu/packed.py), if
+rows are float32 and it is of a kind that the compiled kernels know. Else it is dequantized a few
+rows at a time, so that besides the packed weights never more than a small piece exists in the
+model's dtype.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.kernels.cpu.packed import can_multiply, multiply_packed
 from lingflash.kernels.moe_gemm import silu_and_mul
 from lingflash.kernels.quant_gemm import (
     FEW_ROWS,
@@ -167,9 +169,10 @@ def linear(x: Tensor | Rows, weight: Matrix) -> Tensor:
     Returns:
         [T, R], dtype of x.
 
-    Numerics: a quantized weight is rounded to x's dtype, then F.linear. On a GPU, bfloat16 rows
-    times an FP8 weight are rounded to FP8 if they are more than FEW_ROWS (fp8_gemm), else to
-    float16 times their row's factor (skinny_gemm_triton). Sync: none.
+    Numerics: a quantized weight is rounded to x's dtype, then F.linear; on a CPU see
+    multiply_packed, if it takes the two. On a GPU, bfloat16 rows times an FP8 weight are rounded to
+    FP8 if they are more than FEW_ROWS (fp8_gemm), else to float16 times their row's factor
+    (skinny_gemm_triton). Sync: none.
     """
     if isinstance(weight, Tensor):
         return F.linear(x.x if isinstance(x, Rows) else x, weight)
@@ -183,6 +186,8 @@ def linear(x: Tensor | Rows, weight: Matrix) -> Tensor:
 
         out = rows.x.new_empty(rows.x.shape[0], weight.shape[0])
         return skinny_gemm_triton(rows.x, weight.values, weight.scale, out, scaled=True)
+    if can_multiply(rows.x, weight):
+        return multiply_packed([(rows.x, weight)])[0]
     pieces = weight.pieces()
     if len(pieces) == 1:
         return F.linear(rows.x, pieces[0].dense())

@@ -82,7 +82,7 @@ def dequantize(values: Tensor, scale: Tensor, block: tuple[int, int], dtype: tor
         [R, C] of dtype.
     """
     is_packed = values.dtype == torch.int32
-    numbers = unpack_int4(values).float() if is_packed else fp8_to_float(values)
+    numbers = (unpack_int4(values).float() if is_packed else fp8_to_float(values)).contiguous()
     rows, columns = block[0], block[1] or numbers.shape[1]
     scale = scale.float()
     if numbers.shape[0] % rows == 0 and numbers.shape[1] % columns == 0:

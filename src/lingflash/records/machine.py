@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lingflash.core.processor import cpu_name, processor
+
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
@@ -58,9 +60,10 @@ def command_line() -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, cores, memory and system."""
+    """CPU, class of its kernels that run, cores, memory and system."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
+        "cpu_class": processor().used,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -107,21 +110,6 @@ def others_busy_cores(start: CpuClock | None) -> float | None:
         return None
     others = (end.busy_s - start.busy_s) - (end.own_s - start.own_s)
     return round(max(others, 0.0) / (end.wall_s - start.wall_s), 2)
-
-
-def _cpu_name() -> str:
-    family: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            family.setdefault(key.strip(), value.strip())
-    except OSError:
-        return platform.processor() or "unknown"
-    name = family.get("model name", "unknown")
-    flags = family.get("flags", "").split()
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    place = f"family {family.get('cpu family')} model {family.get('model')}"
-    return f"{name} ({place}{', ' if wide else ''}{' '.join(wide)})"
 
 
 def _memory_bytes() -> int:

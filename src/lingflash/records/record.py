@@ -106,6 +106,7 @@ class Record:
         out: file to write, or None to print only.
         allow_dirty: write although src/ has uncommitted changes; the record says so.
         commit: of the sources, where they were copied without git's history.
+        flag: by which `out` was given.
 
     Raises:
         ConfigError: the numbers could not be traced to a commit, and it was not allowed.
@@ -115,6 +116,7 @@ class Record:
     out: Path | None
     allow_dirty: bool = False
     commit: str | None = None
+    flag: str = "--out"
     settings: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Series] = field(default_factory=dict)
     derived: dict[str, Any] = field(default_factory=dict)
@@ -136,12 +138,13 @@ class Record:
                 else "src/ has uncommitted changes"
             )
             raise ConfigError(
-                f"--out {self.out}: {what}, so the numbers could not be traced to a commit. Commit "
-                "first, leave --out away to print only, or give --allow-dirty (it is recorded).",
+                f"{self.flag} {self.out}: {what}, so the numbers could not be traced to a commit. "
+                f"Commit first, leave {self.flag} away to print only, or give --allow-dirty (it is "
+                "recorded).",
                 param="out",
             )
         if not self.out.parent.is_dir():
-            raise ConfigError(f"--out {self.out}: the folder does not exist.", param="out")
+            raise ConfigError(f"{self.flag} {self.out}: the folder does not exist.", param="out")
 
     def add(self, name: str, unit: str, samples: Sequence[float]) -> Series:
         """Keep a measured quantity."""

@@ -11,42 +11,25 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lingflash.core.errors import LingflashError, SandboxError, SandboxGoneError
+from lingflash.core.errors import SandboxError, SandboxGoneError
 from lingflash.core.log import log_event
 from lingflash.sandbox.jail.argv import Interpreter, environment, jail_argv, late_binds
 from lingflash.sandbox.jail.limits import Limits
 from lingflash.sandbox.jail.seccomp import filter_bytes
+from lingflash.sandbox.process import End, Hearer, Output, Process
 
 logger = logging.getLogger("lingflash.sandbox")
 
 _LENGTHS = struct.Struct("<II")
 # A jail whose supervisor sends more at once is not ours any more.
 _MAX_FRAME = 1 << 20
-_CHUNK = 1 << 16
 _START_TIMEOUT_S = 20.0
 _ENTER = 'n=$1; shift; while [ $n -gt 0 ]; do echo 0 > "$1"; shift; n=$((n-1)); done; exec "$@"'
 _END_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Bytes that a process wrote to 1 or 2."""
-
-    fd: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """A process has ended; `dropped` bytes of its output were over the limit."""
-
-    code: int
-    signal: int
-    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,129 +47,6 @@ class JailKind:
     counts_memory: bool = False
 
 
-class Process:
-    """A process in a jail, with those who listen to it."""
-
-    def __init__(self, box: Box, number: int) -> None:
-        self._box = box
-        self.number = number
-        self.pid = 0
-        self.end: End | None = None
-        # The first listener hears everything, also what was written before it came to listen.
-        self._first: asyncio.Queue[Output | End] | None = asyncio.Queue()
-        self._listeners: set[asyncio.Queue[Output | End]] = {self._first}
-        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._took: list[asyncio.Future[None]] = []
-        self._untaken: dict[int, int] = {}
-
-    async def events(self) -> AsyncGenerator[Output | End, None]:
-        """What it writes, for all but the first listener from now on, then its end.
-
-        The process waits for a slow listener.
-        """
-        queue, self._first = self._first, None
-        if queue is None:
-            if self.end is not None:
-                yield self.end
-                return
-            queue = asyncio.Queue()
-            self._listeners.add(queue)
-        try:
-            while True:
-                event = await queue.get()
-                yield event
-                if isinstance(event, End):
-                    return
-                self._release(event)
-        finally:
-            self._listeners.discard(queue)
-            while not queue.empty():
-                event = queue.get_nowait()
-                if isinstance(event, Output):
-                    self._release(event)
-
-    async def write(self, data: bytes) -> None:
-        """Give it input; returns when it is in its pipe.
-
-        Raises:
-            SandboxError: its input is closed, or it has ended.
-        """
-        for start in range(0, len(data), _CHUNK):
-            if self.end is not None:
-                raise SandboxError("the process has ended; nothing reads its input")
-            await self.write_soon(data[start : start + _CHUNK])
-
-    def write_soon(self, data: bytes) -> asyncio.Future[None]:
-        """Give it a small piece of input; done when that is in its pipe."""
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._took.append(taken)
-        self._box.send({"op": "stdin", "id": self.number}, data)
-        return taken
-
-    def close_input(self) -> None:
-        """Let it read the end of its input."""
-        self._box.send({"op": "eof", "id": self.number})
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Signal its process group; SIGKILL also goes to all that it has started."""
-        self._box.send({"op": "signal", "id": self.number, "signal": number})
-
-    def _release(self, event: Output) -> None:
-        left = self._untaken[id(event)] - 1
-        if left:
-            self._untaken[id(event)] = left
-        else:
-            del self._untaken[id(event)]
-            self._ack(len(event.data))
-
-    def _ack(self, size: int) -> None:
-        if self.end is None:
-            self._box.send({"op": "ack", "id": self.number, "size": size})
-
-    def on_output(self, event: Output) -> None:
-        """For the box: pass on what came."""
-        if not self._listeners:
-            self._ack(len(event.data))
-            return
-        self._untaken[id(event)] = len(self._listeners)
-        for queue in self._listeners:
-            queue.put_nowait(event)
-
-    def on_end(self, end: End, error: LingflashError | None = None) -> None:
-        """For the box: it has ended, or the box has."""
-        self.end = end
-        for queue in self._listeners:
-            queue.put_nowait(end)
-        for future in (self._started, *self._took):
-            if not future.done():
-                future.set_exception(error or SandboxError("the process has ended"))
-                future.exception()  # nobody may wait for it
-        self._took.clear()
-
-    def on_started(self, pid: int) -> None:
-        """For the box: it runs."""
-        self.pid = pid
-        self._started.set_result(None)
-
-    def on_took(self, count: int, gone: bool) -> None:
-        """For the box: pieces of input are with the process, or its end is closed."""
-        for future in self._took[:count]:
-            if gone and not future.done():
-                future.set_exception(SandboxError("the process takes no input"))
-                future.exception()
-            elif not future.done():
-                future.set_result(None)
-        del self._took[:count]
-
-    async def wait_started(self) -> None:
-        """Return when it runs.
-
-        Raises:
-            SandboxError: it could not be started.
-        """
-        await self._started
-
-
 class Box:
     """A jail that runs. Nothing of it is left on the host when its bubblewrap process is gone."""
 
@@ -199,6 +59,7 @@ class Box:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self.gone = asyncio.Event()
+        self.output_bytes = 0  # all that has come out of it
 
     @classmethod
     async def start(cls, kind: JailKind, cgroup: Sequence[str] = ()) -> Box:
@@ -298,24 +159,32 @@ class Box:
         cwd: str | None = None,
         stdin: bool = False,
         is_unlimited: bool = False,
+        heard: Hearer | None = None,
     ) -> Process:
         """Start a program in the jail.
 
         Args:
             is_unlimited: the limit on output does not hold for it; its reader has one.
+            heard: told all that it writes, whoever listens to it or not.
 
         Raises:
             SandboxError: it is not there, may not be run, or there are too many.
             SandboxGoneError: the jail is gone.
         """
-        return await self._start({"argv": list(argv), "unlimited": is_unlimited}, env, cwd, stdin)
+        what = {"argv": list(argv), "unlimited": is_unlimited}
+        return await self._start(what, env, cwd, stdin, heard)
 
     async def _start(
-        self, what: dict[str, Any], env: Mapping[str, str] | None, cwd: str | None, stdin: bool
+        self,
+        what: dict[str, Any],
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        stdin: bool,
+        heard: Hearer | None = None,
     ) -> Process:
         if self.gone.is_set():
             raise SandboxGoneError("the sandbox is gone")
-        process = Process(self, next(self._numbers))
+        process = Process(self, next(self._numbers), heard)
         self.processes[process.number] = process
         variables = {**environment(self._kind.interpreter), **(env or {})}
         head = {"op": "start", "id": process.number, "env": variables, "cwd": cwd, "stdin": stdin}
@@ -411,6 +280,7 @@ class Box:
         number = head["id"]
         process = self.processes[number]
         if kind == "out":
+            self.output_bytes += len(body)
             process.on_output(Output(2 if head["fd"] == 2 else 1, body))
         elif kind == "took":
             process.on_took(int(head["count"]), bool(head.get("gone")))

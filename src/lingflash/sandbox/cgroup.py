@@ -1,4 +1,4 @@
-"""Control groups, where the server may make some: memory and processes of a sandbox as a whole.
+"""Control groups, where the server may make some: memory, processes and CPU time of a sandbox.
 
 With version 1, root makes a folder `lingflash-sandbox` in each hierarchy, which stays, and gives
 it to the user that it becomes. With version 2 the server's own group must have been delegated to
@@ -18,7 +18,7 @@ from pathlib import Path
 from lingflash.sandbox.jail.limits import Limits
 
 _ROOT = Path("/sys/fs/cgroup")
-_V1_PARENTS = (_ROOT / "memory" / "lingflash-sandbox", _ROOT / "pids" / "lingflash-sandbox")
+_V1_PARENTS = tuple(_ROOT / each / "lingflash-sandbox" for each in ("memory", "pids", "cpuacct"))
 _NAME = re.compile(r"server-(\d+)-(\d+)")
 _OVERHEAD_BYTES = 64 << 20  # of the supervisor and of what the kernel keeps for the sandbox
 _OVERHEAD_PROCESSES = 4
@@ -60,6 +60,15 @@ class Cgroups:
                 with contextlib.suppress(FileNotFoundError):
                     _write(folder / file, value)
         return made
+
+    def cpu_s(self, name: str) -> float:
+        """CPU seconds of all that ever ran in a sandbox's group; 0 if it is gone."""
+        with contextlib.suppress(OSError):
+            if self.version == 2:
+                lines = (self.folders[0] / name / "cpu.stat").read_text(encoding="ascii").split()
+                return int(lines[lines.index("usage_usec") + 1]) / 1e6
+            return int((self.folders[-1] / name / "cpuacct.usage").read_text()) / 1e9
+        return 0.0
 
     def remove(self, name: str) -> None:
         """Remove a sandbox's group, all of whose processes are ending."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import (
+    Bound,
+    above,
     at_least,
     between,
     check_settings,
@@ -17,9 +20,14 @@ from lingflash.core.settings import (
     setting,
 )
 from lingflash.httpd.keys import KEY, is_loopback
+from lingflash.httpd.page import has_page
 from lingflash.sandbox.jail.limits import Limits
 
 _MIB = 2**20
+_REMOTE = Bound(
+    lambda value: re.fullmatch(r"https?://[^/\s]+/?|[a-z0-9-]+(\.[a-z0-9-]+)+", value) is not None,
+    "a domain such as e2b.app, or a URL such as http://127.0.0.1:8049",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +53,19 @@ class SandboxConfig:
     )
     api_key_file: Path | None = setting(None, "File with accepted keys, one a line.")
     user: str | None = setting(None, "Become this user; needed where root starts the server.")
+    backend: Literal["bwrap", "remote"] = setting(
+        "bwrap",
+        "bwrap: jails on this machine; remote: another server of E2B's API.",
+        bound=one_of(("bwrap", "remote")),
+    )
+    remote: str = setting(
+        "e2b.app",
+        "Where --backend remote has its sandboxes: a vendor's domain, or a server's URL.",
+        bound=_REMOTE,
+    )
+    remote_api_key: str | None = setting(
+        None, "Key of an account there.", bound=KEY, is_secret=True
+    )
     python: Path | None = setting(
         None, "Interpreter of sandboxes, with ipykernel for run_code; this one if left out."
     )
@@ -60,6 +81,25 @@ class SandboxConfig:
     )
     max_sandboxes: int = setting(64, "In all.", bound=at_least(1))
     max_sandboxes_per_key: int = setting(64, "Of one API key.", bound=at_least(1))
+    memory_bytes_per_key: int | None = setting(
+        None,
+        "Memory and files that the sandboxes of one API key may use together, in MiB.",
+        flag="--memory-mb-per-key",
+        unit=_MIB,
+        bound=at_least(1),
+    )
+    cpu_s_per_key: float | None = setting(
+        None,
+        "CPU seconds in an hour of the sandboxes of one API key; needs cgroups.",
+        bound=above(0),
+    )
+    output_bytes_per_key: int | None = setting(
+        None,
+        "Output in an hour of the sandboxes of one API key, in MiB.",
+        flag="--output-mb-per-key",
+        unit=_MIB,
+        bound=at_least(1),
+    )
     warm: int = setting(1, "Started and waiting, each with a Python kernel.", bound=between(0, 64))
     default_timeout_s: float = setting(
         300.0, "Life of a sandbox whose creator gives none.", bound=between(1, 86400)
@@ -98,6 +138,7 @@ class SandboxConfig:
         unit=_MIB,
         bound=at_least(1),
     )
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     drain_timeout_s: float = setting(
         10.0, "Time for running requests after SIGTERM.", bound=between(0, 86400)
     )
@@ -111,11 +152,42 @@ class SandboxConfig:
             "max_timeout_s",
             "no less than --default-timeout-s",
         )
+        require(
+            self,
+            self.memory_bytes_per_key is None
+            or self.memory_bytes_per_key >= self.memory_bytes + self.disk_bytes,
+            "memory_bytes_per_key",
+            "no less than --memory-mb and --disk-mb together, which is one sandbox",
+        )
+        if self.backend == "remote":
+            self._check_remote()
+        require(
+            self,
+            self.cpu_s_per_key is None or self.cgroups != "off",
+            "cpu_s_per_key",
+            "nothing with --cgroups off, since they measure it",
+        )
+
+    def _check_remote(self) -> None:
+        require(
+            self,
+            self.remote_api_key is not None,
+            "remote_api_key",
+            "a key of the account that --backend remote uses",
+        )
+        for name in ("memory_bytes_per_key", "cpu_s_per_key"):
+            is_unset = getattr(self, name) is None
+            require(self, is_unset, name, "nothing with --backend remote, which cannot measure it")
 
     @property
     def is_open(self) -> bool:
         """Whether others than this machine's users may reach the server without a key."""
         return not self.api_keys and not is_loopback(self.host)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return has_page(self.ui, self.host)
 
     @property
     def limits(self) -> Limits:

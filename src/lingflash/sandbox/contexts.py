@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import secrets
 import time
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingflash.core.errors import InvalidRequestError, NotFoundError, SandboxError, SandboxGoneError
-from lingflash.sandbox.box import Box, End, Process
+from lingflash.sandbox.box import Box
 from lingflash.sandbox.jail.argv import entry_code
+from lingflash.sandbox.process import End, Process
 
 _MAX_LINE = 32 << 20
 _MAX_CONTEXTS = 16
@@ -56,7 +56,6 @@ class Contexts:
         self._starting = asyncio.Lock()
         self._defaulting = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
-        self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Queue[dict[str, Any] | None]] = {}
         self._room: dict[int, int] = {}  # bytes that an execution may still write
         self._contexts: dict[str, Context] = {}
@@ -195,7 +194,8 @@ class Contexts:
         self, op: str, **fields: Any
     ) -> tuple[int, asyncio.Queue[dict[str, Any] | None]]:
         agent = await self._started()
-        number = next(self._numbers)
+        # Nothing in the jail can know it before: an answer that was kept or made up is nobody's.
+        number = secrets.randbits(53)
         queue = self._answers[number] = asyncio.Queue()
         self._room[number] = self._output_bytes
         line = json.dumps({"op": op, "id": number, **fields}).encode() + b"\n"

@@ -22,15 +22,19 @@ from lingflash.core.errors import (
     LingflashError,
     NotFoundError,
     QueueFullError,
+    RateLimitError,
 )
 from lingflash.core.log import log_event
-from lingflash.core.metrics import HttpMetrics
 from lingflash.sandbox import cgroup
-from lingflash.sandbox.box import Box, JailKind, Process
+from lingflash.sandbox.box import Box, JailKind
 from lingflash.sandbox.config import SandboxConfig
 from lingflash.sandbox.contexts import LANGUAGES, Contexts
 from lingflash.sandbox.jail.argv import Interpreter
+from lingflash.sandbox.journal import Journal
+from lingflash.sandbox.metrics import SandboxMetrics
 from lingflash.sandbox.probe import PROBE_LIMITS, find_bwrap, probe
+from lingflash.sandbox.process import Process
+from lingflash.sandbox.quotas import Quotas
 
 logger = logging.getLogger("lingflash.sandbox")
 
@@ -38,22 +42,6 @@ _TICK_S = 0.1
 _MAX_METADATA_BYTES = 16_384
 _REFILL_PAUSE_S = 1.0
 State = Literal["running", "paused"]
-
-
-class SandboxMetrics(HttpMetrics):
-    """Series of a sandbox server."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.created = self._counter("sandboxes_created", "Sandboxes by where from", "source")
-        self.ended = self._counter("sandboxes_ended", "Sandboxes by why", "reason")
-        self.seconds = self._counter("sandbox_seconds", "Seconds that sandboxes were given out")
-        self.state = self._gauge("sandboxes_running", "Sandboxes that are given out and run")
-        self.paused = self._gauge("sandboxes_paused", "Sandboxes that are paused")
-        self.warm = self._gauge("sandboxes_warm", "Sandboxes that wait")
-        self.start_s = self._histogram(
-            "sandbox_start_seconds", "To have a sandbox ready", (0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +60,9 @@ class Sandbox:
         owner: who made it (`httpd.auth.caller_of`); nobody else lists or ends it.
         ends_at: of `time.time()`.
         pauses: at its end it is paused instead of killed.
+        paused_for: the limit of its key for which it was paused, if it was.
+        charged_cpu_s: of its CPU seconds those that its key was charged for, or nobody ever is.
+        charged_bytes: the same of its output.
     """
 
     id: str
@@ -86,8 +77,12 @@ class Sandbox:
     ends_at: float = 0.0
     pauses: bool = False
     state: State = "running"
+    paused_for: str | None = None
+    charged_cpu_s: float = 0.0
+    charged_bytes: int = 0
     watchers: dict[str, Watcher] = field(default_factory=dict[str, Watcher])
     tags: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    journal: Journal = field(default_factory=Journal)
 
     def process(self, pid: int | None, tag: str | None) -> Process:
         """One that was started from outside and still runs.
@@ -126,6 +121,7 @@ class Manager:
         self.metrics = metrics
         self._interpreter = interpreter
         self._groups = groups
+        self._quotas = Quotas(config)
         self._kind: JailKind | None = None
         self._by_id: dict[str, Sandbox] = {}
         self._by_token: dict[bytes, Sandbox] = {}
@@ -218,6 +214,7 @@ class Manager:
 
         Raises:
             QueueFullError: this owner has as many as one may.
+            RateLimitError: its sandboxes use as much as they may.
             CapacityError: there are as many as there may be.
             InvalidRequestError: the time is out of range.
             SandboxGoneError: none can be started.
@@ -243,6 +240,8 @@ class Manager:
         sandbox.contexts.env = env
         sandbox.started_at = time.time()
         sandbox.ends_at = sandbox.started_at + timeout_s
+        sandbox.charged_cpu_s = self._cpu_s(sandbox)
+        sandbox.charged_bytes = sandbox.box.output_bytes
         self._by_id[sandbox.id] = sandbox
         self._by_token[_digest(sandbox.token)] = sandbox
         return sandbox
@@ -251,15 +250,24 @@ class Manager:
         making = self._making[owner]
         mine = sum(each.owner == owner for each in self._by_id.values()) + making
         if mine >= self.config.max_sandboxes_per_key:
+            self.metrics.refused.labels("count").inc()
             raise QueueFullError(
                 f"This API key has {mine} sandboxes, which is all that one may have; "
                 "kill one, or raise --max-sandboxes-per-key."
             )
+        self._check_usage(owner, mine)
         if len(self._by_id) + self._making.total() >= self.config.max_sandboxes:
             raise CapacityError(
                 f"All {self.config.max_sandboxes} sandboxes are taken; try again, or raise "
                 "--max-sandboxes."
             )
+
+    def _check_usage(self, owner: str, has: int | None = None) -> None:
+        try:
+            self._quotas.check(owner, has)
+        except RateLimitError as error:
+            self.metrics.refused.labels(error.param or "").inc()
+            raise
 
     def _from_pool(self) -> Sandbox | None:
         while self._warm:
@@ -343,10 +351,16 @@ class Manager:
         sandbox.ends_at = time.time() + self._checked_timeout(timeout_s)
 
     def connect(self, sandbox: Sandbox, timeout_s: float | None) -> None:
-        """Let it run, and live so long from now at least."""
+        """Let it run, and live so long from now at least.
+
+        Raises:
+            RateLimitError: it was paused, and its key has used up what it may.
+        """
         ends_at = time.time() + self._checked_timeout(timeout_s)
         was_paused = sandbox.state == "paused"
-        sandbox.state = "running"
+        if was_paused:
+            self._check_usage(sandbox.owner)
+        sandbox.state, sandbox.paused_for = "running", None
         sandbox.ends_at = ends_at if was_paused else max(sandbox.ends_at, ends_at)
 
     async def pause(self, sandbox: Sandbox) -> None:
@@ -392,14 +406,34 @@ class Manager:
                 watcher.task.cancel()
         await sandbox.contexts.close()
         await sandbox.box.end()
+        if sandbox.ends_at:  # somebody had it
+            self._charge(sandbox)
         if self._groups is not None:
             await asyncio.to_thread(self._groups.remove, sandbox.id)
+
+    def _charge(self, sandbox: Sandbox) -> None:
+        """Count what a sandbox has used since the last time as its key's."""
+        cpu_s = max(0.0, self._cpu_s(sandbox) - sandbox.charged_cpu_s)
+        output = sandbox.box.output_bytes - sandbox.charged_bytes
+        sandbox.charged_cpu_s += cpu_s
+        sandbox.charged_bytes += output
+        self.metrics.cpu_s.inc(cpu_s)
+        self.metrics.output.inc(output)
+        self._quotas.charge(sandbox.owner, cpu_s=cpu_s, output_bytes=output)
+
+    def _cpu_s(self, sandbox: Sandbox) -> float:
+        return 0.0 if self._groups is None else self._groups.cpu_s(sandbox.id)
 
     async def _keep_time(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             now = time.time()
             for sandbox in list(self._by_id.values()):
+                self._charge(sandbox)
+                if sandbox.state == "running" and (limit := self._quotas.spent(sandbox.owner)):
+                    self.metrics.stopped.labels(limit).inc()
+                    sandbox.paused_for = limit
+                    self._pause_soon(sandbox)
                 if sandbox.box.gone.is_set():
                     self._forget(sandbox, "died")
                 elif sandbox.state == "running" and sandbox.ends_at <= now:

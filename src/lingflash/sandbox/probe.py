@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from lingflash.core.errors import ConfigError, SandboxError, SandboxGoneError
-from lingflash.sandbox.box import Box, End, JailKind
+from lingflash.sandbox.box import Box, JailKind
 from lingflash.sandbox.jail.argv import (
     Interpreter,
     entry_code,
@@ -23,6 +23,7 @@ from lingflash.sandbox.jail.argv import (
 )
 from lingflash.sandbox.jail.limits import Limits
 from lingflash.sandbox.jail.seccomp import probe_calls
+from lingflash.sandbox.process import End
 
 _MIB = 2**20
 # Small, so that all of them can be reached in a moment.

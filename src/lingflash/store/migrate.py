@@ -26,11 +26,14 @@ def scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def migrate(connection: Connection) -> None:
+def migrate(connection: Connection, to: str | None = None) -> None:
     """Run what is missing, inside the connection's transaction: all of it or nothing.
 
     Two processes that start at once run it once: on SQLite the transaction holds the write lock, on
     PostgreSQL an advisory one.
+
+    Args:
+        to: the version to stop at; the newest if None.
 
     Raises:
         ConfigError: a newer lingflash made the tables.
@@ -39,7 +42,7 @@ def migrate(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
     directory = scripts()
     current = MigrationContext.configure(connection).get_current_revision()
-    head = directory.get_current_head()
+    head = to or directory.get_current_head()
     if current == head:
         return
     try:

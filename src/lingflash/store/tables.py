@@ -104,6 +104,7 @@ generation = Table(
     Column("provider", String(128)),
     Column("endpoint", String(256)),
     Column("byok_id", String(64)),
+    Column("response_id", String(256)),  # of a stored response, which later requests may name
     _flag("is_free"),
     _flag("is_streamed"),
     Column("attempts", _JSON, nullable=False),
@@ -111,6 +112,7 @@ generation = Table(
     _big("duration_ms"),
     _big("tokens_prompt"),
     _big("tokens_cached"),
+    _big("tokens_cache_write"),
     _big("tokens_completion"),
     _big("tokens_reasoning"),
     Column("usage_source", String(16), nullable=False),
@@ -127,6 +129,7 @@ generation = Table(
     _big("created_at"),
     Index("generation_by_session", "key_hash", "session_id", "step"),
     Index("generation_by_time", "created_at"),
+    Index("generation_by_response", "response_id"),
 )
 
 session = Table(

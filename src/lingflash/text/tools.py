@@ -2,7 +2,8 @@
 
 A model calls a tool by the one name that the prompt has for it. A tool of a namespace has a name of
 its own in it, and two namespaces may share one; in the prompt it is `namespace.name`. A custom tool
-takes free text: in the prompt it is a function with one string, and answers are translated back.
+takes free text: in the prompt it is a function with one string, and answers are translated back. So
+it is with code that the server runs itself, which in the prompt is `python`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from lingflash.protocol.history_fields import (
 )
 from lingflash.text.messages import CUSTOM_ARGUMENT
 
-ToolKind = Literal["function", "custom"]
+ToolKind = Literal["function", "custom", "code"]
+
+CODE_TOOL = "code_interpreter"
+"""The type of the tool whose code the server runs, in requests."""
+# What models are trained on: in the prompt it has this name, this description, this argument.
+_CODE_NAME = "python"
+_CODE_ARGUMENT = "code"
+_CODE_DESCRIPTION = "Run Python code and return what it prints."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +55,11 @@ class Tool:
     strict: bool = False
     form: GrammarSpec | None = None
 
+    @property
+    def text_argument(self) -> str | None:
+        """The one argument in which a call's text is written; None of a function."""
+        return {"function": None, "custom": CUSTOM_ARGUMENT, "code": _CODE_ARGUMENT}[self.kind]
+
 
 class ToolSet:
     """Tools in the order of the prompt."""
@@ -63,9 +76,14 @@ class ToolSet:
         return len(self._by_name)
 
     @property
-    def has_custom(self) -> bool:
+    def has_texts(self) -> bool:
         """Whether a call may be of free text."""
-        return any(tool.kind == "custom" for tool in self)
+        return any(tool.text_argument is not None for tool in self)
+
+    @property
+    def code(self) -> Tool | None:
+        """The one whose code the server runs."""
+        return next((tool for tool in self if tool.kind == "code"), None)
 
     @property
     def definitions(self) -> list[dict[str, Any]] | None:
@@ -161,6 +179,22 @@ class ToolSet:
             where,
         )
 
+    def add_code(self, where: str) -> None:
+        """Add the tool whose code the server runs, after all others.
+
+        Raises:
+            InvalidRequestError: there is one already.
+        """
+        parameters = {
+            "type": "object",
+            "properties": {_CODE_ARGUMENT: {"type": "string"}},
+            "required": [_CODE_ARGUMENT],
+        }
+        name = _CODE_NAME if _CODE_NAME not in self._by_name else CODE_TOOL
+        function = {"name": name, "description": _CODE_DESCRIPTION, "parameters": parameters}
+        tool = Tool(name=name, own_name=CODE_TOOL, kind="code", function=function, where=where)
+        self._add(tool, where)
+
     def leave_out(self, kind: str, where: str, dropped: Dropped, name: Any = None) -> None:
         """Note a tool that cannot run here, so it is not offered."""
         dropped.add(where, TOOL_NOT_OFFERED)
@@ -178,6 +212,10 @@ class ToolSet:
         if tool is not None:
             return tool.name
         return name if namespace is None else f"{namespace}.{name}"
+
+    def code_call(self, code: str) -> tuple[str, dict[str, str]]:
+        """The prompt's name and arguments of a call that ran code, be it offered or not."""
+        return _CODE_NAME if self.code is None else self.code.name, {_CODE_ARGUMENT: code}
 
     def called(self, name: str) -> Tool | None:
         """The tool that the model means by a name.

@@ -3,12 +3,36 @@ import { html, render, View } from "./lib/html.js";
 import { server } from "./lib/server.js";
 import { history } from "./dashboard/history.js";
 import { Dashboard } from "./dashboard/screen.js";
+import { Evidence } from "./evidence/screen.js";
 import { Playground } from "./playground/screen.js";
+import { Routes } from "./routes/screen.js";
+import { Sandboxes } from "./sandboxes/screen.js";
+import { Usage } from "./usage/screen.js";
+
+const MODEL_KEY = {
+  isThere: () => server.hasKey,
+  text: () =>
+    server.hasManagementKey
+      ? "The key that is known manages others and runs no models; give one that does."
+      : "This server asks for an API key.",
+};
+const READING_KEY = {
+  isThere: () => server.hasKey || server.hasManagementKey,
+  text: () => "A key sees its own use here; a management key sees that of all.",
+};
+const MANAGEMENT_KEY = {
+  isThere: () => server.hasManagementKey,
+  text: () => "This screen needs a management key.",
+};
 
 // By the names that `install_page` takes; the server says which of them it has.
 const SCREENS = {
-  playground: { title: "Playground", view: Playground },
-  dashboard: { title: "Dashboard", view: Dashboard },
+  playground: { title: "Playground", view: Playground, key: MODEL_KEY },
+  dashboard: { title: "Dashboard", view: Dashboard, key: MODEL_KEY },
+  usage: { title: "Usage", view: Usage, key: READING_KEY },
+  routes: { title: "Routes", view: Routes, key: MANAGEMENT_KEY },
+  evidence: { title: "Evidence", view: Evidence, key: MODEL_KEY },
+  sandboxes: { title: "Sandboxes", view: Sandboxes, key: MODEL_KEY },
 };
 
 class App extends View {
@@ -37,8 +61,12 @@ class App extends View {
           )}
         </nav>
         <${State} />
+        ${(server.hasKey || server.hasManagementKey) &&
+        html`<button type="button" class="quiet forget" onClick=${() => server.forgetKeys()}>
+          Forget keys
+        </button>`}
       </header>
-      <${Notices} />
+      <${Notices} wants=${shown && SCREENS[shown].key} />
       <main>${shown && html`<${SCREENS[shown].view} key=${shown} />`}</main>`;
   }
 }
@@ -58,23 +86,24 @@ function State() {
   </p>`;
 }
 
-function Notices() {
-  const wantsKey = server.about?.needs_key && (!server.hasKey || server.keyTrouble);
+function Notices({ wants }) {
+  const wantsKey = server.about?.needs_key && wants && (!wants.isThere() || server.keyTrouble);
   const isUp = server.state === "ready" || server.state === "connecting";
   return html`${!isUp &&
     html`<p class=${`notice ${server.state}`} role="alert">
       ${server.reason} This page looks again every second.
     </p>`}
-    ${wantsKey && html`<${KeyForm} />`}`;
+    ${wantsKey && html`<${KeyForm} text=${wants.text()} />`}`;
 }
 
-function KeyForm() {
+function KeyForm({ text }) {
   const use = (event) => {
     event.preventDefault();
     server.useKey(new FormData(event.target).get("key"));
+    event.target.reset();
   };
   return html`<form class="notice key" onSubmit=${use}>
-    <label for="key">${server.keyTrouble || "This server asks for an API key."}</label>
+    <label for="key">${server.keyTrouble || text}</label>
     <input id="key" name="key" type="password" autocomplete="off" required />
     <button type="submit">Use it</button>
     <span class="note">It stays in this tab's memory until you leave.</span>

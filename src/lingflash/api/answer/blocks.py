@@ -1,17 +1,18 @@
 """An answer to a conversation as a row of blocks: text, thinking, tool calls.
 
 Responses and messages both send an answer block by block: open it, add to it, close it. This is the
-one place that turns what the chat route reads from the model into such steps.
+one place that turns what the chat route reads from the model into such steps. Where the server runs
+code itself, an answer goes on after a call of it: in another round, from another generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lingflash.api.answer.choices import ChatChoice, is_cut_off, usage_of
-from lingflash.api.answer.generation import Generation
+from lingflash.api.answer.generation import Answering, Deltas
 from lingflash.core.types import FinishReason, Usage
 from lingflash.text.answer import AnswerEvent
 from lingflash.text.output import OutputDelta
@@ -20,6 +21,21 @@ from lingflash.text.tool_parser import CallDelta, CallEnd, CallStart
 from lingflash.text.tools import Tool
 
 BlockKind = Literal["text", "reasoning", "call"]
+CodeStatus = Literal["in_progress", "interpreting", "completed", "incomplete", "failed"]
+
+
+@dataclass(slots=True)
+class CodeRun:
+    """What became of code that the model called.
+
+    Args:
+        status: "incomplete" if it was not run, or stopped; "failed" if its container ended.
+        outputs: OpenAI's: logs and images.
+    """
+
+    container_id: str
+    status: CodeStatus = "in_progress"
+    outputs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 @dataclass(slots=True)
@@ -28,7 +44,9 @@ class Block:
 
     Args:
         tool: that a call is of, if there is one of its name.
-        pieces: its text so far; of a call, the JSON of its arguments, or a custom tool's text.
+        pieces: its text so far; of a call, the JSON of its arguments, or the text of a custom
+            tool's call, or code.
+        run: of a call of code.
         is_complete: False if the answer was cut off inside it; a call never is.
     """
 
@@ -39,6 +57,7 @@ class Block:
     tool: Tool | None = None
     pieces: list[str] = field(default_factory=list)
     is_complete: bool = True
+    run: CodeRun | None = None
 
     @property
     def is_custom(self) -> bool:
@@ -57,26 +76,58 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockStep:
-    """What happened to a block."""
+    """What happened to a block; of one with code also that it is run, and that it has ended."""
 
-    action: Literal["open", "add", "close"]
+    action: Literal["open", "add", "close", "run", "end"]
     block: Block
     text: str = ""
 
 
 class Turn:
-    """Reads the one choice of a generation into blocks."""
+    """Reads the one choice of a generation into blocks.
 
-    def __init__(self, choice: ChatChoice) -> None:
-        self._choice = choice
+    Args:
+        container: the id of where code runs, asked for each call of it; None where none is run.
+    """
+
+    def __init__(self, choice: ChatChoice, container: Callable[[], str] | None = None) -> None:
+        self._choices = [choice]
+        self._container = container
         self._open: Block | None = None
+        self._told: list[BlockStep] = []
+        self._num_before = 0  # blocks of earlier rounds
         self.blocks: list[Block] = []
+        # Of the whole answer: None while code is to be run.
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
 
-    def usage(self, generation: Generation) -> Usage:
+    def usage(self, generation: Answering) -> Usage:
         """Token counts so far, those of thinking among them."""
-        return usage_of(generation, [self._choice])
+        return usage_of(generation, self._choices)
+
+    @property
+    def round_blocks(self) -> list[Block]:
+        """The blocks of this round."""
+        return self.blocks[self._num_before :]
+
+    @property
+    def code_calls(self) -> list[Block]:
+        """Calls of code in this round."""
+        return [block for block in self.round_blocks if block.run is not None]
+
+    @property
+    def calls_others(self) -> bool:
+        """Whether this round calls a tool that is the client's to run."""
+        return any(block.kind == "call" and block.run is None for block in self.round_blocks)
+
+    def tell(self, step: BlockStep) -> None:
+        """Have a step written with what is taken next."""
+        self._told.append(step)
+
+    def begin_round(self, choice: ChatChoice) -> None:
+        """Go on with what reads another generation."""
+        self._choices.append(choice)
+        self._num_before = len(self.blocks)
 
     @property
     def num_calls(self) -> int:
@@ -88,23 +139,34 @@ class Turn:
         """Whether nothing came after the last call."""
         return bool(self.blocks) and self.blocks[-1].kind == "call"
 
-    def take(self, delta: OutputDelta) -> list[BlockStep]:
-        """Take what one event added; return the steps that it makes."""
-        steps: list[BlockStep] = []
-        self._read(self._choice.take(delta), steps)
-        if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
-            self.stop_reason = delta.stop_reason
-            if self._open is not None and is_cut_off(delta.finish_reason):
-                self._open.is_complete = False
-            self._close(steps)
+    def take(self, deltas: Deltas) -> list[BlockStep]:
+        """Take what was added; return the steps that it makes, and those that were told."""
+        steps, self._told = self._told, []
+        for _, delta in deltas:
+            self._take(delta, steps)
         return steps
 
-    async def collect(self, generation: Generation) -> None:
+    def _take(self, delta: OutputDelta, steps: list[BlockStep]) -> None:
+        self._read(self._choices[-1].take(delta), steps)
+        reason = delta.finish_reason
+        if reason is None:
+            return
+        if self._open is not None and is_cut_off(reason):
+            self._open.is_complete = False
+        self._close(steps)
+        if is_cut_off(reason):
+            for block in self.code_calls:
+                assert block.run is not None
+                block.run.status = "incomplete"
+                steps.append(BlockStep("end", block))
+        elif self.code_calls:
+            return
+        self.finish_reason, self.stop_reason = reason, delta.stop_reason
+
+    async def collect(self, generation: Answering) -> None:
         """Read a whole answer."""
         async for deltas in generation.deltas():
-            for _, delta in deltas:
-                self.take(delta)
+            self.take(deltas)
 
     def _read(self, events: Sequence[AnswerEvent], steps: list[BlockStep]) -> None:
         for event in events:
@@ -116,8 +178,11 @@ class Turn:
                     self._add("reasoning", text, steps)
                 case CallStart(_, call_id, name):
                     self._close(steps)
-                    tool = self._choice.tools.called(name)
-                    self._begin(Block(len(self.blocks), "call", call_id, name, tool), steps)
+                    tool = self._choices[-1].tools.called(name)
+                    block = Block(len(self.blocks), "call", call_id, name, tool)
+                    if self._container is not None and tool is not None and tool.kind == "code":
+                        block.run = CodeRun(self._container())
+                    self._begin(block, steps)
                 case CallDelta(_, arguments):
                     self._add("call", arguments, steps)
                 case CallEnd():

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingflash.text.answer import AnswerMessage
-from lingflash.text.messages import CUSTOM_ARGUMENT
 from lingflash.text.tokenizer import Piece
 from lingflash.text.tool_parser import CLOSE_TAG, OPEN_TAG, ToolCall
 from lingflash.text.tools import ToolSet
@@ -148,8 +147,8 @@ def _sent_back(call: ToolCall, tools: ToolSet) -> _Call:
     if tool is None:
         return _Call(call.name, call.arguments, call.raw)
     arguments = call.arguments
-    if tool.kind == "custom":
-        arguments = json.dumps({CUSTOM_ARGUMENT: arguments})
+    if tool.text_argument is not None:
+        arguments = json.dumps({tool.text_argument: arguments})
     return _Call(tool.name, arguments, call.raw)
 
 

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from lingflash.api.answer.conversation import Conversation
 from lingflash.api.answer.custom_inputs import with_texts
-from lingflash.api.answer.generation import Generation, never_written
+from lingflash.api.answer.generation import Answering, never_written
 from lingflash.api.state import ServerState
 from lingflash.core.types import FinishReason, TokenLogprob, Usage
 from lingflash.text.answer import AnswerEvent, AnswerMessage, AnswerParser
@@ -52,7 +52,7 @@ class ChatChoice:
         self.index = index
         self.parser = parser
         self.tools = tools
-        self._has_custom = tools.has_custom
+        self._has_texts = tools.has_texts
         self._remember = remember
         self._tag_ids = tag_ids
         self.num_reasoning_tokens = 0
@@ -74,7 +74,7 @@ class ChatChoice:
                 self.num_reasoning_tokens += self._num_thinking(delta.token_ids)
             if reason is not None:
                 found += parser.finish()
-            if self._has_custom:
+            if self._has_texts:
                 found = with_texts(found, self.tools)
             self.token_ids += delta.token_ids
             self.message.add(found)
@@ -109,7 +109,7 @@ class ChatChoice:
         return count
 
 
-def usage_of(generation: Generation, choices: Sequence[ChatChoice]) -> Usage:
+def usage_of(generation: Answering, choices: Sequence[ChatChoice]) -> Usage:
     """Token counts so far, those of thinking among them."""
     num_reasoning = sum(choice.num_reasoning_tokens for choice in choices)
     return replace(generation.usage(), reasoning_tokens=num_reasoning)

@@ -1,4 +1,4 @@
-"""The text of a custom tool's call, out of the JSON that the model writes it in.
+"""The text of a custom tool's call, or of code, out of the JSON that the model writes it in.
 
 The model calls a custom tool like a function of one string, {"input": "..."}; its client wants that
 text. If the model writes something else, all of its JSON is the text.
@@ -10,38 +10,39 @@ import json
 from collections.abc import Iterable
 
 from lingflash.text.answer import AnswerEvent
-from lingflash.text.messages import CUSTOM_ARGUMENT
 from lingflash.text.tool_parser import CallDelta, CallEnd, CallStart
 from lingflash.text.tools import ToolSet
 
 
 def with_texts(events: Iterable[AnswerEvent], tools: ToolSet) -> list[AnswerEvent]:
-    """Events whose calls are whole, with the texts of custom tools' calls for their arguments."""
+    """Events whose calls are whole, with the text for the arguments of calls that are of text."""
     found: list[AnswerEvent] = []
-    pieces: list[str] | None = None  # of a custom tool's call
+    argument: str | None = None  # that the text of a call is written in
+    pieces: list[str] = []
     for event in events:
         match event:
             case CallStart(_, _, name):
-                pieces = [] if tools.is_custom(name) else None
-            case CallDelta(_, arguments) if pieces is not None:
+                tool = tools.called(name)
+                argument, pieces = None if tool is None else tool.text_argument, []
+            case CallDelta(_, arguments) if argument is not None:
                 pieces.append(arguments)
                 continue
-            case CallEnd(index) if pieces is not None:
-                if text := _text_of("".join(pieces)):
+            case CallEnd(index) if argument is not None:
+                if text := _text_of("".join(pieces), argument):
                     found.append(CallDelta(index, text))
-                pieces = None
+                argument = None
             case _:
                 pass
         found.append(event)
     return found
 
 
-def _text_of(arguments: str) -> str:
+def _text_of(arguments: str, argument: str) -> str:
     try:
         value = json.loads(arguments)
     except ValueError:
         return arguments
-    text = value.get(CUSTOM_ARGUMENT) if isinstance(value, dict) else None
+    text = value.get(argument) if isinstance(value, dict) else None
     if isinstance(text, str):
         # Half of a surrogate pair has no bytes.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

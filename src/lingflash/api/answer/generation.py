@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from starlette.types import Receive
 
@@ -46,6 +46,35 @@ def never_written(reason: FinishReason) -> AssertionError:
     return AssertionError(f"an answer ends with {reason!r}")
 
 
+class Answering(Protocol):
+    """What gives the tokens of an answer: one generation, or several with code run between them."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How tokens are chosen."""
+        ...
+
+    def deltas(self) -> AsyncIterator[Deltas]:
+        """What the answer gains; see Generation.deltas."""
+        ...
+
+    def take_progress(self) -> PromptProgress | None:
+        """How far a prompt is computed, if that was asked for and is news."""
+        ...
+
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        ...
+
+    def abort(self) -> None:
+        """End it within one step; the reader gets the error of an aborted request."""
+        ...
+
+    async def close(self, error: BaseException | None = None) -> None:
+        """Release everything, end what runs, log and count the end; may be called twice."""
+        ...
+
+
 class Generation:
     """The sequences of one API call.
 
@@ -68,7 +97,7 @@ class Generation:
         self._state = state
         self._request_id = request_id
         self._body = body
-        self.sampling = sampling
+        self._sampling = sampling
         self._grammar = grammar
         self._cache_salt = cache_salt
         self._streams: list[EventStream] = []
@@ -94,6 +123,11 @@ class Generation:
         self._started = self._last_event = time.perf_counter()
         self._first_token_s: float | None = None
         self._is_closed = False
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How tokens are chosen, of every prompt."""
+        return self._sampling
 
     @property
     def num_choices(self) -> int:

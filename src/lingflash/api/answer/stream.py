@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lingflash.api.answer.generation import Deltas, Generation
+from lingflash.api.answer.generation import Answering, Deltas
 from lingflash.core.errors import LingflashError
 from lingflash.httpd.body import json_response
 from lingflash.httpd.client_gone import ClientGone, until_client_gone
@@ -80,7 +80,7 @@ class EventStreamResponse(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, generation: Generation, writer: AnswerWriter, headers: Mapping[str, str]
+        self, generation: Answering, writer: AnswerWriter, headers: Mapping[str, str]
     ) -> None:
         # Not super().__init__: it would set a content-length.
         self.status_code = 200
@@ -164,7 +164,7 @@ class EventStreamResponse(Response):
 
 
 async def send_answer(
-    generation: Generation,
+    generation: Answering,
     answer: AnswerWriter,
     request: Request,
     *,

@@ -50,8 +50,7 @@ class MessageAnswer(AnswerWriter):
         return _event("ping")
 
     def write(self, deltas: Deltas) -> bytes:
-        steps = [step for _, delta in deltas for step in self._turn.take(delta)]
-        return b"".join(event for step in steps for event in _step_events(step))
+        return b"".join(event for step in self._turn.take(deltas) for event in _step_events(step))
 
     def end(self) -> bytes:
         stop_reason, stop_sequence = self._stop()

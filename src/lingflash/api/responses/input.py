@@ -7,11 +7,13 @@ were when they were generated, so that the prompt continues what the cache holds
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lingflash.api.answer.conversation import Conversation, make_conversation, new_messages
 from lingflash.api.answer.param_names import ParamNames
-from lingflash.api.responses.tools import add_tools, read_choice
+from lingflash.api.code.outputs import text_of
+from lingflash.api.responses.code_items import ITEM, call_id_of
+from lingflash.api.responses.tools import add_tools, read_choice, read_code_tool
 from lingflash.api.state import ServerState
 from lingflash.core.errors import refuse
 from lingflash.protocol.chat import ChatOptions
@@ -19,6 +21,7 @@ from lingflash.protocol.fields import Dropped, FieldTable, parse_request, take
 from lingflash.protocol.history_fields import (
     ITEM_CALL,
     ITEM_CALL_OUTPUT,
+    ITEM_CODE,
     ITEM_MESSAGE,
     ITEM_REASONING,
     OTHER_ITEMS,
@@ -44,15 +47,25 @@ NAMES = ParamNames(
 )
 
 
+class CodePlace(NamedTuple):
+    """The container that a request names, and the one where code of its history ran last."""
+
+    named: str | None
+    earlier: str | None
+
+
 class ItemReader:
     """Turns items into messages.
 
     Args:
         tools: whose names calls are of; tools that items bring are added.
+        max_model_len: where code is run here, tokens of the context; else 0.
     """
 
-    def __init__(self, messages: MessageList, tools: ToolSet) -> None:
+    def __init__(self, messages: MessageList, tools: ToolSet, max_model_len: int = 0) -> None:
         self.messages = messages
+        self._max_model_len = max_model_len
+        self.container_id: str | None = None  # where code ran last
         self._tools = tools
         self._turn: dict[str, Any] | None = None  # an assistant message that may still grow
         self._has_text = False
@@ -88,6 +101,8 @@ class ItemReader:
             self._call_output(item, where)
         elif kind == "reasoning":
             self._reasoning(item, where)
+        elif kind == ITEM and self._max_model_len:
+            self._code(item, where)
         elif kind in _WITH_TOOLS:
             pass  # read before
         elif isinstance(kind, str) and kind in OTHER_ITEMS:
@@ -154,6 +169,25 @@ class ItemReader:
         fields = {} if call_id is None else {"tool_call_id": call_id}
         self.messages.add("tool", output, where, joint="\n", **fields)
 
+    def _code(self, item: Mapping[str, Any], where: str) -> None:
+        """A call of code with what came of it: the next message of the model is of another turn."""
+        given = self._take(item, ITEM_CODE, where)
+        code, outputs, item_id = given.get("code") or "", given.get("outputs"), given.get("id")
+        if not isinstance(code, str):
+            refuse(f"{where}.code", f"is {type(code).__name__}; a string is needed")
+        if not isinstance(outputs, list | None):
+            refuse(f"{where}.outputs", f"is {type(outputs).__name__}; a list is needed")
+        if not isinstance(item_id, str) or not item_id:
+            refuse(f"{where}.id", f"is {item_id!r}; a string is needed")
+        call_id, turn = call_id_of(item_id), self._assistant(where)
+        call = call_of(call_id, *self._tools.code_call(code))
+        turn.setdefault("tool_calls", []).append(call)
+        self._turn = None
+        result = text_of(outputs, self._max_model_len)
+        self.messages.add("tool", [result], where, tool_call_id=call_id)
+        if isinstance(given.get("container_id"), str):
+            self.container_id = given["container_id"]
+
     def _reasoning(self, item: Mapping[str, Any], where: str) -> None:
         given = self._take(item, ITEM_REASONING, where)
         content = given.get("content") or []
@@ -177,27 +211,30 @@ def read_responses(
     body: ResponsesRequest | InputTokensRequest,
     earlier: Sequence[Sequence[Any]],
     dropped: Dropped,
-) -> tuple[Conversation, ChatOptions]:
+) -> tuple[Conversation, ChatOptions, CodePlace]:
     """Read a Responses request, its item references resolved.
 
     Args:
         earlier: items of the responses that it continues, oldest first.
 
     Returns:
-        The conversation, and its options as chat's.
+        The conversation, its options as chat's, and where its code may run.
 
     Raises:
         InvalidRequestError: something in it cannot be served; `param` is in Responses' terms.
     """
     tools = ToolSet()
     messages = new_messages(state, dropped, "call_id")
-    reader = ItemReader(messages, tools)
+    runs_code = state.containers is not None
+    max_model_len = state.engine.info.max_model_len if runs_code else 0
+    reader = ItemReader(messages, tools, max_model_len)
     sources = [(items, "previous_response_id") for items in earlier]
     if not isinstance(body.input, str):
         sources.append((body.input or [], "input"))
-    add_tools(body.tools or (), tools, dropped)
+    add_tools(body.tools or (), tools, dropped, runs_code=runs_code)
     for items, source in sources:
         reader.read_tools(items, source)
+    named = read_code_tool(body.tools or (), tools, dropped) if runs_code else None
     if body.instructions:
         messages.add("system", [body.instructions], "instructions")
     for items, source in sources:
@@ -226,7 +263,8 @@ def read_responses(
     with NAMES.errors_translated():
         options = parse_request(ChatOptions, fields)
         found = messages.finish("input")
-        return make_conversation(state, options, found, tools, dropped), options
+        conversation = make_conversation(state, options, found, tools, dropped)
+    return conversation, options, CodePlace(named, reader.container_id)
 
 
 def _response_format(body: ResponsesRequest | InputTokensRequest) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +14,11 @@ from lingflash.api.answer.conversation import Conversation, read_beside
 from lingflash.api.answer.dropped import dropped_headers
 from lingflash.api.answer.prepare import cache_salt, encode_conversation, prepare_chat
 from lingflash.api.answer.stream import send_answer
-from lingflash.api.responses.input import NAMES, read_responses
+from lingflash.api.code.containers import Container, Containers
+from lingflash.api.code.rounds import CodeWish, Rounds
+from lingflash.api.plain.pages import PAGE_NAMES, PAGE_QUERY, Page, read_query
+from lingflash.api.responses.code_items import ITEM, without_outputs
+from lingflash.api.responses.input import NAMES, CodePlace, read_responses
 from lingflash.api.responses.writer import ResponseAnswer, new_id
 from lingflash.api.state import ServerState, state_of
 from lingflash.core.errors import InvalidRequestError, NotFoundError
@@ -24,6 +29,7 @@ from lingflash.protocol.chat import ChatOptions
 from lingflash.protocol.endpoint_fields import INPUT_TOKENS, RESPONSES
 from lingflash.protocol.fields import Dropped
 from lingflash.protocol.responses import (
+    CODE_OUTPUTS,
     INCLUDABLE,
     InputTokensRequest,
     ResponsesRequest,
@@ -38,17 +44,10 @@ _PREFIXES = {
     "function_call": "fc_",
     "custom_tool_call": "ctc_",
     "reasoning": "rs_",
+    ITEM: "ci_",
 }
-DEFAULT_PAGE = 20
-MAX_PAGE = 100
-
 _INCLUDE = {"type": "array", "items": {"enum": list(INCLUDABLE)}}
-_PAGE_QUERY = query_parameters(
-    after={"type": "string"},
-    include=_INCLUDE,
-    limit={"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
-    order={"enum": ["asc", "desc"], "default": "desc"},
-)
+_PAGE_QUERY = query_parameters(**PAGE_QUERY, include=_INCLUDE)
 _READ_QUERY = query_parameters(include=_INCLUDE, stream={"enum": ["false"]})
 
 
@@ -57,22 +56,46 @@ async def create_response(request: Request) -> Response:
     """Answer an input, whole or as a stream of events, and keep the answer."""
     state, body, model, dropped = await accept(request, RESPONSES)
     owner = caller_of(request)
-    dropped_includes(body.include, dropped)
-    conversation, options = await _read(state, request, body, owner, dropped)
+    dropped_includes(body.include, dropped, runs_code=state.containers is not None)
+    if state.containers is None and body.max_tool_calls is not None:
+        dropped.add("max_tool_calls", "max_tool_calls")
+    conversation, options, place = await _read(state, request, body, owner, dropped)
+    containers = state.containers if conversation.tools.code is not None else None
+    container = None if containers is None else _container(containers, owner, place)
     with NAMES.errors_translated():
         generation = await prepare_chat(state, request, options, conversation)
     await generation.start(request.receive)
+    if containers is not None:
+        wish = CodeWish(container=container, max_calls=body.max_tool_calls)
+        answering = Rounds(state, request, options, conversation, generation, wish)
+        turn = answering.turn
+    else:
+        answering, turn = generation, Turn(chat_choices(state, conversation, 1, owner)[0])
     answer = ResponseAnswer(
         state,
         body,
         model,
-        generation,
-        Turn(chat_choices(state, conversation, 1, owner)[0]),
+        answering,
+        turn,
         owner=owner,
         input_items=_input_items(body.input),
     )
     headers = dropped_headers(state, dropped)
-    return await send_answer(generation, answer, request, stream=bool(body.stream), headers=headers)
+    return await send_answer(answering, answer, request, stream=bool(body.stream), headers=headers)
+
+
+def _container(containers: Containers, owner: str, place: CodePlace) -> Container | None:
+    """Where code is to run; None for a new container.
+
+    Raises:
+        NotFoundError: the one that the request names is not there.
+    """
+    if place.named is not None:
+        return containers.get(owner, place.named, "tools.container")
+    if place.earlier is not None:
+        with contextlib.suppress(NotFoundError):  # it has expired, or was another server's
+            return containers.get(owner, place.earlier)
+    return None
 
 
 @router.post(INPUT_TOKENS.path, openapi_extra=json_body(INPUT_TOKENS.model))
@@ -80,7 +103,7 @@ async def count_input_tokens(request: Request) -> Response:
     """Count the prompt tokens that a response would have."""
     state, body, _, dropped = await accept(request, INPUT_TOKENS)
     owner = caller_of(request)
-    conversation, options = await _read(state, request, body, owner, dropped)
+    conversation, options, _ = await _read(state, request, body, owner, dropped)
     salt = cache_salt(owner, options.cache_salt)
     with NAMES.errors_translated():
         prompt = await encode_conversation(state, request, conversation, salt, only_counts=True)
@@ -104,6 +127,10 @@ async def retrieve_response(response_id: str, request: Request) -> Response:
     if live is not None:
         return json_response(live.snapshot())
     stored = await _stored(state).get(owner, response_id)
+    if CODE_OUTPUTS not in request.query_params.getlist("include") + request.query_params.getlist(
+        "include[]"
+    ):
+        stored.body["output"] = without_outputs(stored.body["output"])
     return json_response(stored.body)
 
 
@@ -141,36 +168,9 @@ async def cancel_response(response_id: str, request: Request) -> Response:
 @router.get("/v1/responses/{response_id}/input_items", openapi_extra=_PAGE_QUERY)
 async def list_input_items(response_id: str, request: Request) -> Response:
     """List the items of a response's own request, page by page."""
-    query = _query(request, "after", "include", "include[]", "limit", "order")
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise InvalidRequestError(f"order is {order!r}; allowed: asc, desc.", param="order")
-    limit = query.get("limit", str(DEFAULT_PAGE))
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 4) or not (
-        1 <= int(limit) <= MAX_PAGE
-    ):
-        raise InvalidRequestError(f"limit is {limit!r}; allowed: 1 to {MAX_PAGE}.", param="limit")
+    page = Page.of(_query(request, *PAGE_NAMES, "include", "include[]"))
     stored = await _stored(state_of(request)).get(caller_of(request), response_id)
-    items = stored.input_items if order == "asc" else stored.input_items[::-1]
-    start = 0
-    after = query.get("after")
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise InvalidRequestError(
-                f"after is {after!r}, which is no input item of this response.", param="after"
-            )
-        start = ids.index(after) + 1
-    page = items[start : start + int(limit)]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": start + len(page) < len(items),
-        }
-    )
+    return json_response(page.cut(stored.input_items))
 
 
 async def _read(
@@ -179,7 +179,7 @@ async def _read(
     body: ResponsesRequest | InputTokensRequest,
     owner: str,
     dropped: Dropped,
-) -> tuple[Conversation, ChatOptions]:
+) -> tuple[Conversation, ChatOptions, CodePlace]:
     """Read a request and what it continues; references in its input become what they name."""
     earlier = await _earlier_items(state, owner, body.previous_response_id)
     if isinstance(body.input, list):
@@ -275,14 +275,10 @@ def _stored(state: ServerState) -> Any:
 
 def _query(request: Request, *known: str) -> dict[str, str]:
     """The query's parameters; an unknown one is refused, as an unknown field is."""
-    for name in request.query_params:
-        if name not in known:
-            raise InvalidRequestError(
-                f"The query parameter {name!r} is not known; known: {', '.join(known)}.", param=name
-            )
+    query = read_query(request, *known)
     for name in ("include", "include[]"):
         try:
             check_include(request.query_params.getlist(name))
         except ValueError as error:
             raise InvalidRequestError(f"include: {error}.", param="include") from None
-    return dict(request.query_params)
+    return query

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lingflash.core.errors import refuse
+from lingflash.protocol.containers import AUTO_CONTAINER, CODE_TOOL_TABLE
 from lingflash.protocol.fields import Dropped, take
 from lingflash.protocol.history_fields import (
     NAMESPACE,
     RESPONSES_CUSTOM_TOOL,
     RESPONSES_FUNCTION,
 )
-from lingflash.text.tools import ToolSet, tool_type
+from lingflash.text.tools import CODE_TOOL, ToolSet, tool_type
 
 
 def add_tools(
@@ -23,11 +24,13 @@ def add_tools(
     *,
     namespace: str | None = None,
     introduction: str | None = None,
+    runs_code: bool = False,
 ) -> None:
     """Read function, custom and namespace tools; the others cannot run here.
 
     Args:
         where: the field that they came in.
+        runs_code: code_interpreter can; it is `read_code_tool`'s.
         namespace: that they are in.
         introduction: of the namespace, which the first of its tools tells the model.
 
@@ -39,6 +42,8 @@ def add_tools(
         kind = tool_type(tool, here)
         if kind == "namespace" and namespace is None:
             _add_namespace(tool, into, dropped, here)
+            continue
+        if kind == CODE_TOOL and runs_code:
             continue
         if kind not in ("function", "custom"):
             into.leave_out(kind, here, dropped, tool.get("server_label"))
@@ -58,6 +63,40 @@ def add_tools(
             into.add_function(fields, here, namespace=namespace)
         else:
             into.add_custom(fields, here, namespace=namespace)
+
+
+def read_code_tool(tools: Sequence[Any], into: ToolSet, dropped: Dropped) -> str | None:
+    """Add code_interpreter, if it is among the tools; call it when all others are there.
+
+    Returns:
+        The container that it names, if it names one.
+
+    Raises:
+        InvalidRequestError: it is malformed, or there are two.
+    """
+    container_id = None
+    for i, tool in enumerate(tools):
+        where = f"tools[{i}]"
+        if tool_type(tool, where) != CODE_TOOL:
+            continue
+        fields = take(tool, CODE_TOOL_TABLE, where, dropped)
+        container = fields.get("container")
+        if isinstance(container, Mapping):
+            if container.get("type") != "auto":
+                refuse(f"{where}.container.type", f"is {container.get('type')!r}; allowed: 'auto'")
+            take(container, AUTO_CONTAINER, f"{where}.container", dropped)
+        elif not isinstance(container, str) or not container:
+            refuse(
+                f"{where}.container",
+                f'is {container!r}; a container\'s id is needed, or {{"type": "auto"}}',
+            )
+        else:
+            container_id = container
+        if _is_callable(fields.get("allowed_callers"), where, dropped):
+            into.add_code(where)
+        else:
+            into.leave_out(CODE_TOOL, where, dropped)
+    return container_id
 
 
 def _add_namespace(tool: Mapping[str, Any], into: ToolSet, dropped: Dropped, where: str) -> None:
@@ -103,6 +142,8 @@ def read_choice(choice: Any, tools: ToolSet) -> Any:
 
 def _choice_of_one(choice: Any, tools: ToolSet) -> Any:
     kind = choice.get("type") if isinstance(choice, Mapping) else None
+    if kind == CODE_TOOL and tools.code is not None:
+        return {"type": "function", "function": {"name": tools.code.name}}
     if kind not in ("function", "custom") or not isinstance(choice.get("name"), str):
         return choice
     name, namespace = choice["name"], choice.get("namespace")

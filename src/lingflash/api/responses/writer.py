@@ -7,14 +7,19 @@ import time
 from typing import Any, Literal, assert_never
 
 from lingflash.api.answer.blocks import Block, BlockStep, Turn
-from lingflash.api.answer.generation import Deltas, Generation, never_written
+from lingflash.api.answer.generation import Answering, Deltas, never_written
 from lingflash.api.answer.stream import AnswerWriter
+from lingflash.api.responses.code_items import (
+    code_item,
+    without_outputs,
+    write_code_step,
+)
 from lingflash.api.state import ServerState
 from lingflash.core.errors import LingflashError
 from lingflash.core.types import FinishReason
-from lingflash.protocol.responses import ResponsesRequest
+from lingflash.protocol.responses import CODE_OUTPUTS, ResponsesRequest
 from lingflash.protocol.sse import DONE, named_event
-from lingflash.protocol.usage import cache_report
+from lingflash.protocol.usage import cache_report, code_details
 
 Status = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
 
@@ -42,7 +47,7 @@ class ResponseAnswer(AnswerWriter):
         state: ServerState,
         body: ResponsesRequest,
         model: str,
-        generation: Generation,
+        generation: Answering,
         turn: Turn,
         *,
         owner: str,
@@ -58,6 +63,7 @@ class ResponseAnswer(AnswerWriter):
         self._error: dict[str, Any] | None = None
         self._completed_at: int | None = None
         self._keeps = body.store is not False and state.responses.is_enabled
+        self._shows_outputs = CODE_OUTPUTS in (body.include or ())
         self.owner = owner
         self.id = new_id("resp_")
         self._fixed = _fixed_fields(body, generation, model, self.id, store=self._keeps)
@@ -66,7 +72,13 @@ class ResponseAnswer(AnswerWriter):
     # What GET, cancel and the store see.
 
     def snapshot(self) -> dict[str, Any]:
-        """The response object as it is now."""
+        """The response object as it is now, for who asked for it."""
+        whole = self._whole()
+        return (
+            whole if self._shows_outputs else {**whole, "output": without_outputs(whole["output"])}
+        )
+
+    def _whole(self) -> dict[str, Any]:
         is_length = self._status == "incomplete"
         return {
             **self._fixed,
@@ -96,7 +108,7 @@ class ResponseAnswer(AnswerWriter):
         try:
             if self._keeps:
                 self._fixed["store"] = await self._state.responses.put(
-                    self.owner, self.snapshot(), self._input_items
+                    self.owner, self._whole(), self._input_items
                 )
         finally:
             self._state.live_responses.pop(self.id, None)
@@ -110,9 +122,8 @@ class ResponseAnswer(AnswerWriter):
 
     def write(self, deltas: Deltas) -> bytes:
         events: list[bytes] = []
-        for _, delta in deltas:
-            for step in self._turn.take(delta):
-                self._write_step(step, events)
+        for step in self._turn.take(deltas):
+            self._write_step(step, events)
         if self._turn.finish_reason is not None:
             self._end_by_itself()
         return b"".join(events)
@@ -148,9 +159,18 @@ class ResponseAnswer(AnswerWriter):
         self._status = status
         if status == "completed":
             self._completed_at = int(time.time())
+            return
+        for block in self._turn.blocks:
+            if block.run is not None and block.run.status in ("in_progress", "interpreting"):
+                block.run.status = "incomplete"
 
     def _write_step(self, step: BlockStep, events: list[bytes]) -> None:
         block = step.block
+        if block.run is not None:
+            item = code_item(block)
+            shown = item if self._shows_outputs else without_outputs([item])[0]
+            write_code_step(step, shown, self._event, events)
+            return
         where = {"item_id": self._item_id(block), "output_index": block.index}
         in_part = {**where, "content_index": 0}
         if step.action == "open":
@@ -220,6 +240,8 @@ class ResponseAnswer(AnswerWriter):
     def _item(
         self, block: Block, *, status: str | None = None, is_empty: bool = False
     ) -> dict[str, Any]:
+        if block.run is not None:
+            return code_item(block)
         text = "" if is_empty else block.text
         if status is None:
             status = "completed" if block.is_complete else "incomplete"
@@ -253,6 +275,7 @@ class ResponseAnswer(AnswerWriter):
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.total_tokens,
             **cache_report(usage),
+            **code_details(usage),
         }
 
 
@@ -275,7 +298,7 @@ def _part(block: Block, text: str) -> dict[str, Any]:
 
 
 def _fixed_fields(
-    body: ResponsesRequest, generation: Generation, model: str, response_id: str, *, store: bool
+    body: ResponsesRequest, generation: Answering, model: str, response_id: str, *, store: bool
 ) -> dict[str, Any]:
     """What does not change while the response is made: mostly the request, said back."""
     sampling = generation.sampling
@@ -304,7 +327,7 @@ def _fixed_fields(
         "frequency_penalty": 0.0,
         "top_logprobs": 0,
         "max_output_tokens": body.max_output_tokens,
-        "max_tool_calls": None,
+        "max_tool_calls": body.max_tool_calls,
         "truncation": body.truncation or "disabled",
         "store": store,
         "background": False,

@@ -64,6 +64,7 @@ class Prompts:
             name = self._shares.most_above(self._slots(), self._shares.num_slots)
             assert name is not None
             self._preempt(self._youngest(name))
+        self._shares.take_turns(self._running)
 
     def owes_slot(self) -> bool:
         """Whether one that waits has less than its share of the slots, and another has more."""
@@ -129,7 +130,9 @@ class Prompts:
             shares.serve(sequence.owner, count)
         queues: dict[str, deque[Sequence]] = {}
         for sequence in running:
-            if sequence not in chosen and _can_go_on(sequence):
+            if sequence in chosen or sequence in shares.resting:
+                continue
+            if _can_go_on(sequence):
                 queues.setdefault(sequence.owner, deque()).append(sequence)
         for sequence in waiting:
             queues.setdefault(sequence.owner, deque()).append(sequence)

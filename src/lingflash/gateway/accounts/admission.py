@@ -13,7 +13,7 @@ from lingflash.core.errors import (
     NotAllowedError,
     RateLimitError,
 )
-from lingflash.gateway.accounting import PICO_PER_USD, Caller, Start
+from lingflash.gateway.accounting import MAX_PICO, PICO_PER_USD, Caller, Start
 from lingflash.gateway.accounts.balance import Balance, next_reset
 from lingflash.gateway.accounts.config import AccountsConfig
 
@@ -73,6 +73,8 @@ def refusal_of(
     if start.is_free and not start.is_byok and own.free_used >= config.free_per_day:
         return _free_day_refusal(own, config)
     for layer in layers:
+        if not layer.can_hold(start.reserve_pico, start.byok_reserve_pico):
+            return _too_much_refusal(start, layer)
         if not layer.suffices(start.reserve_pico, start.byok_reserve_pico):
             return _budget_refusal(start, layer)
     return None
@@ -91,6 +93,16 @@ def _free_day_refusal(own: Balance, config: AccountsConfig) -> RateLimitError:
             "x-ratelimit-remaining": "0",
             "x-ratelimit-reset": str(int(reset.timestamp() * 1000)),
         },
+    )
+
+
+def _too_much_refusal(start: Start, layer: Balance) -> InsufficientCreditsError:
+    whose = "all keys" if layer.scope == HOUSE else "this key"
+    running = max(layer.reserved, layer.reserved_byok)
+    return InsufficientCreditsError(
+        f"This request may cost ${dollars(max(start.reserve_pico, start.byok_reserve_pico))}, and "
+        f"running ones of {whose} ${dollars(running)}; together more than ${dollars(MAX_PICO)} is "
+        "let in for nobody. Ask for fewer tokens (max_tokens), or wait for others to end."
     )
 
 

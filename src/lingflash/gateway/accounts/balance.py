@@ -12,10 +12,12 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from lingflash.gateway.accounting import MAX_PICO
 from lingflash.gateway.accounts.config import Reset
 from lingflash.gateway.accounts.times import EPOCH
 
 _MONDAY = 4  # 1970-01-05
+_MAX_COLUMN = 2**63 - 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +87,10 @@ class Balance:
         remaining = self.remaining
         return remaining is None or own + (byok if self.include_byok else 0) <= remaining
 
+    def can_hold(self, own: int, byok: int) -> bool:
+        """Whether it can be written down that so much more is reserved."""
+        return max(self.reserved + own, self.reserved_byok + byok) <= MAX_PICO
+
     def reserve(self, own: int, byok: int) -> None:
         """Let a request in."""
         self.reserved += own
@@ -99,6 +105,9 @@ class Balance:
 
     def spend(self, own: int, byok: int) -> None:
         """Pay, in all windows at once."""
+        # What no column holds is more than any limit; the total is the largest of all windows.
+        own = min(own, _MAX_COLUMN - self.spent_total)
+        byok = min(byok, _MAX_COLUMN - self.byok_total)
         self.spent_total += own
         self.spent_day += own
         self.spent_week += own
@@ -108,14 +117,11 @@ class Balance:
         self.byok_week += byok
         self.byok_month += byok
 
-    def counters(self) -> dict[str, Any]:
-        """What changes by requests; limits are others' to change."""
-        return {name: getattr(self, name) for name in _COUNTERS}
-
 
 _LIMITS = ("scope", "limit_pico", "limit_reset", "include_byok")
 _FIELDS = tuple(each.name for each in fields(Balance))
-_COUNTERS = tuple(name for name in _FIELDS if name not in _LIMITS)
+COUNTERS = tuple(name for name in _FIELDS if name not in _LIMITS)
+"""What changes by requests; limits are others' to change."""
 
 
 def balance_of(row: Mapping[Any, Any]) -> Balance:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lingflash.core.types import CodeUsage
 from lingflash.gateway.accounting import Part
 from lingflash.gateway.accounts.rows import part_of_json
 
@@ -65,6 +66,12 @@ class StepBill:
     def cost(self) -> int:
         """What the caller paid."""
         return self.row["cost_prompt"] + self.row["cost_completion"]
+
+    @property
+    def code(self) -> CodeUsage:
+        """What code took that the server ran within this step."""
+        told = self.row["wire"].get("code")
+        return CodeUsage(**(told or {"calls": 0, "seconds": 0.0, "output_bytes": 0}))
 
     @property
     def new_tokens(self) -> int:
@@ -172,7 +179,8 @@ def _share_cost(sent: Sequence[PartBill], row: Mapping[Any, Any]) -> None:
         cached.append(min(count, left))
         left -= cached[-1]
     full = shares(row["cost_prompt"] + row["cache_saving"], tokens)
-    saved = shares(row["cache_saving"], cached)
+    # Where nothing was read from a cache, writing to it was dearer: that is all new ones' to pay.
+    saved = shares(row["cache_saving"], cached if any(cached) else tokens)
     for each, own, less, hit in zip(sent, full, saved, cached, strict=True):
         each.sent[row["step"]] = (own - less, hit)
 

@@ -44,6 +44,11 @@ def bill_to_csv(bill: Bill, table: Table) -> str:
             {**{k: v for k, v in row.items() if k != "new_by_role"}, **_roles(row["new_by_role"])}
             for row in rows
         ]
+    return rows_to_csv(rows)
+
+
+def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same names, and a line of these."""
     text = io.StringIO()
     names = list(rows[0]) if rows else []
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -75,10 +80,14 @@ def _step(step: StepBill) -> dict[str, Any]:
         "finish_reason": row["wire"].get("finish_reason"),
         "prompt_tokens": row["tokens_prompt"],
         "cached_tokens": row["tokens_cached"],
+        "cache_write_tokens": row["tokens_cache_write"],
         "new_tokens": step.new_tokens,
         "new_by_role": dict(step.new_by_role),
         "completion_tokens": row["tokens_completion"],
         "reasoning_tokens": row["tokens_reasoning"],
+        "code_calls": step.code.calls,
+        "code_seconds": step.code.seconds,
+        "code_output_bytes": step.code.output_bytes,
         "usage_source": row["usage_source"],
         "cost_usd": dollars(step.cost),
         "resent_usd": dollars(step.resent_cost),
@@ -135,9 +144,13 @@ def _totals(bill: Bill) -> dict[str, Any]:
         "steps": len(bill.steps),
         "prompt_tokens": total("tokens_prompt"),
         "cached_tokens": total("tokens_cached"),
+        "cache_write_tokens": total("tokens_cache_write"),
         "new_tokens": sum(each.new_tokens for each in bill.steps),
         "completion_tokens": total("tokens_completion"),
         "reasoning_tokens": total("tokens_reasoning"),
+        "code_calls": sum(each.code.calls for each in bill.steps),
+        "code_seconds": round(sum(each.code.seconds for each in bill.steps), 3),
+        "code_output_bytes": sum(each.code.output_bytes for each in bill.steps),
         "cost_usd": dollars(total("cost_prompt") + total("cost_completion")),
         "upstream_cost_usd": dollars(total("upstream_prompt") + total("upstream_completion")),
         "paid_for_resending_usd": dollars(sum(each.resent_cost for each in bill.steps)),

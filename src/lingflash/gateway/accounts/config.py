@@ -10,13 +10,12 @@ from typing import Literal
 
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import at_least, between, check_settings, one_of, setting
-from lingflash.gateway.accounting import PICO_PER_USD
+from lingflash.gateway.accounting import MAX_PICO, PICO_PER_USD
 
 Reset = Literal["daily", "weekly", "monthly"]
 RESETS: tuple[Reset, ...] = ("daily", "weekly", "monthly")
 
-MAX_LIMIT_USD = 1_000_000
-"""A BIGINT holds nine million dollars of pico-dollars; limits stay well below."""
+MAX_LIMIT_USD = MAX_PICO // PICO_PER_USD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

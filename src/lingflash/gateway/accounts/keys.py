@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
@@ -211,11 +212,12 @@ def _limit(dollars: float | str | None) -> int | None:
     if dollars is None:
         return None
     try:
-        amount = pico(dollars)
+        # Compared first: a number with a huge exponent is written out by nobody.
+        amount = pico(dollars) if 0 <= Decimal(str(dollars)) <= MAX_LIMIT_USD else -1
     except (ArithmeticError, ValueError):
         raise InvalidRequestError(
             f"limit is {dollars!r}; allowed: dollars, such as 2.5.", param="limit"
         ) from None
-    if not 0 <= amount <= pico(MAX_LIMIT_USD):
+    if amount < 0:
         refuse("limit", f"is {dollars}; allowed: 0 to {MAX_LIMIT_USD} dollars, or null")
     return amount

@@ -8,17 +8,18 @@ costs a few statements for all of its requests instead of a lock and a commit fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.engine import Connection
 
-from lingflash.core.errors import LingflashError
+from lingflash.core.errors import CapacityError, LingflashError
 from lingflash.gateway.accounting import End, Session, Start
 from lingflash.gateway.accounts.admission import HOUSE, KeyState, refusal_of
-from lingflash.gateway.accounts.balance import Balance, balance_of
+from lingflash.gateway.accounts.balance import COUNTERS, Balance, balance_of
 from lingflash.gateway.accounts.config import AccountsConfig
 from lingflash.gateway.accounts.rows import clean, generation_row, start_to_row
 from lingflash.gateway.accounts.sessions import SESSION_COLUMNS, SessionState
@@ -52,7 +53,7 @@ class _Books:
     keys: dict[str, KeyState]
     balances: dict[str, Balance]
     sessions: dict[tuple[str, str], SessionState]
-    taken: Mapping[str, tuple[int, int, int]]  # reservations that this transaction ended
+    taken: dict[str, tuple[int, int, int]]  # reservations that this transaction ended
     reservations: list[dict[str, Any]] = field(default_factory=list[Any])
     generations: list[dict[str, Any]] = field(default_factory=list[Any])
     touched: set[tuple[str, str]] = field(default_factory=set[Any])
@@ -84,13 +85,15 @@ class Ledger:
         self._now_ms = now_ms
         self._waiting: list[_Job] = []
         self._writer: asyncio.Task[None] | None = None
+        self._update_budget, names = database.compiled(_UPDATE_BUDGET)
+        self._budget_values = attrgetter(*(name.removeprefix(_NEW) for name in names))
         self._put_session = database.upsert(session, SESSION_COLUMNS[:2], SESSION_COLUMNS[2:])
 
     async def admit(self, start: Start) -> LingflashError | Session:
         """Reserve, and read the session; an error says why not, and then its row is written.
 
         Raises:
-            CapacityError: the database failed; nothing is reserved.
+            CapacityError: the database failed; whether anything is reserved is not known.
         """
         result = await self._do(start, None, False)
         assert not isinstance(result, bool)  # what settle gets
@@ -121,27 +124,32 @@ class Ledger:
             jobs, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
             try:
                 await self._write(jobs)
-            except Exception as error:  # whatever it is, who waits for the job gets it
-                if len(jobs) == 1:
-                    _fail(jobs[0], error)
-                    continue
-                for job in jobs:  # one of them is to blame; the others need not suffer
+            except Exception:  # whatever it is, it is seen again below
+                # One of them may be to blame, and the others need not suffer. Or the connection
+                # broke, maybe after the commit: what is written already is not written again.
+                for job in jobs:
                     try:
-                        await self._write([job])
-                    except Exception as own:
-                        _fail(job, own)
+                        await self._write([job], is_again=True)
+                    except Exception as error:  # who waits for the job gets it
+                        _fail(job, error)
 
-    async def _write(self, jobs: Sequence[_Job]) -> None:
-        results = await self._database.write(lambda connection: self._run(connection, jobs))
+    async def _write(self, jobs: Sequence[_Job], *, is_again: bool = False) -> None:
+        results = await self._database.write(
+            lambda connection: self._run(connection, jobs, is_again)
+        )
         for job, result in zip(jobs, results, strict=True):
             if not job.done.done():
                 job.done.set_result(result)
 
-    def _run(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Result]:
+    def _run(self, connection: Connection, jobs: Sequence[_Job], is_again: bool) -> list[_Result]:
         books = self._open(connection, jobs)
+        # Read under the locks: a first try that still commits has done so.
+        written = _written(connection, jobs) if is_again else {}
         results: list[_Result] = []
         for job in jobs:
-            if job.end is None:
+            if job.start.id in written:
+                results.append(self._result_of(books, job, is_in=written[job.start.id]))
+            elif job.end is None:
                 results.append(self._admit(books, job))
             else:
                 results.append(self._settle(books, job, job.end))
@@ -178,6 +186,17 @@ class Ledger:
             sessions = {(each.key_hash, each.id): each for each in states}
         return _Books(keys, balances, sessions, taken)
 
+    def _result_of(self, books: _Books, job: _Job, *, is_in: bool) -> _Result:
+        """What the first try of a job gave, which was committed and not heard of."""
+        start = job.start
+        if job.end is not None:
+            return True
+        if is_in:
+            return books.session_of(start).seen(self._now_ms(), self._config.pin_ttl_s)
+        key, layers = books.keys.get(start.caller.key_hash), self._layers(books, start)
+        error = refusal_of(start, key, layers, self._config, self._now_ms())
+        return error or CapacityError("The database failed while the request was refused.")
+
     def _admit(self, books: _Books, job: _Job) -> LingflashError | Session:
         start = job.start
         layers = self._layers(books, start)
@@ -211,9 +230,10 @@ class Ledger:
         start = job.start
         step, parts, created_at = 0, None, job.created_at
         if not job.is_refused:
-            if start.id not in books.taken:
+            held = books.taken.pop(start.id, None)
+            if held is None:
                 return False
-            own, byok, created_at = books.taken[start.id]
+            own, byok, created_at = held
             for layer in self._layers(books, start):
                 layer.give_back(own, byok)
                 layer.spend(end.cost.total, end.upstream_cost.total if end.byok_id else 0)
@@ -233,16 +253,9 @@ class Ledger:
 
     def _save(self, connection: Connection, books: _Books) -> None:
         if books.balances:
-            connection.execute(
-                _UPDATE_BUDGET,
-                [
-                    {
-                        "of_scope": scope,
-                        **{f"new_{name}": each for name, each in balance.counters().items()},
-                    }
-                    for scope, balance in sorted(books.balances.items())
-                ],
-            )
+            # Compiled once: these are most of the values that a request writes.
+            rows = [self._budget_values(each) for _, each in sorted(books.balances.items())]
+            connection.exec_driver_sql(self._update_budget, rows)
         if books.reservations:
             connection.execute(_RESERVE, books.reservations)
         if books.touched:
@@ -281,13 +294,25 @@ _SESSIONS = select(session).where(
     session.c.key_hash.in_(bindparam("keys", expanding=True)),
     session.c.id.in_(bindparam("ids", expanding=True)),
 )
+_RESERVED = select(reservation.c.id).where(reservation.c.id.in_(bindparam("ids", expanding=True)))
+_WITH_ROWS = select(generation.c.id).where(generation.c.id.in_(bindparam("ids", expanding=True)))
 _RESERVE = insert(reservation)
 _WRITE_ROW = insert(generation)
+_NEW = "new_"  # a parameter may not be called as the column that it sets
 _UPDATE_BUDGET = (
     update(budget)
-    .where(budget.c.scope == bindparam("of_scope"))
-    .values({name: bindparam(f"new_{name}") for name in Balance(scope="").counters()})
+    .where(budget.c.scope == bindparam(f"{_NEW}scope"))
+    .values({name: bindparam(f"{_NEW}{name}") for name in COUNTERS})
 )
+
+
+def _written(connection: Connection, jobs: Sequence[_Job]) -> dict[str, bool]:
+    """Requests whose job was done before: whether they are in, or else have their row."""
+    ids = {"ids": [job.start.id for job in jobs]}
+    coming = {job.start.id for job in jobs if job.end is None}
+    found = dict.fromkeys(connection.execute(_WITH_ROWS, ids).scalars(), False)
+    held = connection.execute(_RESERVED, ids).scalars()
+    return found | {id: True for id in held if id in coming}
 
 
 def _session_key(start: Start) -> tuple[str, str]:

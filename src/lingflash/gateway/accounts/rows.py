@@ -56,6 +56,7 @@ def progress_to_row(
             usage.cached_tokens,
             usage.completion_tokens,
             usage.reasoning_tokens,
+            usage.cache_write_tokens,
         ],
         "cost": msgspec.to_builtins(cost),
         "upstream_cost": msgspec.to_builtins(upstream_cost),
@@ -74,7 +75,8 @@ def killed_end(row: Mapping[Any, Any], duration_ms: int) -> End:
             usage_source="estimated",
             duration_ms=duration_ms,
         )
-    prompt, cached, completion, reasoning = progress["usage"]
+    # What the version before wrote ends with the thinking.
+    prompt, cached, completion, reasoning, *written = progress["usage"]
     attempt = None if progress["attempt"] is None else Attempt(**progress["attempt"])
     is_byok = attempt is not None and attempt.is_byok
     return End(
@@ -90,6 +92,7 @@ def killed_end(row: Mapping[Any, Any], duration_ms: int) -> End:
             cached_tokens=cached,
             completion_tokens=completion,
             reasoning_tokens=reasoning,
+            cache_write_tokens=sum(written),
         ),
         usage_source="counted",
         cost=Cost(**progress["cost"]),
@@ -116,6 +119,7 @@ def generation_row(
         "provider": _clean(end.provider, 128),
         "endpoint": _clean(end.endpoint, 256),
         "byok_id": _clean(end.byok_id, 64),
+        "response_id": _clean(end.response_id, 256),
         "is_free": start.is_free,
         "is_streamed": start.is_streamed,
         "attempts": [msgspec.to_builtins(each) for each in end.attempts],
@@ -123,6 +127,7 @@ def generation_row(
         "duration_ms": end.duration_ms,
         "tokens_prompt": usage.prompt_tokens,
         "tokens_cached": usage.cached_tokens,
+        "tokens_cache_write": usage.cache_write_tokens,
         "tokens_completion": usage.completion_tokens,
         "tokens_reasoning": usage.reasoning_tokens or 0,
         "usage_source": end.usage_source,
@@ -135,7 +140,11 @@ def generation_row(
         "status": end.status,
         "error_code": _clean(end.error_code, 64),
         "parts": parts,
-        "wire": dict(end.wire),
+        "wire": {
+            **end.wire,
+            "code": usage.code and msgspec.to_builtins(usage.code),
+            "replica": end.replica,
+        },
         "created_at": created_at,
     }
 

@@ -7,10 +7,18 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lingflash.core.errors import AuthenticationError, LingflashError, NotFoundError
+from sqlalchemy import func, select
+
+from lingflash.core.errors import (
+    AuthenticationError,
+    CapacityError,
+    LingflashError,
+    NotFoundError,
+)
 from lingflash.core.log import log_event
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import (
@@ -19,6 +27,7 @@ from lingflash.gateway.accounting import (
     Caller,
     Cost,
     End,
+    Home,
     ProviderKey,
     Start,
 )
@@ -28,15 +37,18 @@ from lingflash.gateway.accounts.keys import Key, Keys, hash_of
 from lingflash.gateway.accounts.leases import Every, Leases, Progress, new_process_id
 from lingflash.gateway.accounts.ledger import Ledger
 from lingflash.gateway.accounts.rates import Rate, Rates, Taken
+from lingflash.gateway.accounts.responses import find_home
 from lingflash.gateway.accounts.vault import Vault, read_master_keys
 from lingflash.store.database import Database
-from lingflash.store.tables import budget
+from lingflash.store.tables import budget, session
 
 logger = logging.getLogger("lingflash.gateway")
 
 # A key is looked up anew after this; whether it is still good, every admission asks in any case.
 _KEY_TTL_S = 1.0
 _MAX_KEYS_KEPT = 10_000
+# Of a database that is gone for long nobody can be in.
+_MAX_DOUBTFUL = 10_000
 
 
 async def open_accounts(
@@ -88,6 +100,7 @@ class LedgerAccounts:
         self._known: dict[str, tuple[Key, float]] = {}
         self._taken: dict[str, Taken] = {}
         self._unsettled: list[tuple[Start, End]] = []
+        self._doubtful: list[Start] = []  # admissions that failed, and may be in
         self._background: list[Every] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -170,11 +183,13 @@ class LedgerAccounts:
             raise error
         try:
             session = await self._ledger.admit(start)
-            if isinstance(session, LingflashError):
-                raise session
-        except LingflashError:
+        except LingflashError as failed:  # maybe after it was in
+            if len(self._doubtful) < _MAX_DOUBTFUL:
+                self._doubtful.append(replace(start, parts=()))
+            session = failed
+        if isinstance(session, LingflashError):
             await self._rates.give_back(taken, 0)
-            raise
+            raise session
         if taken.tokens:
             self._taken[start.id] = taken
         return Admission(start=start, session=session, limit_headers=taken.headers)
@@ -235,11 +250,23 @@ class LedgerAccounts:
         if not is_mine:
             log_event(logger, "settled_before", {"generation": start.id}, level=logging.WARNING)
 
+    async def home_of(self, caller: Caller, response_id: str) -> Home | None:
+        """Where a stored response is."""
+        return await self.database.read(lambda c: find_home(c, caller.key_hash, response_id))
+
     async def provider_keys(
-        self, caller: Caller, provider: str, model: str
+        self, caller: Caller, provider: str, names: Sequence[str]
     ) -> Sequence[ProviderKey]:
-        """Stored keys that may serve this model there for this caller, in their order."""
-        return await self.vault.for_attempt(caller, provider, model)
+        """Stored keys that may serve a model there for this caller, in their order."""
+        return await self.vault.for_attempt(caller, provider, names)
+
+    async def pins(self) -> Mapping[str, int]:
+        """By endpoint, how many sessions would go on there now."""
+        since = wall_ms() - round(self.config.pin_ttl_s * 1000)
+        at = session.c.pinned_endpoint
+        query = select(at, func.count()).where(session.c.used_at >= since).group_by(at)
+        rows = await self.database.read(lambda c: c.execute(query).all())
+        return {endpoint: count for endpoint, count in rows if endpoint is not None}
 
     def forget_key(self, hash: str) -> None:
         """A key was changed here: look it up anew with its next request."""
@@ -276,7 +303,14 @@ class LedgerAccounts:
         await self._leases.sweep()
 
     async def _settle_rest(self) -> None:
-        """Write what the database did not take before."""
+        """Write what the database did not take before, and let nobody stay in who was told no."""
+        doubtful, self._doubtful = self._doubtful, []
+        end = End(outcome="failed", status=503, error_code=CapacityError.code)
+        for start in doubtful:
+            try:
+                await self._ledger.settle(start, end)  # nothing, if it never was in
+            except LingflashError:
+                self._doubtful.append(start)
         waiting, self._unsettled = self._unsettled, []
         for start, end in waiting:
             await self._settle(start, end)

@@ -192,7 +192,9 @@ class Vault:
         gone = delete(byok_key).where(byok_key.c.id == id)
         await self._database.write(lambda connection: connection.execute(gone))
 
-    async def for_attempt(self, caller: Caller, provider: str, model: str) -> list[ProviderKey]:
+    async def for_attempt(
+        self, caller: Caller, provider: str, names: Sequence[str]
+    ) -> list[ProviderKey]:
         """The keys that may serve a model there for a caller, in their order.
 
         Raises:
@@ -214,7 +216,7 @@ class Vault:
                 is_required=row["is_required"] or row["is_byok_only"],
             )
             for row in rows
-            if _covers(row, caller, model)
+            if _covers(row, caller, names)
         ]
 
     async def rotate(self) -> int:
@@ -257,9 +259,12 @@ _SHOWN: Sequence[Any] = [c for c in byok_key.c if c.name not in _SECRET_COLUMNS]
 _ORDER = (byok_key.c.is_fallback, byok_key.c.sort_order, byok_key.c.id)
 
 
-def _covers(row: Mapping[Any, Any], caller: Caller, model: str) -> bool:
+def _covers(row: Mapping[Any, Any], caller: Caller, names: Sequence[str]) -> bool:
     models, hashes = row["allowed_models"], row["allowed_api_key_hashes"]
-    is_for_model = models is None or model in models or model.rpartition(":")[0] in models
+    # A variant such as `:free` is covered with its model.
+    is_for_model = models is None or any(
+        name in models or name.rpartition(":")[0] in models for name in names
+    )
     is_for_caller = hashes is None or caller.key_hash in hashes
     return is_for_caller and (is_for_model or row["is_byok_only"])
 

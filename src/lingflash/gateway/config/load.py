@@ -357,12 +357,13 @@ class _Loader:
             prompt=whole("prompt", table.prompt, _PICO_PER_MTOK),
             completion=whole("completion", table.completion, _PICO_PER_MTOK),
             cache_read=whole("cache_read", table.cache_read, _PICO_PER_MTOK),
+            cache_write=whole("cache_write", table.cache_write, _PICO_PER_MTOK),
             request=whole("request", table.request, _PICO_PER_USD),
         )
 
 
 def _costs(price: PriceTable) -> bool:
-    parts = (price.prompt, price.completion, price.cache_read, price.request)
+    parts = (price.prompt, price.completion, price.cache_read, price.cache_write, price.request)
     return any(parts)
 
 

@@ -12,6 +12,7 @@ from lingflash.core.log import LEVELS
 from lingflash.core.settings import above, at_least, between, one_of, setting
 from lingflash.gateway.accounting import Dialect
 from lingflash.gateway.routing.replicas import BALANCES, Balance
+from lingflash.httpd.page import has_page
 from lingflash.link.http_client import Address
 
 DIALECTS: tuple[Dialect, ...] = ("chat", "completions", "responses", "messages")
@@ -33,6 +34,7 @@ class ServerTable:
         30.0, "After SIGTERM, how long running requests may take.", bound=at_least(0)
     )
     cors_origins: tuple[str, ...] = setting((), "Origins whose pages may use it; `*` is any.")
+    ui: bool | None = setting(None, "The page at /ui; on by default on loopback, off elsewhere.")
     log_level: str = setting("info", "debug, info, warning or error.", bound=one_of(LEVELS))
     metrics_key_variable: str | None = setting(
         None, "Variable with a key that /metrics and /openapi.json need; open without."
@@ -41,6 +43,11 @@ class ServerTable:
     opentelemetry: bool = setting(
         False, "Whether spans and metrics go to a collector, which `OTEL_*` variables name."
     )
+
+    @property
+    def has_page(self) -> bool:
+        """Whether /ui is served."""
+        return has_page(self.ui, self.host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,12 @@ class RequestsTable:
 
     inline_provider_keys: bool = setting(
         True, "Whether `provider.api_key` and `X-Provider-Key` are taken; false answers 400."
+    )
+    keep_alive_s: float = setting(
+        15.0,
+        "A stream that had no byte for so long gets a comment, also before its first content; from"
+        " then on a failure is told inside of it, with status 200. 0 sends none.",
+        bound=between(0, 3600),
     )
     bytes_per_token: float = setting(
         1.0,
@@ -174,6 +187,11 @@ class PriceTable:
     completion: Decimal = setting(Decimal(0), "Tokens of the answer.", bound=between(0, 1_000_000))
     cache_read: Decimal | None = setting(
         None, "Prompt tokens from a cache; as `prompt` if empty.", bound=between(0, 1_000_000)
+    )
+    cache_write: Decimal | None = setting(
+        None,
+        "Prompt tokens written to a cache; as `prompt` if empty. Of several lifetimes the dearest.",
+        bound=between(0, 1_000_000),
     )
     request: Decimal = setting(Decimal(0), "Dollars per request.", bound=between(0, 1_000_000))
 

@@ -49,8 +49,13 @@ class Bill:
         own = byok = most_prompt = most_answer = 0
         for candidate in plan.may_serve:
             prompt, answer = call.most_tokens(candidate.endpoint, self._requests)
-            for cached in (0, prompt):  # whichever is dearer
-                usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=answer)
+            for cached, written in ((0, 0), (prompt, 0), (0, prompt)):  # whichever is dearest
+                usage = Usage(
+                    prompt_tokens=prompt,
+                    cached_tokens=cached,
+                    cache_write_tokens=written,
+                    completion_tokens=answer,
+                )
                 houses, vendors = self.costs(candidate, usage)
                 own = max(own, houses.total)
                 if candidate.key.is_brought:

@@ -15,6 +15,7 @@ from lingflash.core.errors import refuse
 from lingflash.gateway.accounting import Caller, Dialect, Part
 from lingflash.gateway.accounts.parts import parts_of, pieces_of, session_id_of
 from lingflash.gateway.config.tables import RequestsTable
+from lingflash.gateway.relay.bounds import may_exceed_bytes, num_prompts
 from lingflash.gateway.relay.usage import estimated_tokens
 from lingflash.gateway.routing.catalog import Endpoint
 from lingflash.gateway.routing.chain import Chain, make_chain
@@ -26,8 +27,6 @@ _COMPLETION_TOKENS = 16
 # OpenAI's bound.
 _MAX_CHOICES = 128
 _LARGE_BYTES = 1 << 18
-# Of the Responses API: what stands for a conversation or a template that the upstream has.
-_LIES_UPSTREAM = ("previous_response_id", "conversation", "prompt")
 _MAX_TOKENS = {
     "chat": ("max_completion_tokens", "max_tokens"),
     "completions": ("max_tokens",),
@@ -56,7 +55,8 @@ class Call:
         is_free_of_charge: counts tokens only.
         is_session_named: by the client, and not found by content.
         previous_response: the stored response that it goes on from.
-        has_more_upstream: the prompt has parts that lie with the upstream.
+        num_prompts: that it can have; each may fill a context.
+        may_exceed_bytes: the prompt may have more tokens than the request has bytes.
         headers: of the request, those that an upstream gets, too.
         trace: its headers of W3C's trace context.
     """
@@ -80,7 +80,8 @@ class Call:
     is_free_of_charge: bool = False
     is_session_named: bool = False
     previous_response: str | None = None
-    has_more_upstream: bool = False
+    num_prompts: int = 1
+    may_exceed_bytes: bool = False
     headers: tuple[tuple[str, str], ...] = ()
     trace: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -107,8 +108,8 @@ class Call:
         """The most tokens that prompt and answer can have at an endpoint."""
         if self.is_free_of_charge:
             return 0, 0
-        prompt = endpoint.context_tokens
-        if not self.has_more_upstream:
+        prompt = endpoint.context_tokens * self.num_prompts
+        if not self.may_exceed_bytes:
             prompt = min(int(self.num_bytes / requests.bytes_per_token) + 1, prompt)
         asked = self.wish.completion_tokens
         answer = endpoint.max_output_tokens
@@ -184,8 +185,11 @@ def _made(
             value.get("session_id") or headers.get("x-session-id") or value.get("prompt_cache_key")
         ),
         previous_response=previous if isinstance(previous, str) and previous else None,
-        has_more_upstream=dialect == "responses"
-        and any(value.get(name) for name in _LIES_UPSTREAM),
+        num_prompts=num_prompts(dialect, value),
+        # A vendor's options become fields of the body.
+        may_exceed_bytes=any(
+            may_exceed_bytes(dialect, {**value, **more}) for more in ({}, *wish.options.values())
+        ),
         trace={k: v for k, v in headers.items() if k in ("traceparent", "tracestate")},
         headers=tuple(
             (name, headers[name])
@@ -223,7 +227,4 @@ def _answer_size(dialect: Dialect, value: Mapping[str, Any]) -> tuple[int | None
             if isinstance(given, bool) or not isinstance(given, int) or given > _MAX_CHOICES:
                 refuse(name, f"must be a whole number, up to {_MAX_CHOICES}")
             count = max(count, given)
-    prompt = value.get("prompt") if dialect == "completions" else None
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        count *= len(prompt)
-    return most, count
+    return most, count * num_prompts(dialect, value)

@@ -19,7 +19,13 @@ def last_words(call: Call, frames: Frames, error: LingflashError, provider: str)
         case "messages":
             return named_event("error", envelope(error, ANTHROPIC_ERRORS))
         case "responses":
-            response = getattr(frames, "response", {})
+            response = getattr(frames, "response", {}) or {
+                "id": call.id,
+                "object": "response",
+                "created_at": int(time.time()),
+                "model": call.wish.models[0],
+                "output": [],
+            }
             failed = {
                 "type": "response.failed",
                 "sequence_number": getattr(frames, "sequence_number", -1) + 1,

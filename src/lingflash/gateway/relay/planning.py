@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from lingflash.core.errors import NotFoundError
-from lingflash.gateway.accounting import Caller, ProviderKey, Session
+from lingflash.gateway.accounting import Caller, Home, ProviderKey, Session
 from lingflash.gateway.relay.call import Call
-from lingflash.gateway.routing.catalog import Wanted
+from lingflash.gateway.routing.catalog import Catalog, Wanted
 from lingflash.gateway.routing.plan import Candidate, Plan, Situation, make_plan
 from lingflash.gateway.routing.replicas import Prompt
-from lingflash.gateway.state import GatewayState, Home
+from lingflash.gateway.state import GatewayState
 
 _MAX_REASONS = 12
 
@@ -43,13 +43,13 @@ async def plan_call(state: GatewayState, call: Call) -> PlannedCall:
     """
     config = state.config
     previous = call.previous_response
-    if previous is not None and state.is_anothers(previous, call.caller):
+    home = None if previous is None else await state.accounts.home_of(call.caller, previous)
+    if home is not None and home.key_hash != call.caller.key_hash:
         raise _unknown_response(call)
-    home = None if previous is None else state.home_of(previous, call.caller)
     if home is not None and not call.is_session_named:
         call = replace(call, session_id=home.session_id)
     wanted = [config.catalog.resolve(name) for name in call.wish.models]
-    keys = await _stored_keys(state, call.caller, wanted)
+    keys = await _stored_keys(state, config.catalog, call.caller, wanted)
     day = datetime.now(UTC).date()
 
     def plan_for(session: Session) -> Plan:
@@ -85,23 +85,23 @@ def prompt_of(call: Call, session: Session) -> Prompt:
 
 
 async def _stored_keys(
-    state: GatewayState, caller: Caller, wanted: Sequence[Wanted]
+    state: GatewayState, catalog: Catalog, caller: Caller, wanted: Sequence[Wanted]
 ) -> dict[str, list[ProviderKey]]:
     """The caller's keys for these models, by the provider's short name."""
     places = {
-        (endpoint.slug, name, each.name): None
+        (endpoint.slug, name, catalog.names_of(each)): None
         for each in wanted
         for endpoint in each.model.served_as(is_free=each.is_free)
         # Whoever stored a key may have written either.
         for name in dict.fromkeys((endpoint.slug, endpoint.provider.lower()))
     }
     found: dict[str, list[ProviderKey]] = {}
-    for slug, name, model in places:
-        if state.is_keyless(caller, name, model):
+    for slug, name, models in places:
+        if state.is_keyless(caller, name, models[0]):
             continue
-        keys = await state.accounts.provider_keys(caller, name, model)
+        keys = await state.accounts.provider_keys(caller, name, models)
         if not keys:
-            state.note_keyless(caller, name, model)
+            state.note_keyless(caller, name, models[0])
         known = found.setdefault(slug, [])
         known += [key for key in keys if key.id not in {each.id for each in known}]
     return found
@@ -119,8 +119,8 @@ def _at_home(plan: Plan, call: Call, home: Home | None) -> Plan:
         raise _unknown_response(call)
 
     def is_there(candidate: Candidate) -> bool:
-        place = candidate.endpoint.id, candidate.key.id, candidate.replica
-        return place == (home.endpoint, home.key_id, home.replica)
+        place = candidate.endpoint.id, candidate.key.byok_id, candidate.replica
+        return place == (home.endpoint, home.byok_id, home.replica)
 
     return replace(
         plan,
@@ -133,8 +133,8 @@ def _at_home(plan: Plan, call: Call, home: Home | None) -> Plan:
 
 def _unknown_response(call: Call) -> NotFoundError:
     return NotFoundError(
-        f"previous_response_id: {call.previous_response!r} was not made through this gateway, "
-        "or too long ago, so it is not known which provider has it; name one with "
+        f"previous_response_id: {call.previous_response!r} was not made with this key through "
+        "this gateway, so it is not known which provider has it; name one with "
         "provider.only, or send the whole conversation.",
         param="previous_response_id",
     )

@@ -28,6 +28,7 @@ def report(state: GatewayState, call: Call, start: Start, end: End) -> None:
         "error": end.error_code,
         "prompt_tokens": usage.prompt_tokens if usage else None,
         "cached_tokens": usage.cached_tokens if usage else None,
+        "cache_write_tokens": usage.cache_write_tokens if usage else None,
         "completion_tokens": usage.completion_tokens if usage else None,
         "ttft_ms": end.ttft_ms,
         "duration_ms": end.duration_ms,
@@ -47,6 +48,7 @@ def _count(state: GatewayState, start: Start, end: End) -> None:
         for kind, count in (
             ("prompt", usage.prompt_tokens),
             ("cached", usage.cached_tokens),
+            ("cache_write", usage.cache_write_tokens),
             ("completion", usage.completion_tokens),
         ):
             metrics.tokens.labels(end.provider, kind).inc(count)

@@ -6,8 +6,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lingflash.core.errors import LingflashError
+from lingflash.gateway.relay.client import Client
 from lingflash.gateway.relay.planning import PlannedCall
-from lingflash.gateway.relay.run import STALL_S, Run
+from lingflash.gateway.relay.run import Run
 from lingflash.gateway.state import GatewayState
 from lingflash.httpd.body import json_response
 from lingflash.httpd.client_gone import ClientGone, until_client_gone
@@ -20,16 +21,22 @@ class RelayedAnswer(Response):
     def __init__(self, state: GatewayState, planned: PlannedCall, key: str) -> None:
         self.background = None
         self._state = state
-        self._call = planned.call
-        self._run = Run(state, planned, key)
+        self._planned = planned
+        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve; whoever leaves ends the work upstream."""
-        run, call = self._run, self._call
+        call = self._planned.call
+        client = Client(send, self._state.config.requests.keep_alive_s)
+        run = Run(self._state, self._planned, self._key, client)
         self._state.in_flight[call.id] = run.abort
         try:
             await until_client_gone(
-                run.serve(send), receive, is_stalled=run.is_stalled, check_every_s=STALL_S / 4
+                run.serve(),
+                receive,
+                is_stalled=client.is_stalled,
+                check_every_s=client.check_every_s,
+                on_check=run.keep_alive,
             )
         except ClientGone:
             return

@@ -9,8 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from starlette.types import Send
-
 from lingflash.core.errors import CapacityError, LingflashError, UpstreamTimeoutError
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import (
@@ -27,6 +25,7 @@ from lingflash.gateway.relay.additions import Additions, metadata_of
 from lingflash.gateway.relay.answers import read_answer
 from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, linger, open_attempt, read_body
 from lingflash.gateway.relay.bill import Bill, money
+from lingflash.gateway.relay.client import Client
 from lingflash.gateway.relay.failures import (
     AttemptFailed,
     BrokeOff,
@@ -43,12 +42,10 @@ from lingflash.gateway.relay.report import report
 from lingflash.gateway.relay.usage import read_usage
 from lingflash.gateway.routing.plan import Candidate
 from lingflash.gateway.routing.replicas import Sent
-from lingflash.gateway.state import GatewayState, Home
+from lingflash.gateway.state import GatewayState
 from lingflash.httpd.error_map import http_error
 from lingflash.link.http_client import Answer, BadAnswer
 
-# A reader that takes nothing for so long is given up.
-STALL_S = 60.0
 _PROGRESS_EVERY_S = 0.25
 
 
@@ -57,10 +54,12 @@ class Run:
 
     Args:
         key: the caller's, which is never quoted.
+        client: who gets the answer.
     """
 
-    def __init__(self, state: GatewayState, planned: PlannedCall, key: str) -> None:
+    def __init__(self, state: GatewayState, planned: PlannedCall, key: str, client: Client) -> None:
         self._state = state
+        self._client = client
         self._config = state.config
         self._call = planned.call
         self._plan = planned.plan
@@ -80,17 +79,16 @@ class Run:
         self._finish_reason: str | None = None
         self._answer_id: str | None = None
         self._first_content_s: float | None = None
-        self._is_begun = False  # the client has had its first byte
+        self._is_begun = False  # the client has had the first content
         self._noted_s = 0.0
-        self._sending_since: float | None = None
         self._task: asyncio.Task[Any] | None = None
         self._is_aborted = False
         self._is_settled = False
 
-    def is_stalled(self) -> bool:
-        """Whether the client has stopped reading."""
-        since = self._sending_since
-        return since is not None and time.monotonic() - since > STALL_S
+    async def keep_alive(self) -> None:
+        """Show a client that waits for a stream that it lives."""
+        if self._call.is_streamed and self._admission is not None:
+            await self._client.keep_alive({**STREAM_HEADERS, **self.headers()})
 
     def abort(self) -> None:
         """End the call: the gateway has to."""
@@ -111,7 +109,7 @@ class Run:
             found |= self._admission.limit_headers
         return found
 
-    async def serve(self, send: Send) -> None:
+    async def serve(self) -> None:
         """Admit, try, answer, settle.
 
         Raises:
@@ -124,28 +122,26 @@ class Run:
         try:
             if admission.session.has_bearing:
                 self._plan = self._plan_for(admission.session)
-            await self._try_all(send)
+            await self._try_all()
             return
         except BrokeOff as broke:
             failure = broke.error
         except LingflashError as error:
             failure = error
-            raise
+            await self._tell(failure)
         except asyncio.CancelledError:
             if not self._is_aborted or self._task is None:
                 outcome = "cancelled"
                 raise
             self._task.uncancel()
             failure = CapacityError("The gateway is shutting down; try again.")
-            if not self._is_begun:
-                raise failure from None
-            await self._send_last_words(send, failure)
+            await self._tell(failure)
         except Exception:  # a bug of ours: the middleware answers it, the row says failed
             failure = LingflashError("The gateway failed on this request.")
             raise
         finally:
             await self._settle(admission, outcome, failure)
-        await self._send(send, b"", more=False)
+        await self._client.send(b"", more=False)
 
     # Admission
 
@@ -187,7 +183,7 @@ class Run:
 
     # Attempts
 
-    async def _try_all(self, send: Send) -> None:
+    async def _try_all(self) -> None:
         last: AttemptFailed | None = None
         breakers = self._state.breakers
         for candidate in self._plan.candidates:
@@ -200,18 +196,18 @@ class Run:
             sent = self._sent = self._state.replicas.send(candidate)
             started_s = time.monotonic()
             try:
-                await self._try(candidate, send)
+                await self._try(candidate)
             except AttemptFailed as failed:
                 last = failed
                 breakers.take(failed.verdict, name, time.monotonic(), failed.retry_after_s)
                 if sent is not None:
                     sent.fail(time.monotonic())
-                self._note_attempt(candidate, started_s, failed.status, failed.error.code)
+                self._note_attempt(candidate, started_s, failed.status, failed.error)
                 if failed.is_final:
                     break
             except BrokeOff as broke:
                 breakers.fail(name, time.monotonic())
-                self._note_attempt(candidate, started_s, 200, broke.error.code)
+                self._note_attempt(candidate, started_s, 200, broke.error)
                 raise
             except asyncio.CancelledError:
                 breakers.drop(name)
@@ -238,9 +234,12 @@ class Run:
         )
 
     def _note_attempt(
-        self, candidate: Candidate, started_s: float, status: int, code: str | None
+        self, candidate: Candidate, started_s: float, status: int, error: LingflashError | str = ""
     ) -> None:
-        self._attempts.append(self._attempt_of(candidate, started_s, status, code))
+        code = error.code if isinstance(error, LingflashError) else error or None
+        attempt = self._attempt_of(candidate, started_s, status, code)
+        self._attempts.append(attempt)
+        self._state.outcomes.note(attempt, str(error), self._call.id)
         provider = candidate.endpoint.provider
         self._state.metrics.attempts.labels(provider, code or "ok").inc()
 
@@ -258,7 +257,7 @@ class Run:
             duration_ms=round((time.monotonic() - started_s) * 1000),
         )
 
-    async def _try(self, candidate: Candidate, send: Send) -> None:
+    async def _try(self, candidate: Candidate) -> None:
         call = self._call
         started_s = time.monotonic()
         opening = open_attempt(
@@ -272,19 +271,17 @@ class Run:
         try:
             async with opening as answer:
                 if call.is_streamed:
-                    await self._stream(candidate, answer, send, started_s)
+                    await self._stream(candidate, answer, started_s)
                 else:
-                    await self._relay_whole(candidate, answer, send, started_s)
+                    await self._relay_whole(candidate, answer, started_s)
         except (OSError, BadAnswer) as error:
             if not self._is_begun:
                 raise broken(candidate, error) from None
             failure = broken_error(candidate.endpoint.provider, error)
-            await self._send_last_words(send, failure)
+            await self._send_last_words(failure)
             raise BrokeOff(failure) from None
 
-    async def _relay_whole(
-        self, candidate: Candidate, answer: Answer, send: Send, started_s: float
-    ) -> None:
+    async def _relay_whole(self, candidate: Candidate, answer: Answer, started_s: float) -> None:
         call = self._call
         body = await read_body(answer, MAX_BODY_BYTES)
         if not call.is_free_of_charge:
@@ -301,12 +298,10 @@ class Run:
         headers = self.headers()
         await self._complete(candidate, started_s)
         headers |= {"content-type": "application/json", "content-length": str(len(body))}
-        await self._begin(send, headers)
-        await self._send(send, body, more=False)
+        await self._client.begin(headers)
+        await self._client.send(body, more=False)
 
-    async def _stream(
-        self, candidate: Candidate, answer: Answer, send: Send, started_s: float
-    ) -> None:
+    async def _stream(self, candidate: Candidate, answer: Answer, started_s: float) -> None:
         frames = self._frames = frames_of(self._call.dialect)
         additions = self._additions(candidate)
         waiting: list[bytes] = []
@@ -316,22 +311,22 @@ class Run:
                 try:
                     kind, data = frames.read(event)
                 except BadAnswer:
-                    await self._flush(send, waiting)  # what came before it was in order
+                    await self._flush(waiting)  # what came before it was in order
                     raise
                 if kind == "error":
                     failed = error_event(candidate, frames.error, self._quote)
                     if not frames.has_content:
                         raise failed
-                    await self._flush(send, waiting)
-                    await self._send_last_words(send, failed.error)
+                    await self._flush(waiting)
+                    await self._send_last_words(failed.error)
                     raise BrokeOff(failed.error)
                 if kind == "end":
                     end = event
                     break
                 waiting.append(additions.to_event(event, kind, data))
                 if not self._is_begun:  # the first content waits for nothing that came with it
-                    await self._flush(send, waiting)
-            await self._flush(send, waiting)
+                    await self._flush(waiting)
+            await self._flush(waiting)
             self._note_progress(candidate, started_s)
             if end is not None:
                 break
@@ -340,10 +335,10 @@ class Run:
         if end is None and not frames.is_finished:
             raise BadAnswer("the stream ended before the answer did")
         await self._complete(candidate, started_s)
-        await self._send(send, end or b"", more=False)
+        await self._client.send(end or b"", more=False)
         await linger(answer)
 
-    async def _flush(self, send: Send, waiting: list[bytes]) -> None:
+    async def _flush(self, waiting: list[bytes]) -> None:
         """Send what waits, once there was content; the first of it begins the answer."""
         assert self._frames is not None
         if not self._frames.has_content:
@@ -353,11 +348,11 @@ class Run:
             self._is_begun = True
             if self._sent is not None:
                 self._sent.first(self._first_content_s)
-            await self._begin(send, {**STREAM_HEADERS, **self.headers()})
+            await self._client.begin({**STREAM_HEADERS, **self.headers()})
         data = b"".join(waiting)
         waiting.clear()
         if data:
-            await self._send(send, data, more=True)
+            await self._client.send(data, more=True)
 
     async def _complete(self, candidate: Candidate, started_s: float) -> None:
         """Settle an answer that is whole, before its client knows that it is."""
@@ -369,12 +364,7 @@ class Run:
             span_s = now_s - first_s
             rate = (num_tokens - 1) / span_s if num_tokens > 1 and span_s > 0 else None
             self._state.measurements.add(candidate.endpoint.id, first_s - started_s, rate)
-        self._note_attempt(candidate, started_s, 200, None)
-        if self._call.dialect == "responses" and self._answer_id is not None:
-            key_hash, session_id = self._call.caller.key_hash, self._call.session_id
-            place = candidate.endpoint.id, candidate.key.id, candidate.replica
-            home = Home(*place, key_hash, session_id)
-            self._state.keep_home(self._answer_id, home)
+        self._note_attempt(candidate, started_s, 200)
         assert self._admission is not None
         await self._settle(self._admission, "completed", None)
 
@@ -406,20 +396,24 @@ class Run:
             else None,
         )
 
-    async def _begin(self, send: Send, headers: Mapping[str, str]) -> None:
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
+    async def _tell(self, error: LingflashError) -> None:
+        """End a stream that has begun with an error.
 
-    async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
-        self._sending_since = time.monotonic()
-        await send({"type": "http.response.body", "body": body, "more_body": more})
-        self._sending_since = None
+        Raises:
+            LingflashError: none has, nor will: the error is to be the answer.
+        """
+        if await self._client.refuse():
+            raise error from None
+        await self._send_last_words(error)
 
-    async def _send_last_words(self, send: Send, error: LingflashError) -> None:
-        if self._candidate is None or self._frames is None:
+    async def _send_last_words(self, error: LingflashError) -> None:
+        if not self._call.is_streamed:
             return  # a whole answer is on its way
-        provider = self._candidate.endpoint.provider
-        await self._send(send, last_words(self._call, self._frames, error, provider), more=True)
+        # Of an attempt without content the client has seen nothing.
+        frames = self._frames if self._frames is not None and self._is_begun else None
+        frames = frames or frames_of(self._call.dialect)
+        provider = self._candidate.endpoint.provider if self._candidate is not None else ""
+        await self._client.send(last_words(self._call, frames, error, provider), more=True)
 
     # What is paid
 
@@ -429,8 +423,12 @@ class Run:
         if known is not None and (self._finish_reason or known.completion_tokens >= self._counted):
             return known, "upstream"
         prompt = self._call.estimated_prompt_tokens if known is None else known.prompt_tokens
-        cached = 0 if known is None else known.cached_tokens
-        usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=self._counted)
+        usage = Usage(
+            prompt_tokens=prompt,
+            cached_tokens=0 if known is None else known.cached_tokens,
+            cache_write_tokens=0 if known is None else known.cache_write_tokens,
+            completion_tokens=self._counted,
+        )
         return usage, "counted" if self._counted else "estimated"
 
     def _note_progress(self, candidate: Candidate, started_s: float) -> None:
@@ -471,6 +469,8 @@ class Run:
             own, vendors = self._bill.costs(candidate, usage)
         endpoint = candidate.endpoint if was_served and candidate is not None else None
         key = candidate.key if candidate is not None and endpoint is not None else None
+        replica = candidate.replica if candidate is not None and endpoint is not None else None
+        is_stored = self._call.dialect == "responses" and outcome == "completed"
         first_s = self._first_content_s
         status = 200 if self._is_begun else 499 if outcome == "cancelled" else 500
         if failure is not None and not self._is_begun:
@@ -483,12 +483,13 @@ class Run:
             endpoint=endpoint.id if endpoint else None,
             provider=endpoint.provider if endpoint else None,
             model=endpoint.model if endpoint else None,
-            replica=candidate.replica if candidate is not None and endpoint is not None else None,
+            replica=replica,
             usage=usage,
             usage_source=source,
             cost=own,
             upstream_cost=vendors,
-            byok_id=key.id if key is not None and key.is_brought else None,
+            byok_id=None if key is None else key.byok_id,
+            response_id=self._answer_id if is_stored else None,
             ttft_ms=None if first_s is None else round((first_s - self._started_s) * 1000),
             duration_ms=round((time.monotonic() - self._started_s) * 1000),
             wire={

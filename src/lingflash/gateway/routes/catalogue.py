@@ -44,6 +44,8 @@ def _openai_entry(catalog: Catalog, name: str) -> dict[str, Any]:
         "created": catalog.created,
         "owned_by": ", ".join(dict.fromkeys(each.provider for each in endpoints)),
         "max_model_len": max(each.context_tokens for each in endpoints),
+        # Whoever asks for one of these is understood wherever the request goes.
+        "honoured_by_all": sorted(frozenset.intersection(*(e.parameters for e in endpoints))),
     }
 
 
@@ -172,7 +174,7 @@ def _pricing(endpoint: Endpoint, today: date) -> dict[str, str]:
         "completion": price.completion,
         "request": price.request,
         "input_cache_read": price.cache_read,
-        "input_cache_write": price.prompt,
+        "input_cache_write": price.cache_write,
     }
     return {name: f"{Decimal(value) / _PICO_PER_USD:f}" for name, value in pico.items()}
 

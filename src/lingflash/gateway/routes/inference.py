@@ -7,14 +7,14 @@ import re
 from fastapi import APIRouter, Request, Response
 
 from lingflash.core.errors import NotFoundError, UpstreamError, refuse
-from lingflash.gateway.accounting import Dialect
+from lingflash.gateway.accounting import Dialect, Home
 from lingflash.gateway.relay.attempt import MAX_BODY_BYTES, read_body, with_key
 from lingflash.gateway.relay.call import read_call
 from lingflash.gateway.relay.failures import broken_error
 from lingflash.gateway.relay.planning import plan_call
 from lingflash.gateway.relay.response import RelayedAnswer
 from lingflash.gateway.routing.plan import HOUSE
-from lingflash.gateway.state import GatewayState, Home, state_of
+from lingflash.gateway.state import GatewayState, state_of
 from lingflash.httpd.auth import given_key
 from lingflash.link.http_client import BadAnswer, Deadlines
 
@@ -31,39 +31,45 @@ async def _relay(request: Request, dialect: Dialect, *, is_count: bool = False) 
     return RelayedAnswer(state, await plan_call(state, call), given_key(request))
 
 
-@router.post("/v1/chat/completions")
-@router.post("/api/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
     """Relay a chat completion."""
     return await _relay(request, "chat")
 
 
-@router.post("/v1/completions")
-@router.post("/api/v1/completions")
 async def completions(request: Request) -> Response:
     """Relay a text completion."""
     return await _relay(request, "completions")
 
 
-@router.post("/v1/responses")
-@router.post("/api/v1/responses")
 async def responses(request: Request) -> Response:
     """Relay a response."""
     return await _relay(request, "responses")
 
 
-@router.post("/v1/messages")
-@router.post("/api/v1/messages")
 async def messages(request: Request) -> Response:
     """Relay a message."""
     return await _relay(request, "messages")
 
 
-@router.post("/v1/messages/count_tokens")
-@router.post("/api/v1/messages/count_tokens")
 async def count_tokens(request: Request) -> Response:
     """Let an upstream count the tokens of a message; costs nothing."""
     return await _relay(request, "messages", is_count=True)
+
+
+DIRECT = {
+    prefix + path: endpoint
+    for prefix in ("/v1", "/api/v1")
+    for path, endpoint in (
+        ("/chat/completions", chat_completions),
+        ("/completions", completions),
+        ("/responses", responses),
+        ("/messages", messages),
+        ("/messages/count_tokens", count_tokens),
+    )
+}
+"""What is relayed, by its path."""
+for path, endpoint in DIRECT.items():
+    router.post(path)(endpoint)
 
 
 @router.get("/v1/responses/{response_id}")
@@ -74,11 +80,12 @@ async def stored_response(request: Request, response_id: str) -> Response:
     """Pass on what is asked of a stored response, to the upstream that has it."""
     state = state_of(request)
     caller = await state.caller_of(request)
-    home = state.home_of(response_id, caller)
-    if home is None or not _RESPONSE_ID.fullmatch(response_id):
+    is_one = _RESPONSE_ID.fullmatch(response_id) is not None
+    home = await state.accounts.home_of(caller, response_id) if is_one else None
+    if home is None or home.key_hash != caller.key_hash:
         raise NotFoundError(
             f"The response {response_id[:200]!r} was not made with this key through this gateway, "
-            "or too long ago, so it is not known which provider has it.",
+            "so it is not known which provider has it.",
             param="response_id",
         )
     if request.query_params.get("stream", "").lower() in ("1", "true"):
@@ -91,7 +98,7 @@ async def _pass_on(state: GatewayState, home: Home, request: Request) -> Respons
     endpoint = state.config.catalog.endpoints.get(home.endpoint)
     if (
         endpoint is None
-        or home.key_id != HOUSE.id
+        or home.byok_id is not None
         or not state.replicas.has(endpoint, home.replica)
     ):
         raise NotFoundError("The provider that has this response cannot be asked any more.")

@@ -135,6 +135,11 @@ class Catalog:
         base = name.removesuffix(FREE)
         return self.aliases.get(base, base) + name[len(base) :]
 
+    def names_of(self, wanted: Wanted) -> tuple[str, ...]:
+        """Everything that a model may be called, its own name first."""
+        others = [alias for alias, name in self.aliases.items() if name == wanted.model.name]
+        return (wanted.name, *(each + FREE * wanted.is_free for each in others))
+
     def names(self) -> list[str]:
         """Every name that a list of models shows, without aliases."""
         found = []

@@ -39,6 +39,11 @@ class Key:
         """Whether the caller pays the vendor."""
         return self.kind != "house"
 
+    @property
+    def byok_id(self) -> str | None:
+        """What the ledger calls a brought key; None for the house's."""
+        return self.id if self.is_brought else None
+
 
 HOUSE = Key(kind="house", id="house", name="the house's key")
 

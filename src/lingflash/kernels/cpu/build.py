@@ -1,6 +1,7 @@
 """Compiles the C files on first use, with the machine's C compiler, into the user's cache folder.
 
-A compiler is not required: without one, or if it fails, everything runs through torch alone.
+A compiler is not required: without one, or if it fails, everything runs through torch alone. For
+which class of processor it compiles, `core/processor.py` says.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -17,15 +17,25 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from lingflash.core.processor import CpuClass, Processor, processor
+
 log = logging.getLogger(__name__)
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("decode.c", "mla_run.c")]
+_HERE = Path(__file__).parent
+_SOURCES = [_HERE / name for name in ("decode.c", "mla_run.c", "mla_vectors.c", "packed.c")]
+_HEADERS = [_HERE / "vectors.h"]
 # Sums may be reordered for vector units, but NaN and infinity keep their meaning.
 _FLAGS = [
-    "-O3", "-march=native", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
     "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math", "-pthread",
 ]  # fmt: skip
-_TIMEOUT_S = 60
+# Of a class below the processor's own: what the best one of that class would get.
+_BELOW: dict[CpuClass, list[str]] = {
+    "avx512": ["-march=native", "-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"],
+    "avx2": ["-march=x86-64-v3", "-mtune=native"],
+    "plain": ["-march=x86-64", "-mtune=native"],
+}
+_TIMEOUT_S = 120
 
 
 def _cache_folder() -> Path:
@@ -33,50 +43,57 @@ def _cache_folder() -> Path:
     return Path(base) / "lingflash"
 
 
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags"))}))
-    except OSError:
-        return platform.processor()
+def _flags_for(cpu: Processor) -> list[str]:
+    return [*_FLAGS, *(["-march=native"] if cpu.used == cpu.best else _BELOW[cpu.used])]
+
+
+def load_library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they cannot be built (said once in the log)."""
+    return _built()[0]
+
+
+def why_no_library() -> str:
+    """Why load_library gave None; empty if it did not."""
+    return _built()[1]
 
 
 @lru_cache(maxsize=1)
-def load_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be built (said once in the log)."""
+def _built() -> tuple[ctypes.CDLL | None, str]:
     if sys.platform != "linux":
-        return None
+        return None, f"on {sys.platform} nothing is compiled"
     compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     if compiler is None:
         log.info("no C compiler: everything runs through torch, which is slower")
-        return None
-    sources = b"".join(source.read_bytes() for source in _SOURCES)
-    key = hashlib.sha256(
-        sources + " ".join([compiler, *_FLAGS, _processor()]).encode()
-    ).hexdigest()[:16]
+        return None, "no C compiler (cc, gcc or clang)"
+    cpu = processor()
+    flags = _flags_for(cpu)
+    sources = b"".join(source.read_bytes() for source in _SOURCES + _HEADERS)
+    # What -march=native depends on.
+    told = [compiler, *flags, cpu.name, *sorted(cpu.flags)]
+    key = hashlib.sha256(sources + " ".join(told).encode()).hexdigest()[:16]
     library = _cache_folder() / f"kernels-{key}.so"
     try:
         if not library.exists():
-            _compile(compiler, library)
-        return ctypes.CDLL(str(library))
+            _compile([compiler, *flags], library)
+        return ctypes.CDLL(str(library)), ""
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", b"") or b""
+        last = output.decode(errors="replace").strip()[-300:]
         log.warning(
             "compiling %s failed (%s %s): everything runs through torch, slower",
-            " and ".join(source.name for source in _SOURCES),
+            ", ".join(source.name for source in _SOURCES),
             error,
-            output.decode(errors="replace").strip()[-300:],
+            last,
         )
-        return None
+        return None, f"{compiler} failed: {last or error}"
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(command: list[str], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
         subprocess.run(
-            [compiler, *_FLAGS, "-o", str(built), *map(str, _SOURCES), "-lm"],
+            [*command, "-o", str(built), *map(str, _SOURCES), "-lm"],
             check=True,
             capture_output=True,
             timeout=_TIMEOUT_S,

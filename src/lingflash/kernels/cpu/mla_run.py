@@ -25,10 +25,19 @@ class _MlaRunStruct(Structure):
     )
 
 
-@lru_cache(maxsize=1)
+def has_tiles() -> bool:
+    """Whether the processor, the system and the compiler have AMX tiles."""
+    return _library() is not None
+
+
 def _library() -> ctypes.CDLL | None:
     library = load_library()
-    return library if library is not None and library.ling_has_tiles() else None
+    return library if library is not None and _may_use_tiles(library) else None
+
+
+@lru_cache(maxsize=4)
+def _may_use_tiles(library: ctypes.CDLL) -> bool:
+    return bool(library.ling_has_tiles())  # asks the system for them
 
 
 def can_attend_on_tiles(latents: Tensor, rank: int) -> bool:

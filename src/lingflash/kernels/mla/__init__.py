@@ -8,9 +8,10 @@ over a long prefix for longer ones where the processor has AMX tiles.
     tokens                               on a CPU             on a GPU, BF16
     one of each sequence                 ../cpu/mla_rows.py   triton_absorb.py, triton_decode.py
     ... of one sequence, fast mode       ../cpu/decode.c      the same
-    a run, absorbed                      __init__.py, or      triton_decode.py, a row each
-                                         ../cpu/mla_run.c
-    a run, expanded                      __init__.py          triton_prefill.py
+    a run over a long prefix             ../cpu/mla_run.c on AMX tiles; else as below
+    a run, absorbed                      ../cpu/mla_vectors.c triton_decode.py, a row each
+    a run, expanded                      ../cpu/mla_vectors.c triton_prefill.py
+    ... long, or without a C compiler    __init__.py          the same
     batch-invariant, float32             __init__.py          no
 
 gpu_plan.py lays a step out for the GPU; the definition is reference.py.
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 from lingflash.core.config import ROW_MULTIPLE
 from lingflash.kernels.cpu.mla_rows import attend_rows, can_attend_rows
 from lingflash.kernels.cpu.mla_run import attend_on_tiles, can_attend_on_tiles
+from lingflash.kernels.cpu.mla_vectors import attend_in_vectors, can_attend_in_vectors
 from lingflash.kernels.mla.gpu_plan import EXPANDED_KEYS, GpuPlan, plan_mla_gpu
 from lingflash.kernels.mla.reference import mla_attention_reference
 
@@ -41,6 +43,11 @@ _QUERY_ROWS = 256
 # own layers do, and up to so many tokens, where keys and values that are made once cost no more.
 _TILES_FROM = 512
 _TILES_TO = 1024
+# In vectors: up to so many tokens, whose sums stay in the second-level cache.
+_VECTORS_TO = 1024
+# What making keys and values costs, by their multiplications. Through torch they are written, put
+# together and read again.
+_EXPANDING_IN_VECTORS, _EXPANDING_ON_CPU = 1.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +203,7 @@ def mla_attention(
         rows = plan.decode_rows
         out[rows] = _decode(q_nope[rows], q_rope[rows], latents, w_kvb, scale, plan)
     has_tiles = can_attend_on_tiles(latents, w_kvb.shape[-1])
+    has_vectors = can_attend_in_vectors(latents)
     for lo, hi, length, blocks in plan.runs:
         if has_tiles and length - (hi - lo) >= _TILES_FROM and hi - lo <= _TILES_TO:
             query = _absorb(q_nope[lo:hi], q_rope[lo:hi], w_kvb).mul_(scale * math.log2(math.e))
@@ -204,8 +212,18 @@ def mla_attention(
             )
             out[lo:hi] = _unabsorb(mixed, w_kvb, nope)
             continue
+        if has_vectors and hi - lo <= _VECTORS_TO:
+            q, r, rest = q_nope[lo:hi], q_rope[lo:hi], (latents, blocks, length)
+            if _expanding_pays(hi - lo, w_kvb, _EXPANDING_IN_VECTORS):
+                out[lo:hi] = attend_in_vectors(q, r, *rest, w_kvb, scale, plan.num_threads)
+            else:
+                q = _absorb_nope(q, w_kvb)
+                mixed = attend_in_vectors(q, r, *rest, None, scale, plan.num_threads)
+                out[lo:hi] = _unabsorb(mixed, w_kvb, nope)
+            continue
         cached = latents.index_select(0, blocks).flatten(0, 1)[:length]
-        form = _expanded if _expanding_pays(hi - lo, w_kvb) else _absorbed
+        cost = _EXPANDING_ON_CPU if w_kvb.device.type == "cpu" else 1
+        form = _expanded if _expanding_pays(hi - lo, w_kvb, cost) else _absorbed
         out[lo:hi] = form(q_nope[lo:hi], q_rope[lo:hi], cached, w_kvb, scale)
     return out
 
@@ -249,23 +267,26 @@ def _on_gpu(
     return out
 
 
-def _expanding_pays(num_queries: int, w_kvb: Tensor) -> bool:
+def _expanding_pays(num_queries: int, w_kvb: Tensor, cost: float) -> bool:
     """Whether making keys and values from the latents costs less than scores of latent width.
 
-    Multiplications per cached token and head: absorbed m (2R + P); expanded R (N + V) once, then
-    m (N + P + V). On the CPU what is expanded is written, put together and read again, which was
-    measured to cost as much as four times its multiplications. The break-even is at 171 queries
-    for Ling-2.6-flash on a GPU, 232 for ling-nano on a CPU.
+    Multiplications per cached token and head: absorbed m (2R + P); expanded `cost` times R (N + V)
+    once, then m (N + P + V). The break-even is at 171 queries for Ling-2.6-flash where the cost is
+    1, at 232 for ling-nano where it is 4.
     """
     _, kv_width, rank = w_kvb.shape
-    cost = 4 if w_kvb.device.type == "cpu" else 1
     return num_queries * (2 * rank - kv_width) > cost * rank * kv_width
 
 
 def _absorb(q_nope: Tensor, q_rope: Tensor, w_kvb: Tensor) -> Tensor:
     """Fold W_kvb's key half into the query: [T, H, N] and [T, H, P] to [T, H, R + P]."""
+    return torch.cat([_absorb_nope(q_nope, w_kvb), q_rope], -1)
+
+
+def _absorb_nope(q_nope: Tensor, w_kvb: Tensor) -> Tensor:
+    """What _absorb makes of the part that is not rotated: [T, H, N] to [T, H, R]."""
     w_key = w_kvb[:, : q_nope.shape[-1]]
-    return torch.cat([torch.matmul(q_nope.transpose(0, 1), w_key).transpose(0, 1), q_rope], -1)
+    return torch.matmul(q_nope.transpose(0, 1), w_key).transpose(0, 1)
 
 
 def _unabsorb(mixed: Tensor, w_kvb: Tensor, nope: int) -> Tensor:

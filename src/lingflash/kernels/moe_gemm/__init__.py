@@ -1,7 +1,8 @@
 """Expert feed-forward: tokens sorted by expert, one pair of matrix products per expert in use.
 
     tokens                        format            kernel
-    any, on a CPU                 any               __init__.py
+    any, on a CPU                 FP8, INT4         __init__.py, ../cpu/packed.py
+    any, on a CPU                 others            __init__.py
     other rows, on a GPU          others, too       __init__.py
     any, BF16 rows on a GPU       BF16, FP8         triton_sort.py, triton_grouped.py
     any, BF16 rows on a GPU       INT4              triton_sort.py, triton_grouped_int4.py
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lingflash.kernels.cpu.packed import can_multiply, multiply_packed
 from lingflash.kernels.moe_gemm.formats import FP8, ExpertMatrices, StoredExperts, expert_format
 from lingflash.kernels.moe_gemm.reference import expert_mlp_reference
 from lingflash.kernels.quant_gemm import Rows
@@ -125,11 +127,8 @@ def _expert_mlp(
         if size:
             blocks.append((expert, begin, begin + size))
             begin += size
-    for expert, lo, hi in blocks:
-        torch.mm(rows[lo:hi], w_gate_up[expert].t(), out=gate_up[lo:hi])
-    act = silu_and_mul(gate_up)
-    for expert, lo, hi in blocks:
-        torch.mm(act[lo:hi], w_down[expert].t(), out=out[lo:hi])
+    _multiply(rows, w_gate_up, blocks, gate_up)
+    _multiply(silu_and_mul(gate_up), w_down, blocks, out)
     # Back to (token, choice) order, then a sum in the order of the choices.
     # A gather by the inverse order runs on all threads, a scatter of rows does not.
     place = torch.empty_like(order)
@@ -153,7 +152,26 @@ def _one_token(
 ) -> Tensor:
     """expert_mlp for one token, without sorting: two products per expert, then a weighted sum."""
     experts = topk_ids[0].tolist()
-    act = silu_and_mul(torch.cat([torch.mm(x, w_gate_up[e].t()) for e in experts]))
-    rows = act.split(1)
-    parts = [torch.mm(row, w_down[e].t()) for e, row in zip(experts, rows, strict=True)]
-    return torch.mm(topk_weights, torch.cat(parts).float()).to(x.dtype)
+    gate_up = x.new_empty(len(experts), w_gate_up.shape[1])
+    parts = x.new_empty(len(experts), x.shape[1])
+    blocks = [(e, i, i + 1) for i, e in enumerate(experts)]
+    _multiply(x, w_gate_up, [(e, 0, 1) for e in experts], gate_up)
+    _multiply(silu_and_mul(gate_up), w_down, blocks, parts)
+    return torch.mm(topk_weights, parts.float()).to(x.dtype)
+
+
+def _multiply(
+    x: Tensor, weight: Tensor | ExpertMatrices, blocks: list[tuple[int, int, int]], out: Tensor
+) -> None:
+    """Rows lo .. hi - 1 of x by an expert's matrix, for each (expert, lo, hi), into rows of out.
+
+    The rows of out are those of the blocks one after the other.
+    """
+    begin = 0
+    if isinstance(weight, StoredExperts) and can_multiply(x, weight.matrix(0)):
+        products = [(x[lo:hi], weight.matrix(expert)) for expert, lo, hi in blocks]
+        torch.cat(multiply_packed(products), out=out)
+        return
+    for expert, lo, hi in blocks:
+        torch.mm(x[lo:hi], weight[expert].t(), out=out[begin : begin + hi - lo])
+        begin += hi - lo

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lingflash.kernels.cpu.packed import StoredMatrix
+
 __all__ = ["BF16", "FP8", "INT4", "ExpertFormat", "ExpertMatrices", "StoredExperts"]
 
 BF16, FP8, INT4 = 0, 1, 2
@@ -43,6 +45,8 @@ class StoredExperts(ExpertMatrices, Protocol):
 
     @property
     def part_rows(self) -> tuple[int, ...]: ...
+
+    def matrix(self, expert: int, /) -> StoredMatrix: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lingflash.core.errors import ModelLoadError, UnsupportedModelError
+from lingflash.kernels.cpu.packed import takes_format
 from lingflash.parallel.shard import Cut, Shard
 from lingflash.quant.matrix import Matrix, QuantizedExperts, QuantizedMatrix, StackedMatrix
 from lingflash.quant.scheme import MatrixFormat
@@ -70,9 +71,11 @@ class WeightSlots:
         matrix at 2.5 times the rate of the other order (18 against 7 GB/s for 1024 x 256,
         measured).
         """
-        if self.device.type == "cpu":
-            return self.empty(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
-        return self.empty(*shape)
+        return self.transposed(*shape) if self.device.type == "cpu" else self.empty(*shape)
+
+    def transposed(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Allocate a weight [..., out, in] whose memory runs along `out`."""
+        return self.empty(*shape[:-2], shape[-1], shape[-2], dtype=dtype).transpose(-1, -2)
 
     def assign(self, name: str, destination: Tensor) -> Tensor:
         """Say that the checkpoint's tensor `name` goes into this (part of a) dense weight."""
@@ -146,15 +149,15 @@ class WeightSlots:
         """Values and scales for matrices of these rows, below each other."""
         self.has_quantized = True
         grids = [stored.scale_shape(count, columns) for count in rows]
-        values = self.empty(
-            *lead,
-            *stored.values_shape(sum(rows), columns),
-            dtype=torch.int32 if stored.is_packed else FP8,
-        )
-        scale = self.empty(
-            *lead, sum(grid[0] for grid in grids), grids[0][1], dtype=stored.scale_dtype
-        )
-        return values, scale
+        values = stored.values_shape(sum(rows), columns)
+        scale = sum(grid[0] for grid in grids), grids[0][1]
+        make = self.empty
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            # As dense matrices lie there, if there is a kernel for it.
+            lies_transposed = takes_format(stored.is_packed, stored.block, rows, columns)
+            make = self.transposed if lies_transposed else self.empty
+        dtype = torch.int32 if stored.is_packed else FP8
+        return make(*lead, *values, dtype=dtype), make(*lead, *scale, dtype=stored.scale_dtype)
 
     def _assign_quantized(self, name: str, part: QuantizedMatrix) -> None:
         stored = self.formats[name]

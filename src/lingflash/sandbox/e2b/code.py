@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from lingflash.core.errors import InvalidRequestError, LingflashError
-from lingflash.httpd.body import json_response, read_request
+from lingflash.httpd.body import encode_json, json_response, read_request
 from lingflash.sandbox.contexts import Context
 from lingflash.sandbox.e2b.access import sandbox_of
 from lingflash.sandbox.e2b.schemas import Execute, NewContext
@@ -31,15 +30,17 @@ async def execute(request: Request) -> Response:
     else:
         context = await contexts.default(body.language)
     events = contexts.execute(context, body.code, body.env_vars)
+    hearer = sandbox.journal.of_code(context.language, body.code)
 
     async def lines() -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(events):
             try:
                 async for event in events:
-                    yield msgspec.json.encode(event) + b"\n"
+                    hearer.hear(event)
+                    yield encode_json(event) + b"\n"
             except LingflashError as error:
                 failed = {"type": "error", "name": "SandboxError", "value": error.message}
-                yield msgspec.json.encode({**failed, "traceback": error.message}) + b"\n"
+                yield encode_json({**failed, "traceback": error.message}) + b"\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 

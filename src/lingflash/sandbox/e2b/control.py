@@ -160,8 +160,6 @@ async def metrics(request: Request, sandbox_id: str) -> Response:
 @router.post("/sandboxes/{sandbox_id}/snapshots")
 @router.post("/sandboxes/{sandbox_id}/fork")
 @router.put("/sandboxes/{sandbox_id}/network")
-@router.get("/sandboxes/{sandbox_id}/logs")
-@router.get("/v2/sandboxes/{sandbox_id}/logs")
 async def not_built(request: Request, sandbox_id: str) -> Response:
     """What E2B's cloud has and this server has not."""
     what = request.scope["path"].rpartition("/")[2]
@@ -182,6 +180,12 @@ def _described(sandbox: Sandbox, manager: Manager, *, with_token: bool = False) 
         "memoryMB": limits.memory_bytes // _MIB,
         "diskSizeMB": limits.disk_bytes // _MIB,
         "metadata": sandbox.metadata,
+        "limits": {
+            "processes": limits.processes,
+            "diskInodes": limits.disk_inodes,
+            "cpuSecondsOfAProcess": limits.cpu_s,
+            "outputBytesOfARun": limits.output_bytes,
+        },
         "allowInternetAccess": manager.config.internet == "allow",
         "domain": None,
         "lifecycle": {

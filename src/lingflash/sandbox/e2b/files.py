@@ -21,9 +21,10 @@ from lingflash.core.errors import (
     UnsupportedMediaError,
 )
 from lingflash.httpd.body import json_response
-from lingflash.sandbox.box import Box, End, Process, check_call
+from lingflash.sandbox.box import Box, check_call
 from lingflash.sandbox.e2b.access import check_user, outcome_of, sandbox_of, state_of
 from lingflash.sandbox.e2b.fields import path_of
+from lingflash.sandbox.process import End, Process
 
 router = APIRouter()
 

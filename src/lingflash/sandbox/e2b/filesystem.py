@@ -13,11 +13,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from lingflash.core.errors import InvalidRequestError, LingflashError, NotFoundError, SandboxError
-from lingflash.sandbox.box import End, Process, check_call
+from lingflash.sandbox.box import check_call
 from lingflash.sandbox.e2b import rpc
 from lingflash.sandbox.e2b.access import check_user, sandbox_of
 from lingflash.sandbox.e2b.fields import flag, number, path_of, text
 from lingflash.sandbox.manager import Sandbox, Watcher
+from lingflash.sandbox.process import End, Process
 
 router = APIRouter(prefix="/filesystem.Filesystem")
 

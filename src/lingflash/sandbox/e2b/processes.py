@@ -19,11 +19,11 @@ from lingflash.core.errors import (
     NotFoundError,
     refuse,
 )
-from lingflash.sandbox.box import End, Output, Process
 from lingflash.sandbox.e2b import rpc
 from lingflash.sandbox.e2b.access import check_user, sandbox_of
 from lingflash.sandbox.e2b.fields import child, flag, number, path_of, text, text_map, texts
 from lingflash.sandbox.manager import Sandbox
+from lingflash.sandbox.process import End, Output, Process
 
 router = APIRouter(prefix="/process.Process")
 
@@ -152,6 +152,7 @@ async def _started(sandbox: Sandbox, message: dict[str, Any]) -> Process:
         env={**sandbox.env, **env},
         cwd=cwd,
         stdin=flag(message, "stdin", default=True),
+        heard=sandbox.journal.of_process([command, *arguments]),
     )
     _forget_ended(sandbox)
     told = {"cmd": command, "args": arguments, "envs": env, **({} if cwd is None else {"cwd": cwd})}

@@ -73,6 +73,22 @@ export function bytes(number) {
   return `${number.toFixed(unit && number < 100 ? 1 : 0)} ${units[unit]}`;
 }
 
+const money = new Intl.NumberFormat("en", {
+  style: "currency",
+  currency: "USD",
+  maximumSignificantDigits: 4,
+});
+
+/** Dollars, exact enough for what one answer costs; a text holds them as well as a number. */
+export function dollars(amount) {
+  return money.format(Number(amount));
+}
+
+/** A time of the server's, here. */
+export function moment(iso) {
+  return new Date(iso).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+}
+
 export function percent(part) {
   return `${(part * 100).toFixed(part > 0 && part < 0.1 ? 1 : 0)} %`;
 }

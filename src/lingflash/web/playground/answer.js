@@ -6,6 +6,8 @@ import { askedWithReports } from "./request.js";
 
 // Drawing more often than this costs time and nobody sees it.
 const DRAW_MS = 60;
+const BILL_MS = 300;
+const BILL_TRIES = 5;
 const BROKEN_OFF =
   "The connection was lost before the answer was complete. What came so far is above.";
 
@@ -28,6 +30,8 @@ export class Answer extends Store {
   error = null;
   progress = null;
   usage = null;
+  /** What it cost, of a server with accounts: the row of /api/v1/generation. */
+  bill = null;
   finishReason = "";
   promptIds = null;
   numTokens = 0;
@@ -36,6 +40,9 @@ export class Answer extends Store {
   lastAt = 0;
   /** Whether the text is data that Markdown would spoil. */
   isData = false;
+  /** Whether the server says which tokens came; else pieces are counted until it says how many. */
+  #countsTokens = false;
+  #billId = "";
   #stopper = new AbortController();
   #timer = 0;
 
@@ -76,14 +83,17 @@ export class Answer extends Store {
     if (!this.isDone) this.#stopper.abort();
   }
 
-  async run(body) {
+  /** session: what a server with accounts is to call the conversation. */
+  async run(body, session) {
     this.startedAt = performance.now();
     this.isData = Boolean(body.response_format || body.structured_outputs);
     try {
       const response = await server.ask("/v1/chat/completions", {
         json: askedWithReports(body),
+        headers: server.has("accounts") ? { "x-session-id": session } : {},
         signal: this.#stopper.signal,
       });
+      this.#billId = response.headers.get("x-generation-id") ?? "";
       this.state = "reading";
       this.#soon();
       await this.#read(response.body);
@@ -92,6 +102,22 @@ export class Answer extends Store {
     }
     clearTimeout(this.#timer);
     this.#timer = 0;
+    if (this.usage && !this.#countsTokens) this.numTokens = this.usage.completion_tokens;
+    this.changed();
+    if (this.#billId) this.#readBill();
+  }
+
+  /** One that was stopped is billed a moment later. */
+  async #readBill() {
+    for (let i = 0; i < BILL_TRIES && !this.bill; i += 1) {
+      try {
+        const response = await server.ask(`/api/v1/generation?id=${this.#billId}`);
+        this.bill = (await response.json()).data;
+      } catch (error) {
+        if (error.status !== 404) return;
+        await new Promise((resolve) => setTimeout(resolve, BILL_MS));
+      }
+    }
     this.changed();
   }
 
@@ -136,7 +162,9 @@ export class Answer extends Store {
     const choice = chunk.choices[0];
     if (!choice) return;
     const { delta } = choice;
-    const tokens = choice.token_ids?.length ?? (delta.content ? 1 : 0);
+    this.#countsTokens ||= Boolean(choice.token_ids);
+    const hasSome = delta.content || delta.reasoning || delta.tool_calls?.length;
+    const tokens = choice.token_ids?.length ?? (hasSome ? 1 : 0);
     if (tokens) {
       this.lastAt = performance.now();
       this.firstAt ||= this.lastAt;

@@ -1,5 +1,6 @@
 // Settings, and the body of a request that they make.
 import { readSchema, readTools } from "../lib/schema.js";
+import { server } from "../lib/server.js";
 
 export const FRESH = Object.freeze({
   model: "",
@@ -87,7 +88,9 @@ export function fieldOf(param) {
 /** The body of a chat request: what somebody would write who uses the API, and no more. */
 export function bodyOf(settings, messages) {
   const body = {};
-  if (settings.model) body.model = settings.model;
+  // A gateway has no model that is meant if none is named.
+  const model = settings.model || (server.has("accounts") ? server.models[0]?.id : "");
+  if (model) body.model = model;
   body.messages = settings.system.trim()
     ? [{ role: "system", content: settings.system }, ...messages]
     : messages;
@@ -122,13 +125,18 @@ function formatOf(settings) {
   }
 }
 
-/** The same, with what the page shows besides the answer. */
+/**
+ * The same, with what the page shows besides the answer: as far as it is known to be understood
+ * wherever the request goes, since a vendor refuses what it does not know.
+ */
 export function askedWithReports(body) {
-  return {
-    ...body,
-    stream: true,
-    stream_options: { include_usage: true, include_progress: true },
-    return_cache_report: true,
-    return_token_ids: true,
-  };
+  const honoured = server.models.find(({ id }) => id === body.model)?.honoured_by_all ?? [];
+  const options = { include_usage: true };
+  if (server.has("progress")) options.include_progress = true;
+  const asked = { ...body, stream: true, stream_options: options };
+  if (server.has("reports") || honoured.includes("return_cache_report")) {
+    asked.return_cache_report = true;
+  }
+  if (server.has("tokens")) asked.return_token_ids = true;
+  return asked;
 }

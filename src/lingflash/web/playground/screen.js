@@ -1,6 +1,7 @@
 // The playground: one conversation, or two side by side, and their settings.
 import { createRef, html, View } from "../lib/html.js";
 import { server } from "../lib/server.js";
+import { saveFile } from "../lib/table.js";
 import { CodeDialog } from "./code.js";
 import { EXAMPLES } from "./examples.js";
 import { AnswerMessage, UserMessage } from "./message.js";
@@ -26,12 +27,8 @@ export class Playground extends View {
   }
 
   save() {
-    const data = new Blob([JSON.stringify(session.asFile(), null, 2)], { type: "application/json" });
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(data);
-    link.download = "conversation.json";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    const text = JSON.stringify(session.asFile(), null, 2);
+    saveFile("conversation.json", text, "application/json");
   }
 
   try(example) {
@@ -162,7 +159,7 @@ function Examples({ onExample }) {
   return html`<div class="examples">
     <h2>Try one, or write below</h2>
     <ul>
-      ${EXAMPLES.map(
+      ${EXAMPLES.filter(({ wants }) => !wants || server.has(wants)).map(
         (example) =>
           html`<li>
             <button type="button" onClick=${() => onExample(example)} disabled=${server.state !== "ready"}>

@@ -2,15 +2,25 @@
 import { Store } from "../lib/html.js";
 import { Answer, nextNumber, restoredAnswer } from "./answer.js";
 import { bodyOf, fieldOf, FRESH, problemsOf } from "./request.js";
+import { CodeRunner } from "./run.js";
 
 const FILE_KIND = "lingflash-conversation";
 
+/** What accounts call a conversation: its own session, whatever others begin with. */
+function newName() {
+  const parts = crypto.getRandomValues(new Uint32Array(2));
+  return `playground-${[...parts].map((each) => each.toString(36)).join("")}`;
+}
+
 /** One conversation and its settings. */
 export class Pane extends Store {
+  name = newName();
   settings = { ...FRESH };
   messages = [];
   /** What the server said about a field of the settings. */
   refused = {};
+  /** Where this conversation's code runs; made when it first does. */
+  runner = new CodeRunner();
 
   set(name, value) {
     this.settings = { ...this.settings, [name]: value };
@@ -78,7 +88,7 @@ export class Pane extends Store {
     const body = this.body();
     this.messages = [...this.messages, answer];
     this.changed();
-    await answer.run(body);
+    await answer.run(body, this.name);
     const field = answer.error ? fieldOf(answer.error.param) : "";
     if (field) this.refused = { [field]: answer.error.message };
     this.changed();
@@ -111,8 +121,16 @@ export class Pane extends Store {
 
   clear() {
     this.stop();
+    this.#renew();
     this.messages = [];
     this.changed();
+  }
+
+  /** Another conversation begins: another session, another container. */
+  #renew() {
+    this.name = newName();
+    this.runner.forget();
+    this.runner = new CodeRunner();
   }
 
   asFile() {
@@ -122,6 +140,7 @@ export class Pane extends Store {
   /** Take in what a file holds; it was checked. */
   load({ settings, messages }) {
     this.stop();
+    this.#renew();
     this.settings = { ...FRESH, ...settings };
     const byId = new Map();
     this.messages = [];

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
 
-from lingflash.gateway.accounts.routes import byok, key, keys, sessions
+from lingflash.gateway.accounts.routes import byok, key, keys, sessions, usage
 from lingflash.gateway.accounts.service import LedgerAccounts
 from lingflash.gateway.accounts.wire import MODELS
 
@@ -22,6 +22,6 @@ def accounts_router(accounts: LedgerAccounts) -> APIRouter:
         request.state.accounts = accounts
 
     router = APIRouter(dependencies=[Depends(give)])
-    for each in (key.router, keys.router, byok.router, sessions.router):
+    for each in (key.router, keys.router, byok.router, sessions.router, usage.router):
         router.include_router(each)
     return router

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import Request
 
-from lingflash.core.errors import AuthenticationError, InvalidRequestError, NotAllowedError
-from lingflash.gateway.accounting import Caller
+from lingflash.core.errors import AuthenticationError, InvalidRequestError
+from lingflash.gateway.accounting import Caller, require_management
 from lingflash.gateway.accounts.service import LedgerAccounts
 from lingflash.httpd.auth import given_key
 
@@ -38,10 +38,7 @@ async def require_manager(request: Request) -> Caller:
         NotAllowedError: it is an ordinary one.
     """
     caller = await require_caller(request)
-    if not caller.is_management:
-        raise NotAllowedError(
-            "This needs a management key; `ling gateway keys create --management` makes one."
-        )
+    require_management(caller)
     return caller
 
 

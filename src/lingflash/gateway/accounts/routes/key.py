@@ -210,6 +210,7 @@ def _generation(row: Mapping[Any, Any]) -> dict[str, Any]:
         "completion": row["tokens_completion"],
         "reasoning": row["tokens_reasoning"],
         "cached": row["tokens_cached"],
+        "cache_write": row["tokens_cache_write"],
     }
     return {
         **dict.fromkeys(_ABSENT),
