@@ -20,7 +20,7 @@ async def test_cluster_bench_when_two_replicas_serve_then_they_compute_what_one_
     record = json.loads((tmp_path / "cluster.json").read_text())
     derived = record["derived"]
     assert derived["one replica: computed tokens"] < derived["one replica: prompt tokens"]
-    assert derived["belief: simulated"] == derived["belief: computed tokens"]
+    assert derived["belief: simulated"] == pytest.approx(derived["belief: computed tokens"], 0.05)
     assert all(target["met"] for target in record["targets"]), record["targets"]
     assert [len(each.turns) for each in read_sessions(tmp_path / "trace.jsonl")] == [3, 3, 3]
 

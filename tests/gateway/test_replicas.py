@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
@@ -65,7 +67,7 @@ class Talk:
         self.messages.append({"role": "user", "content": f"{self.name} {len(self.messages)} " * 9})
         before = self.fleet.served()
         answer = self.fleet.gateway.post(messages=self.messages, **fields)
-        if answer.is_success:
+        if answer.is_success and not fields.get("stream"):
             content = answer.json()["choices"][0]["message"]["content"]
             self.messages.append({"role": "assistant", "content": content})
             added = [b - a for a, b in zip(before, self.fleet.served(), strict=True)]
@@ -209,3 +211,44 @@ def test_breaker_when_its_replica_is_gone_then_it_is_forgotten(fleet):
         return state.breakers.states(time.monotonic())
 
     assert fleet.gateway.in_loop(without_replicas, fleet.gateway.state) == {}
+
+
+def test_sessions_when_faults_are_random_then_each_request_ends_once_and_nothing_is_left(
+    make_gateway,
+):
+    fleet = Fleet(make_gateway, count=3)
+    rng = random.Random(7)
+    talks = [Talk(fleet, f"talk {i}") for i in range(4)]
+    answers = []
+
+    def go_on(talk):
+        for i in range(12):
+            answers.append(talk.turn(stream=bool(i % 3 == 2)))
+
+    with ThreadPoolExecutor(len(talks)) as pool:
+        running = [pool.submit(go_on, talk) for talk in talks]
+        while not all(each.done() for each in running):
+            server = rng.choice(fleet.servers)
+            match rng.randrange(4):
+                case 0:
+                    server.fault = rng.choice(["500", "503", "429", "empty", "cut", "malformed"])
+                case 1:
+                    fleet.stop(server)
+                    fleet.gateway.in_loop(server.start)
+                case _:
+                    server.fault = ""
+            time.sleep(0.02)
+        for each in running:
+            each.result()
+    assert len(answers) == 48
+    for answer in answers:
+        assert answer.status_code in (200, 429, 502, 503, 504), answer.text
+        assert answer.is_success or answer.json()["error"]["message"]
+    fleet.wait_until(lambda: fleet.router.num_running == 0)
+    assert not fleet.gateway.leaked()
+    assert fleet.router.belief.replicas <= {s.url.removesuffix("/v1") for s in fleet.servers}
+    for server in fleet.servers:
+        server.fault = ""
+    fleet.gateway.state.breakers.keep_only(lambda name: False)
+    fleet.wait_until(lambda: fleet.ready() == 3)
+    assert all(talk.turn().is_success for talk in talks)

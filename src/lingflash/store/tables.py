@@ -103,7 +103,6 @@ generation = Table(
     Column("model_served", String(256)),
     Column("provider", String(128)),
     Column("endpoint", String(256)),
-    Column("replica", String(256)),  # of the endpoint, by its URL
     Column("byok_id", String(64)),
     Column("response_id", String(256)),  # of a stored response, which later requests may name
     _flag("is_free"),

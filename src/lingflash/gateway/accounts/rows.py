@@ -118,7 +118,6 @@ def generation_row(
         "model_served": _clean(end.model, 256),
         "provider": _clean(end.provider, 128),
         "endpoint": _clean(end.endpoint, 256),
-        "replica": _clean(end.replica, 256),
         "byok_id": _clean(end.byok_id, 64),
         "response_id": _clean(end.response_id, 256),
         "is_free": start.is_free,
@@ -141,7 +140,11 @@ def generation_row(
         "status": end.status,
         "error_code": _clean(end.error_code, 64),
         "parts": parts,
-        "wire": {**end.wire, "code": usage.code and msgspec.to_builtins(usage.code)},
+        "wire": {
+            **end.wire,
+            "code": usage.code and msgspec.to_builtins(usage.code),
+            "replica": end.replica,
+        },
         "created_at": created_at,
     }
 

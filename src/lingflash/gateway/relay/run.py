@@ -469,6 +469,7 @@ class Run:
             own, vendors = self._bill.costs(candidate, usage)
         endpoint = candidate.endpoint if was_served and candidate is not None else None
         key = candidate.key if candidate is not None and endpoint is not None else None
+        replica = candidate.replica if candidate is not None and endpoint is not None else None
         is_stored = self._call.dialect == "responses" and outcome == "completed"
         first_s = self._first_content_s
         status = 200 if self._is_begun else 499 if outcome == "cancelled" else 500
@@ -482,7 +483,7 @@ class Run:
             endpoint=endpoint.id if endpoint else None,
             provider=endpoint.provider if endpoint else None,
             model=endpoint.model if endpoint else None,
-            replica=candidate.replica if candidate is not None and endpoint is not None else None,
+            replica=replica,
             usage=usage,
             usage_source=source,
             cost=own,

@@ -204,8 +204,9 @@ class ReplicaRouter:
             case "belief":
                 full = self._full(choices, total)
 
-                def rank(choice: Choice) -> tuple[bool, float]:
-                    return choice.replica.url in full, choice.cost_s
+                def rank(choice: Choice) -> tuple[bool, float, int]:
+                    # Where it parts from what one has, the next can go on.
+                    return choice.replica.url in full, choice.cost_s, -choice.found.known
 
                 choices.sort(key=rank)
                 # Hashes are only made of those that are equal: there may be many replicas.
