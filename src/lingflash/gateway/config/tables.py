@@ -96,7 +96,8 @@ class RequestsTable:
     bytes_per_token: float = setting(
         1.0,
         "Prompt tokens are reserved as bytes of the body over this. At 1 no budget can be exceeded;"
-        " 3 is near the truth for text and reserves a third.",
+        " 3 is near the truth for text and reserves a third. Of what is no text, such as pictures,"
+        " the whole context is reserved.",
         bound=between(1, 8),
     )
     byok_fee_percent: float = setting(
