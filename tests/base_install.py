@@ -21,7 +21,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-ABSENT = ("torch", "triton", "safetensors")
+ABSENT = ("torch", "triton", "safetensors", "ray")
 BASE_ROOMS = (
     "core",
     "protocol",
@@ -108,6 +108,17 @@ def check_missing_engine() -> None:
     show(f"{len(NEED_THE_ENGINE)} commands and LLM name the extra")
 
 
+def check_missing_ray() -> None:
+    os.environ["CLUSTER_TOKEN"] = "t"
+    tables = ('[cluster]', 'port = 0', 'token_variable = "CLUSTER_TOKEN"', '[ray]',
+              'address = "auto"', '[replica]', 'model = "ling-nano"')  # fmt: skip
+    Path("cluster.toml").write_text("\n".join(tables))
+    result = ling("cluster", "up")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "pip install 'lingflash[cluster]'" in result.stderr, result.stderr
+    show("ling cluster names its extra")
+
+
 @contextmanager
 def scripted_server():
     from lingflash.core.hub import bundled_folder
@@ -186,4 +197,5 @@ if __name__ == "__main__":
         check_imports()
         check_help()
         check_missing_engine()
+        check_missing_ray()
         check_server()

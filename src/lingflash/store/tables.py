@@ -103,6 +103,7 @@ generation = Table(
     Column("model_served", String(256)),
     Column("provider", String(128)),
     Column("endpoint", String(256)),
+    Column("replica", String(256)),  # of the endpoint, by its URL
     Column("byok_id", String(64)),
     Column("response_id", String(256)),  # of a stored response, which later requests may name
     _flag("is_free"),
@@ -140,6 +141,7 @@ session = Table(
     _big("steps"),  # rows in the ledger
     _big("turns"),  # of those, the ones that an endpoint answered
     Column("pinned_endpoint", String(256)),
+    Column("pinned_replica", String(256)),
     _big("used_at"),
     _big("later_prompt"),  # tokens of its turns after the first
     _big("later_cached"),

@@ -130,7 +130,7 @@ def _cases(layers: int, prompt: int) -> dict[str, Case]:
             flops = 0 if tokens == 1 else 2 * tokens * topk * 3 * hidden * width
             cases[_named(label, tokens)] = (
                 work,
-                lambda work=work, plain=plain: work(*plain),
+                lambda work=work, plain=plain: work(plain[0], plain[1]),
                 num_bytes,
                 flops,
             )

@@ -113,7 +113,7 @@ async def _served(
     """A vendor and a gateway to it: the addresses of both, and the gateway's process."""
     folder.mkdir()
     database = f"sqlite:///{folder}/gateway.db"
-    key = await _new_key(database)
+    key = await new_key(database)
     vendor, through = Address(HOST, free_port()), Address(HOST, free_port(), key)
     file = folder / "gateway.toml"
     text = _FILE.format(
@@ -132,7 +132,8 @@ async def _served(
         yield vendor, through, gateway
 
 
-async def _new_key(url: str) -> str:
+async def new_key(url: str) -> str:
+    """A key of a gateway with this database."""
     database = Database(url)
     await database.open()
     try:

@@ -118,6 +118,7 @@ def generation_row(
         "model_served": _clean(end.model, 256),
         "provider": _clean(end.provider, 128),
         "endpoint": _clean(end.endpoint, 256),
+        "replica": _clean(end.replica, 256),
         "byok_id": _clean(end.byok_id, 64),
         "response_id": _clean(end.response_id, 256),
         "is_free": start.is_free,
