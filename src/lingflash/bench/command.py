@@ -425,7 +425,7 @@ def curves(
         bool, typer.Option("--roofline", help="Compute what memory and products allow.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time one rank's slice of Ling-2.6-flash on a GPU.")
+        bool, typer.Option("--measure", help="Time one rank's slice on a GPU.")
     ] = False,
     lengths: Annotated[
         list[int], typer.Option("--length", help="Of outputs and prompts; repeat the flag.")
@@ -443,6 +443,10 @@ def curves(
         int | None, typer.Option("--layers", help="Measured: fewer than the model has.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Measured: counted rounds.")] = 3,
+    vllm_python: Annotated[
+        str | None,
+        typer.Option("--vllm-python", help="Measured: Python that has vLLM; this one if none."),
+    ] = None,
     beside: Annotated[
         list[Path], typer.Option("--beside", help="Earlier records for the page; repeat the flag.")
     ] = [],
