@@ -53,6 +53,31 @@ def test_container_when_made_by_the_openai_package_then_code_and_files_share_it(
 
 
 @pytest.mark.slow
+def test_run_then_outputs_and_text_are_those_of_a_call_and_variables_stay(serve_code):
+    server, _ = serve_code("hello", code_timeout_s=2.0)
+    made = client_of(server).containers.create(name="mine")
+    path = f"{CONTAINERS}/{made.id}/run"
+
+    def run(code):
+        return server.post(path, {"code": code}, timeout=30).json()
+
+    assert run("x = 6 * 7\nprint(x)\nx + 1") == {
+        "object": "container.run",
+        "container_id": made.id,
+        "status": "completed",
+        "outputs": [{"type": "logs", "logs": "42\n43\n"}],
+        "text": "42\n43\n",
+    }
+    assert "ZeroDivisionError" in run("x / 0")["text"]
+    endless = run("import time\nprint(x)\ntime.sleep(60)")
+    assert (endless["status"], endless["text"]) == ("incomplete", "42\n[stopped after 2 s]\n")
+    assert run("print(x)")["text"] == "42\n"  # it was interrupted, and goes on
+    for body, status in (({}, 400), ({"code": 3}, 400), ({"code": "1", "language": "r"}, 400)):
+        assert server.post(path, body).status_code == status
+    assert server.post(f"{CONTAINERS}/cntr_none/run", {"code": "1"}).status_code == 404
+
+
+@pytest.mark.slow
 def test_container_when_another_key_asks_then_it_is_not_there(serve_code):
     server, _ = serve_code("hello", api_keys=("one", "other"))
     one, other = client_of(server, "one"), client_of(server, "other")

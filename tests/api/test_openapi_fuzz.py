@@ -79,6 +79,7 @@ def test_document_then_it_names_every_endpoint_with_its_body():
         "/v1/messages",
         "/v1/containers",
         "/v1/containers/{container_id}/files",
+        "/v1/containers/{container_id}/run",
         "/v1/messages/count_tokens",
         "/tokenize",
         "/detokenize",

@@ -22,7 +22,7 @@ from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.page import install_page
 from lingflash.link.client import EngineClient
-from lingflash.protocol.containers import NewContainer
+from lingflash.protocol.containers import CodeToRun, NewContainer
 from lingflash.protocol.endpoint_fields import DETOKENIZE, ENDPOINT_FIELDS, TOKENIZE
 
 # Fields that the answers of an endpoint always have.
@@ -84,10 +84,10 @@ def create_app(
             "ling serve",
             screens,
             needs_key=bool(config.api_keys),
-            features=("progress", "reports", "tokens"),
+            features=["progress", "reports", "tokens", *(["code"] if config.sandbox else [])],
         )
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
-    models_of_bodies = [*(e.model for e in endpoints), NewContainer]
+    models_of_bodies = [*(e.model for e in endpoints), NewContainer, CodeToRun]
     install_openapi(app, models_of_bodies, answers=_ANSWERS, streams=_STREAMS)
     return app
 
