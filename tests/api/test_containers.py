@@ -49,7 +49,7 @@ def test_container_when_made_by_the_openai_package_then_code_and_files_share_it(
     client.containers.delete(made.id)
     with pytest.raises(openai.NotFoundError):
         client.containers.retrieve(made.id)
-    wait_until(lambda: alive(sandboxes) == [])
+    wait_until(lambda: alive(sandboxes) == [], 30)
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_container_when_its_time_is_over_then_it_and_its_sandbox_go(serve_code, 
     [container] = server.state.containers.all_of("")
     container.idle_s = 0.0
     assert server.client.get(f"{CONTAINERS}/{made.id}").status_code == 404
-    wait_until(lambda: alive(sandboxes) == [])
+    wait_until(lambda: alive(sandboxes) == [], 30)
 
 
 @pytest.mark.slow
@@ -225,4 +225,4 @@ def test_content_when_its_client_leaves_then_nothing_is_held(serve_code):
     with httpx.stream("GET", f"{server.base_url}{path}/{file['id']}/content") as answer:
         next(answer.iter_raw())
     [container] = server.state.containers.all_of("")
-    wait_until(lambda: container.num_users == 0)
+    wait_until(lambda: container.num_users == 0, 30)

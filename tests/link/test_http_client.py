@@ -200,6 +200,44 @@ async def test_request_when_its_task_is_cancelled_then_the_server_sees_it():
             await task
 
 
+async def test_request_when_its_body_comes_in_parts_then_it_is_sent_in_chunks():
+    heard = bytearray()
+
+    async def serve(reader, writer):
+        while not heard.endswith(b"0\r\n\r\n"):
+            heard.extend(await reader.read(1 << 16))
+        writer.write(OK + b"Content-Length: 2\r\n\r\nok")
+
+    async def parts():
+        for part in (b"one", b"", b"x" * 3_000_000):
+            yield part
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        address = Address("127.0.0.1", listener.sockets[0].getsockname()[1])
+        async with open_request(address, "POST", "/", parts()) as answer:
+            assert (answer.status, await answer.read()) == (200, b"ok")
+    head, _, body = bytes(heard).partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+    assert b"content-length" not in head.lower()
+    assert body == b"3\r\none\r\n2dc6c0\r\n" + b"x" * 3_000_000 + b"\r\n0\r\n\r\n"
+
+
+async def test_request_when_it_is_answered_early_then_the_rest_of_its_body_is_not_sent():
+    given = 0
+
+    async def parts():  # far more than any buffer on the way takes
+        nonlocal given
+        while given < 10_000:
+            given += 1
+            yield b"x" * 65_536
+
+    refused = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n"
+    async with serving(refused, stays_open=True) as (address, _):  # noqa: SIM117
+        async with open_request(address, "POST", "/", parts()) as answer:
+            assert answer.status == 413
+    assert given < 10_000
+
+
 async def test_answer_when_read_later_from_kept_bytes_then_as_on_the_way():
     answer = Answer.of_bytes(CHUNKED + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
     assert [data async for data in answer.events()] == ["1"]

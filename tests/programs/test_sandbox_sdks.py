@@ -43,9 +43,13 @@ def run(command, **env):
     return done.stdout.split()
 
 
-def test_e2b_for_python_when_unchanged_then_all_calls_hold(installed, make_server):
+@pytest.mark.parametrize("backend", ["bwrap", "remote"])
+def test_e2b_for_python_when_unchanged_then_all_calls_hold(installed, make_server, backend):
     python = installed("sandbox-sdks") / "python"
     server = make_server()
+    if backend == "remote":  # one in front of the other, whose key is any
+        where = [f"--remote={server.url}", "--remote-api-key=any"]
+        server = make_server("--backend=remote", *where)
     urls = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url}
     parts = [*PARTS, "expiry"]
     command = [python, DRIVERS / "sandbox_e2b.py", "e2b", *parts]

@@ -267,7 +267,7 @@ def test_jail_when_it_takes_all_then_others_are_served_and_nothing_is_left(serve
     before = len(server.ours())
     bomb, other = server.create(timeout=600), server.create(timeout=600)
     other.run("true")
-    ended = threading.Thread(target=lambda: bomb.run(HOGS[hog], timeout_s=3))
+    ended = threading.Thread(target=lambda: bomb.run(HOGS[hog], timeout_s=2))
     ended.start()
     waits = []
     while ended.is_alive():

@@ -150,6 +150,9 @@ class ServerConfig:
             "admin_api_key",
             "a key that is no --api-key",
         )
+        for name in ("sandbox_key", "sandbox_key_file"):
+            is_used = self.sandbox is not None or getattr(self, name) is None
+            require(self, is_used, name, "beside --sandbox")
 
     @property
     def is_open(self) -> bool:

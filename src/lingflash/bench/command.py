@@ -286,6 +286,20 @@ def mask(
     """Time of a token mask under schemas, tools and a regex, with a large vocabulary."""
 
 
+@_benchmark("in_engine", packed="Packed INT4 and FP8 of the true shapes on a CPU")
+def packed(
+    layers: Annotated[
+        int, typer.Option("--layers", help="That a token reads; each is 113 MB of INT4.")
+    ] = 8,
+    prompt: Annotated[int, typer.Option("--prompt", help="Rows of a prompt.")] = 512,
+    repeats: Annotated[int, typer.Option("--repeats", help="Counted rounds.")] = 5,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Experts and a dense matrix in INT4 and FP8 on the CPU, for one token and for a prompt."""
+
+
 @_benchmark("in_engine", load="Memory while loading")
 def load(
     layers: Annotated[
@@ -411,7 +425,7 @@ def curves(
         bool, typer.Option("--roofline", help="Compute what memory and products allow.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time one rank's slice of Ling-2.6-flash on a GPU.")
+        bool, typer.Option("--measure", help="Time one rank's slice on a GPU.")
     ] = False,
     lengths: Annotated[
         list[int], typer.Option("--length", help="Of outputs and prompts; repeat the flag.")
@@ -429,6 +443,10 @@ def curves(
         int | None, typer.Option("--layers", help="Measured: fewer than the model has.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Measured: counted rounds.")] = 3,
+    vllm_python: Annotated[
+        str | None,
+        typer.Option("--vllm-python", help="Measured: Python that has vLLM; this one if none."),
+    ] = None,
     beside: Annotated[
         list[Path], typer.Option("--beside", help="Earlier records for the page; repeat the flag.")
     ] = [],

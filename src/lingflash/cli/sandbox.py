@@ -34,8 +34,10 @@ def sandbox(config: SandboxConfig) -> None:
 
     setup_logging(config.log_level)
     check_user(config.user)
-    find_bwrap()
-    interpreter = find_interpreter(config.python)
+    is_here = config.backend == "bwrap"
+    if is_here:
+        find_bwrap()
+    interpreter = find_interpreter(config.python, needs_kernel=is_here)
     config = with_keys_of_file(config)
     if config.is_open:
         raise ConfigError(
@@ -49,17 +51,21 @@ def sandbox(config: SandboxConfig) -> None:
         if os.getuid() == 0:
             assert config.user is not None
             entry = pwd.getpwnam(config.user)
-            cgroup.give(entry.pw_uid, entry.pw_gid)
+            if is_here:
+                cgroup.give(entry.pw_uid, entry.pw_gid)
             become(config.user, interpreter.folders)
-        groups = _cgroups(config)
+        groups = _cgroups(config) if is_here else None
         app = create_app(config, interpreter, groups)
         host, port = socks[0].getsockname()[:2]
 
         def announce() -> None:
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            languages = ", ".join(sorted(app.state.context.manager.languages))
-            memory = f"cgroup v{groups.version}" if groups else "rlimits and a watchdog"
-            tell(f"walls hold; memory by {memory}; languages: {languages}; user {own_name()}")
+            if is_here:
+                languages = ", ".join(sorted(app.state.context.manager.languages))
+                memory = f"cgroup v{groups.version}" if groups else "rlimits and a watchdog"
+                tell(f"walls hold; memory by {memory}; languages: {languages}; user {own_name()}")
+            else:
+                tell(f"sandboxes at {config.remote}; user {own_name()}")
             if config.has_page:
                 tell(f"the page is on {url}{PAGE_PATH}")
             tell(f"serving sandboxes on {url}; for E2B's SDKs:")

@@ -170,7 +170,8 @@ def require(config: Any, ok: bool, name: str, allowed: str) -> None:
 
 
 def _refused(setting: Setting, value: Any, allowed: str) -> ConfigError:
-    given = "..." if setting.is_secret else setting.as_typed(value)
+    is_hidden = setting.is_secret and value is not None
+    given = "..." if is_hidden else setting.as_typed(value)
     return ConfigError(
         f"{setting.flag} is {given!r}; allowed: {allowed}.",
         param=setting.flag.lstrip("-").replace("-", "_"),

@@ -326,7 +326,7 @@ class CodeUsage:
 
     Args:
         calls: that were run.
-        seconds: from the call to the end of its output, all of them together.
+        seconds: that it ran, in all calls together.
         output_bytes: of text and images that it gave.
     """
 

@@ -33,7 +33,7 @@ def create_gateway_app(
         accounts: whoever made them closes them.
         routers: of the accounts' own endpoints.
     """
-    app = make_app(GatewayState(config, accounts))
+    app = make_app(GatewayState(config, accounts), inference.DIRECT)
     health = health_router({"name": "lingflash gateway", "api": ["/v1", "/api/v1"]}, _while_ready)
     for router in (health, inference.router, *routers, catalogue.router, routing.router):
         app.include_router(router)

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -174,6 +174,7 @@ class ClientConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._waiting_bytes = 0
         self._is_paused = False
+        self._is_full = False  # what is sent is not taken
         self._is_whole = False
         self._may_be_kept = False
         self._error: Exception | None = None
@@ -205,6 +206,22 @@ class ClientConnection(asyncio.Protocol):
             where = "inside the body" if self.status else "before an answer"
             self._fail(exc or BadAnswer(f"the connection ended {where}"))
         self._wake()
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._wake()
+
+    async def send(self, data: bytes) -> bool:
+        """Send a piece of a body, no faster than it is taken; false if it is answered already."""
+        while self._is_full and not self.status and self._error is None:
+            await self._wait(None)
+        if self.status or self._error is not None or self.transport is None:
+            return False
+        self.transport.write(data)
+        return True
 
     def on_message_begin(self) -> None:
         if self._is_whole:  # bytes behind the answer that nobody asked for
@@ -421,10 +438,24 @@ async def connect(connection: ClientConnection, address: Address, deadlines: Dea
         await connecting
 
 
-async def exchange(connection: ClientConnection, request: bytes, deadlines: Deadlines) -> Answer:
-    """Send a request on a connection that stands; the answer as soon as its head is there."""
+async def exchange(
+    connection: ClientConnection,
+    request: bytes,
+    deadlines: Deadlines,
+    parts: AsyncIterable[bytes] | None = None,
+) -> Answer:
+    """Send a request on a connection that stands; the answer as soon as its head is there.
+
+    `parts` are of a body that is sent in chunks as they come, as the request's headers say.
+    """
     assert connection.transport is not None
     connection.transport.write(request)
+    if parts is not None:
+        async for part in parts:
+            if part and not await connection.send(b"%x\r\n%b\r\n" % (len(part), part)):
+                break
+        else:
+            await connection.send(b"0\r\n\r\n")
     await connection.wait_for_head(Due.begin("first_byte_s", deadlines.first_byte_s))
     return Answer(connection, deadlines.idle_s)
 
@@ -434,23 +465,26 @@ async def open_request(
     address: Address,
     method: str,
     path: str,
-    body: bytes | None = None,
+    body: bytes | AsyncIterable[bytes] | None = None,
     *,
     headers: Iterable[tuple[str, str]] = (),
     deadlines: Deadlines = _PATIENT,
 ) -> AsyncIterator[Answer]:
-    """Send a request; gives the answer as soon as its head is there.
+    """Send a request, its body whole or as it comes; gives the answer once its head is there.
 
     Raises:
         OSError: no connection, or it broke; TooSlow is one.
         BadAnswer: what came is no HTTP.
     """
-    request = address.encode(method, path, body, headers)
+    whole, parts = (body, None) if isinstance(body, bytes | None) else (None, body)
+    if parts is not None:
+        headers = [*headers, ("transfer-encoding", "chunked")]
+    request = address.encode(method, path, whole, headers)
     connection = ClientConnection()
     async with total_deadline(deadlines):
         try:
             await connect(connection, address, deadlines)
-            yield await exchange(connection, request, deadlines)
+            yield await exchange(connection, request, deadlines, parts)
         finally:
             if connection.transport is not None:
                 connection.transport.abort()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import (
+    Bound,
     above,
     at_least,
     between,
@@ -22,6 +24,10 @@ from lingflash.httpd.page import has_page
 from lingflash.sandbox.jail.limits import Limits
 
 _MIB = 2**20
+_REMOTE = Bound(
+    lambda value: re.fullmatch(r"https?://[^/\s]+/?|[a-z0-9-]+(\.[a-z0-9-]+)+", value) is not None,
+    "a domain such as e2b.app, or a URL such as http://127.0.0.1:8049",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,19 @@ class SandboxConfig:
     )
     api_key_file: Path | None = setting(None, "File with accepted keys, one a line.")
     user: str | None = setting(None, "Become this user; needed where root starts the server.")
+    backend: Literal["bwrap", "remote"] = setting(
+        "bwrap",
+        "bwrap: jails on this machine; remote: another server of E2B's API.",
+        bound=one_of(("bwrap", "remote")),
+    )
+    remote: str = setting(
+        "e2b.app",
+        "Where --backend remote has its sandboxes: a vendor's domain, or a server's URL.",
+        bound=_REMOTE,
+    )
+    remote_api_key: str | None = setting(
+        None, "Key of an account there.", bound=KEY, is_secret=True
+    )
     python: Path | None = setting(
         None, "Interpreter of sandboxes, with ipykernel for run_code; this one if left out."
     )
@@ -140,12 +159,25 @@ class SandboxConfig:
             "memory_bytes_per_key",
             "no less than --memory-mb and --disk-mb together, which is one sandbox",
         )
+        if self.backend == "remote":
+            self._check_remote()
         require(
             self,
             self.cpu_s_per_key is None or self.cgroups != "off",
             "cpu_s_per_key",
             "nothing with --cgroups off, since they measure it",
         )
+
+    def _check_remote(self) -> None:
+        require(
+            self,
+            self.remote_api_key is not None,
+            "remote_api_key",
+            "a key of the account that --backend remote uses",
+        )
+        for name in ("memory_bytes_per_key", "cpu_s_per_key"):
+            is_unset = getattr(self, name) is None
+            require(self, is_unset, name, "nothing with --backend remote, which cannot measure it")
 
     @property
     def is_open(self) -> bool:

@@ -109,7 +109,7 @@ class Quotas:
             said, flag = f"{hour.limit / _MIB:g} MiB of output", "--output-mb-per-key"
         raise RateLimitError(
             f"The sandboxes of this API key have used up {said}, all that one key may use in an "
-            f"hour, and are paused. Resume them in {wait_s} s, or raise {flag}.",
+            f"hour. Try again in {wait_s} s, or raise {flag}.",
             param=name,
             headers={"retry-after": str(wait_s)},
         )

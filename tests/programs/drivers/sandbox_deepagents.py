@@ -1,4 +1,4 @@
-"""LangChain's tests of a sandbox, and an agent, over lingflash.sandbox.deepagents; for pytest."""
+"""LangChain's tests of a sandbox, and an agent, over sandbox.deepagents; run by pytest."""
 
 from __future__ import annotations
 

@@ -135,6 +135,9 @@ def _of_items(items: Sequence[Mapping[str, Any]]) -> Iterator[_Piece]:
         elif kind.endswith("_call_output"):
             name = names.get(str(item.get("call_id")), kind.removesuffix("_call_output"))
             yield "tool", item.get("output"), name
+        elif kind == "code_interpreter_call":  # it ran at the server: call and result are one item
+            yield "assistant", item.get("code"), None
+            yield "tool", item.get("outputs"), "code_interpreter"
         else:
             names[str(item.get("call_id"))] = str(item.get("name") or kind)
             yield "assistant", item, None

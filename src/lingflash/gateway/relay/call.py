@@ -53,7 +53,7 @@ class Call:
         is_free_of_charge: counts tokens only.
         is_session_named: by the client, and not found by content.
         previous_response: the stored response that it goes on from.
-        num_prompts: that it has; each may fill a context.
+        num_prompts: that it can have; each may fill a context.
         may_exceed_bytes: the prompt may have more tokens than the request has bytes.
         headers: of the request, those that an upstream gets, too.
         trace: its headers of W3C's trace context.

@@ -18,6 +18,7 @@ from lingflash.core.errors import (
 from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.error_map import http_error
 from lingflash.protocol.errors import ErrorDialect, WireError, object_schema
+from lingflash.sandbox.backend import Backend
 from lingflash.sandbox.manager import Manager, Sandbox
 
 USER = "user"
@@ -26,14 +27,20 @@ USER = "user"
 class SandboxContext(HttpContext):
     """A sandbox server's context."""
 
-    manager: Manager
+    backend: Backend
+
+    @property
+    def manager(self) -> Manager:
+        """The backend whose sandboxes are jails on this machine."""
+        assert isinstance(self.backend, Manager)
+        return self.backend
 
     @property
     def not_ready(self) -> str | None:
         """Why no request can be served now, or None."""
         if (reason := super().not_ready) is not None:
             return reason
-        return None if self.manager.is_ready else "The sandbox server is starting."
+        return None if self.backend.is_ready else "The sandbox server is starting."
 
 
 def state_of(request: Request) -> SandboxContext:
