@@ -97,7 +97,7 @@ def test_screens_then_nothing_overflows_and_nothing_keeps_people_out(
     page.get_by_role("link", name="Dashboard").click()
     # Two readings make a point.
     expect(page.get_by_role("img", name="Tokens: prompt")).not_to_have_accessible_name(
-        "Tokens: prompt –, answer –", timeout=15_000
+        "Tokens: prompt –, answer –"
     )
     expect(page.get_by_text("Sequences since the server started")).to_be_visible()
     look(page, "dashboard")
