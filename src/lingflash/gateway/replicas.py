@@ -46,15 +46,25 @@ class Replicas:
             return name is None and url is None
         return any(each.url == url for each in self._watches[name].replicas)
 
-    def order(self, endpoint: Endpoint, prompt: Prompt) -> list[Choice] | None:
-        """Those that are ready, in the order to try them; None if the endpoint has none."""
+    def order(
+        self, endpoint: Endpoint, prompt: Prompt, only: str | None = None
+    ) -> list[Choice] | None:
+        """Those that are ready, in the order to try them; None if the endpoint has none.
+
+        Args:
+            only: URL of the one that may serve, if no other may.
+        """
         name = self._directory(endpoint)
         if name is None:
             return None
         router, replicas = self.router(endpoint.slug), self._watches[name].replicas
         if self._seen.get(endpoint.slug) is not replicas:
             self._forget_gone(endpoint.slug, router, replicas)
-        ready = [each for each in replicas if each.ready and not each.draining]
+        ready = [
+            each
+            for each in replicas
+            if each.ready and not each.draining and only in (None, each.url)
+        ]
         return router.order(prompt, ready, time.monotonic())
 
     def send(self, candidate: Candidate) -> Sent | None:

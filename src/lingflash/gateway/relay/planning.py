@@ -52,13 +52,16 @@ async def plan_call(state: GatewayState, call: Call) -> PlannedCall:
     keys = await _stored_keys(state, config.catalog, call.caller, wanted)
     day = datetime.now(UTC).date()
 
+    only = None if home is None else home.replica
+
     def plan_for(session: Session) -> Plan:
+        prompt = prompt_of(call, session)
         situation = Situation(
             session=session,
             keys=keys,
             rests_s=state.rests_s,
             measurements=state.measurements,
-            replicas=lambda endpoint: state.replicas.order(endpoint, prompt_of(call, session)),
+            replicas=lambda endpoint: state.replicas.order(endpoint, prompt, only),
             day=day,
             takes_inline_keys=config.requests.inline_provider_keys,
         )

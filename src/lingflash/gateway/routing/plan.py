@@ -16,6 +16,9 @@ from lingflash.gateway.routing.ranking import Ranker
 from lingflash.gateway.routing.replicas import Choice
 from lingflash.gateway.routing.wish import Wish, read_wish
 
+# So many replicas of an endpoint are tried; of hundreds the next would do no better.
+_MOST_REPLICAS = 4
+
 KeyKind = Literal["house", "stored", "inline"]
 
 
@@ -204,7 +207,14 @@ def _at_replicas(candidate: Candidate, situation: Situation) -> list[Candidate]:
     choices = situation.replicas(candidate.endpoint)
     if not choices:  # nobody is ready: it stays, as one that rests
         return [candidate]
-    return [replace(candidate, choice=each) for each in choices]
+    found: list[Candidate] = []
+    num_ready = 0
+    for each in choices:
+        found.append(replace(candidate, choice=each))
+        num_ready += situation.rests_s(found[-1]) <= 0
+        if num_ready == _MOST_REPLICAS:
+            break
+    return found
 
 
 def _with_keys(endpoints: Sequence[Endpoint], wish: Wish, situation: Situation) -> list[Candidate]:

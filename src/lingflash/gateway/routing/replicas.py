@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from lingflash.core.types import Usage
 from lingflash.gateway.routing.belief import MAX_PLACES, STATE_TOKENS, Belief, Found
@@ -61,8 +61,7 @@ class Prompt:
     completion_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """A replica for a prompt, and what is expected of it."""
 
     prompt: Prompt
@@ -181,17 +180,21 @@ class ReplicaRouter:
             known = found.get(prompt.pinned, _NOTHING)
             old = max(old, known.tokens)
             found[prompt.pinned] = Found(max(old, known.known), old, is_end=True)
-        answers = [self._answers(each, now_s) for each in replicas]
+        lanes = [self._lanes.get(each.url, _IDLE) for each in replicas]
+        answers = [
+            lane.answer + (self._others(replica, lane, now_s) if replica.tokens_in_flight else 0.0)
+            for replica, lane in zip(replicas, lanes, strict=True)
+        ]
         # Answers run side by side, and wait for nobody until a replica has more than its share.
         share = max(sum(answers) / max(len(answers), 1), _FREE_ANSWERS * self._answer_tokens)
         choices: list[Choice] = []
-        for replica, running in zip(replicas, answers, strict=True):
+        for replica, lane, running in zip(replicas, lanes, answers, strict=True):
             known = found.get(replica.url, _NOTHING)
             new = max(total - known.tokens, 0)
-            waiting = self._lanes.get(replica.url, _IDLE).prompt
-            over = max(running - (CROWDED if known.is_end else BOUND) * share, 0.0)
-            tokens_to_wait = _OTHERS * new + waiting
-            cost_s = tokens_to_wait / self._prefill_rate + over / self._decode_rate
+            cost_s = (_OTHERS * new + lane.prompt) / self._prefill_rate
+            over = running - (CROWDED if known.is_end else BOUND) * share
+            if over > 0:
+                cost_s += over / self._decode_rate
             choices.append(Choice(prompt, replica, known, new, cost_s))
         self._sort(choices, prompt.session, total)
         return choices
@@ -203,15 +206,17 @@ class ReplicaRouter:
         match self.balance:
             case "belief":
                 full = self._full(choices, total)
-
-                def rank(choice: Choice) -> tuple[bool, float, int]:
-                    # Where it parts from what one has, the next can go on.
-                    return choice.replica.url in full, choice.cost_s, -choice.found.known
-
-                choices.sort(key=rank)
+                # Of equals first the one that a prompt parts from: there the next can go on.
+                ranks = [
+                    (each.replica.url in full, each.cost_s, -each.found.known) for each in choices
+                ]
+                best = min(ranks, default=None)
                 # Hashes are only made of those that are equal: there may be many replicas.
-                num_best = sum(rank(each) == rank(choices[0]) for each in choices)
-                choices[:num_best] = sorted(choices[:num_best], key=tie)
+                ties = [
+                    (rank, tie(each) if rank == best else 0, i)
+                    for i, (rank, each) in enumerate(zip(ranks, choices, strict=True))
+                ]
+                choices[:] = [choices[i] for *_, i in sorted(ties)]
             case "consistent_hash":
                 choices.sort(key=tie)
             case "least_load":
@@ -222,14 +227,13 @@ class ReplicaRouter:
 
     def _full(self, choices: Sequence[Choice], total: int) -> set[str]:
         """Those that would keep too much, were they to serve a prompt that is new to them."""
-        kept = {each.replica.url: self.belief.kept_tokens(each.replica.url) for each in choices}
-        in_all = sum(kept.values())
+        kept = [self.belief.kept_tokens(each.replica.url) for each in choices]
+        in_all, part = sum(kept), BOUND / max(len(kept), 1)
         full: set[str] = set()
-        for url, each in zip(kept, choices, strict=True):
+        for own, each in zip(kept, choices, strict=True):
             added = total - each.found.known + STATE_TOKENS
-            bound = BOUND * (in_all + added) / len(kept)
-            if not each.found.is_end and kept[url] > 0 and kept[url] + added > bound:
-                full.add(url)
+            if own > 0 and not each.found.is_end and own + added > part * (in_all + added):
+                full.add(each.replica.url)
         return full
 
     def _take_turns(self, choices: list[Choice]) -> None:
@@ -292,13 +296,12 @@ class ReplicaRouter:
         weight = _LEARNING if rate > self._decode_rate else _LEARNING / 20
         self._decode_rate += weight * (rate - self._decode_rate)
 
-    def _answers(self, replica: Replica, now_s: float) -> float:
-        """Tokens that are still to be generated there."""
-        lane = self._lanes.get(replica.url, _IDLE)
+    def _others(self, replica: Replica, lane: _Lane, now_s: float) -> float:
+        """Tokens that are still to be generated there for others, as a directory knows it."""
         own = lane.context if now_s > lane.peak_until_s else max(lane.context, lane.peak)
-        # Of what others sent only the contexts' sizes are known: half an answer of each is left.
-        others = max(replica.tokens_in_flight - own, 0) / max(self._prompt_tokens, 1.0)
-        return lane.answer + others * self._answer_tokens / 2
+        # Only the sizes of contexts are known: half an answer of each is left.
+        count = max(replica.tokens_in_flight - own, 0) / max(self._prompt_tokens, 1.0)
+        return count * self._answer_tokens / 2
 
 
 _NOTHING = Found()
