@@ -111,13 +111,14 @@ def serve_code(sandboxes):
             info=info,
             behaviour=behaviour,
         )
+        server.client.timeout = 90
         servers.append(server)
         return server, script
 
     yield start
     for server in servers:
         server.stop()
-    wait_until(lambda: alive(sandboxes) == [])
+    wait_until(lambda: alive(sandboxes) == [], 30)
 
 
 @pytest.fixture(scope="session")

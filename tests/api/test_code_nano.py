@@ -45,7 +45,7 @@ def made_serve(log):
         )
     url = f"http://127.0.0.1:{ports[0]}"
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while True:
             with contextlib.suppress(OSError):
                 if urllib.request.urlopen(url + "/ready", timeout=5).status == 200:
@@ -56,7 +56,7 @@ def made_serve(log):
         yield url
     finally:
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
-        process.wait(30)
+        process.wait(60)
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/health", timeout=5)
 

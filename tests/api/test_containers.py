@@ -49,7 +49,32 @@ def test_container_when_made_by_the_openai_package_then_code_and_files_share_it(
     client.containers.delete(made.id)
     with pytest.raises(openai.NotFoundError):
         client.containers.retrieve(made.id)
-    wait_until(lambda: alive(sandboxes) == [])
+    wait_until(lambda: alive(sandboxes) == [], 30)
+
+
+@pytest.mark.slow
+def test_run_then_outputs_and_text_are_those_of_a_call_and_variables_stay(serve_code):
+    server, _ = serve_code("hello", code_timeout_s=2.0)
+    made = client_of(server).containers.create(name="mine")
+    path = f"{CONTAINERS}/{made.id}/run"
+
+    def run(code):
+        return server.post(path, {"code": code}, timeout=30).json()
+
+    assert run("x = 6 * 7\nprint(x)\nx + 1") == {
+        "object": "container.run",
+        "container_id": made.id,
+        "status": "completed",
+        "outputs": [{"type": "logs", "logs": "42\n43\n"}],
+        "text": "42\n43\n",
+    }
+    assert "ZeroDivisionError" in run("x / 0")["text"]
+    endless = run("import time\nprint(x)\ntime.sleep(60)")
+    assert (endless["status"], endless["text"]) == ("incomplete", "42\n[stopped after 2 s]\n")
+    assert run("print(x)")["text"] == "42\n"  # it was interrupted, and goes on
+    for body, status in (({}, 400), ({"code": 3}, 400), ({"code": "1", "language": "r"}, 400)):
+        assert server.post(path, body).status_code == status
+    assert server.post(f"{CONTAINERS}/cntr_none/run", {"code": "1"}).status_code == 404
 
 
 @pytest.mark.slow
@@ -104,7 +129,7 @@ def test_container_when_its_time_is_over_then_it_and_its_sandbox_go(serve_code, 
     [container] = server.state.containers.all_of("")
     container.idle_s = 0.0
     assert server.client.get(f"{CONTAINERS}/{made.id}").status_code == 404
-    wait_until(lambda: alive(sandboxes) == [])
+    wait_until(lambda: alive(sandboxes) == [], 30)
 
 
 @pytest.mark.slow
@@ -200,4 +225,4 @@ def test_content_when_its_client_leaves_then_nothing_is_held(serve_code):
     with httpx.stream("GET", f"{server.base_url}{path}/{file['id']}/content") as answer:
         next(answer.iter_raw())
     [container] = server.state.containers.all_of("")
-    wait_until(lambda: container.num_users == 0)
+    wait_until(lambda: container.num_users == 0, 30)

@@ -34,8 +34,9 @@ PREFILL = {
 }  # fmt: skip
 FLAGS = {
     "roofline": True, "measure": False, "lengths": [1024, 65536], "batch": 32, "prompt_len": 1024,
-    "ranks": 4, "device": "h20", "format_name": "fp8", "layers": None, "repeats": 1, "beside": (),
-    "html": None, "out": None, "allow_dirty": True, "commit": None,
+    "ranks": 4, "device": "h20", "format_name": "fp8", "layers": None, "repeats": 1,
+    "vllm_python": None, "beside": (), "html": None, "out": None, "allow_dirty": True,
+    "commit": None,
 }  # fmt: skip
 
 

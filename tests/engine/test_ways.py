@@ -67,3 +67,28 @@ def test_decode_step_when_on_a_gpu_then_one_that_the_device_cannot_draw_is_sampl
     assert type(loop.runner.way_of(prompts)) is GeneralForward
     loop.scheduler.commit(prompts, loop.runner.launch(prompts).results())
     assert type(loop.runner.way_of(loop.scheduler.schedule())) is way
+
+
+def test_threads_when_the_model_is_wide_then_a_single_token_uses_all_of_them(monkeypatch):
+    import torch
+
+    from lingflash.bench.in_engine.dummy_checkpoint import LING_2_6_FLASH
+    from lingflash.core.hub import resolve_model
+    from lingflash.engine.run.ways import general_forward
+    from lingflash.models.config import load_model_config, parse_model_config
+
+    nano = general_forward._multiplications(load_model_config(resolve_model("ling-nano")))
+    assert nano == general_forward._LIKE_A_TOKEN
+    wide = general_forward._multiplications(parse_model_config(LING_2_6_FLASH))
+    assert wide / nano > general_forward._THREADS_FROM
+    seen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    for work, expected in ((1, [1, 2]), (general_forward._THREADS_FROM, [2])):
+        loop = new_engine()
+        loop.runner.general._token_work = work
+        loop.runner.ways = [loop.runner.general]
+        loop.add(ask("r"))
+        seen.clear()
+        loop.step()
+        assert seen == expected

@@ -9,7 +9,13 @@ import pytest
 
 from lingflash.cli import _run, report_errors
 from lingflash.core.errors import ConfigError
-from lingflash.evals.tasks.files import choice_prompt, judge_choice, read_items
+from lingflash.evals.tasks.files import (
+    FileTask,
+    choice_prompt,
+    code_prompt,
+    judge_choice,
+    read_items,
+)
 from lingflash.evals.tasks.human_eval import code_of
 
 CHOICE = {"question": "Two?", "choices": ["1", "2", "3"], "answer": "B"}
@@ -128,6 +134,29 @@ def test_published_files_then_each_becomes_our_schema(tmp_path):
         {"prompt": "Hi", "instructions": ["length_constraints:number_words"],
          "kwargs": [{"num_words": 3}]}
     ]  # fmt: skip
+
+
+def test_livecodebench_when_it_is_the_published_file_then_its_public_tests_and_no_functions(
+    tmp_path,
+):
+    def row(name, kind, starter=""):
+        tests = [{"input": "1\n", "output": "2\n", "testtype": kind}]
+        return {
+            "question_id": name, "question_content": "Add one.", "difficulty": "easy",
+            "starter_code": starter, "public_test_cases": json.dumps(tests),
+            "private_test_cases": "cGlja2xl", "platform": "atcoder",
+        }  # fmt: skip
+
+    path = write(tmp_path / "lcb.jsonl", row("a", "stdin"), row("b", "functional", "class S:"))
+    task = FileTask(path, "code")
+    [item] = task.items()
+    assert (item.id, item.category) == ("a", "easy")
+    assert item.data["tests"][0]["output"] == "2\n"
+    assert "1 items call a function: left out" in task.notes
+    assert "Begin with" not in code_prompt(item.data)
+    own = {"question": "Add one.", "starter": "import sys", "tests": item.data["tests"]}
+    [item] = read_items(write(tmp_path / "own.jsonl", own), "code")
+    assert "```python\nimport sys\n```" in code_prompt(item.data)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,18 @@ def test_json_then_the_same_claims_and_records_as_the_page():
     assert [each["file"] for each in told["records"]] == ["x.json"]
 
 
+def test_page_then_a_limited_run_says_of_how_many_and_why_items_were_not_solved():
+    record = evaluation(task="ruler-4000")
+    record["settings"]["items_of_the_task"] = 6000
+    record["derived"]["reasons"] = {"<refused>": 4, "": 1}
+    text = evidence_page([], [record, evaluation(task="file-aime_2025")], [])
+    row = text.split(">RULER (not announced; stands for long prompts)<")[1].split("</tr>")[0]
+    assert "ruler-4000, 50.0 (20.0 to 80.0) on 10 of 6,000 items, by ling-nano" in row
+    assert "Not solved, most often: &lt;refused&gt; (4), no reason (1)." in text
+    row = text.split(">AIME 2025, MATH-500<")[1].split("</tr>")[0]
+    assert "file-aime_2025, 50.0" in row
+
+
 def test_page_then_another_models_figure_carries_its_name():
     text = evidence_page([], [evaluation(model="some-model")], [])
     row = text.split(">BFCL-V4<")[1].split("</tr>")[0]

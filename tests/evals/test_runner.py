@@ -17,7 +17,7 @@ from evals_support import OddServer, answer, error, stream, write_choices
 from lingflash.cli import report_errors
 from lingflash.core.errors import AuthenticationError, ConfigError, EngineError, LingflashError
 from lingflash.evals import endpoint as endpoint_module
-from lingflash.evals.endpoint import Asking, Endpoint
+from lingflash.evals.endpoint import Asking, Endpoint, Trace
 from lingflash.evals.evaluation import Evaluation
 from lingflash.evals.index import MISSING, print_index
 from lingflash.evals.results import ResultsFile
@@ -269,6 +269,14 @@ def test_results_when_the_file_is_something_else_then_it_is_refused_and_kept(tmp
     assert path.read_text(encoding="latin-1") == text
 
 
+async def test_ask_when_a_task_has_a_longest_answer_then_the_flag_is_stronger():
+    server = await OddServer(right).start()
+    for flag, sent in ((None, 5), (7, 7)):
+        endpoint = Endpoint(server.address, Asking(model="toy", max_tokens=flag), 1)
+        await endpoint.ask(Trace(), [{"role": "user", "content": "x"}], (), {"max_tokens": 5})
+        assert server.asked[-1]["max_tokens"] == sent
+
+
 def test_results_when_another_run_made_the_file_then_it_says_what_differs(tmp_path):
     path = tmp_path / "r.jsonl"
     ResultsFile(path, {"task": "t", "model": "a"}).close()
@@ -383,7 +391,16 @@ def test_command_when_it_is_killed_again_and_again_then_the_file_is_as_without(t
         (["CCAlignBench", "--model", "x"], "no public source"),
         (["bfcl", "--model", "x", "--category", "memory"], "memory needs an embedding model"),
         (["bfcl", "--model", "x", "--category", "odd"], "--category is odd; allowed: simple"),
-        (["ifbench", "--model", "x", "--category", "a"], "only bfcl does"),
+        (["ifbench", "--model", "x", "--category", "a"], "only: bfcl, tau2, ruler"),
+        (["tau2", "--model", "x", "--category", "bank"], "--category is bank; allowed: airline"),
+        (["tau2", "--model", "x", "--user-url", "x"], "--user-url is 'x'"),
+        (["bfcl", "--model", "x", "--user-model", "y"], "--user-model was given, and bfcl"),
+        (["ifbench", "--model", "x", "--judge-model", "y"], "--judge-model was given, and ifbench"),
+        (["bfcl", "--model", "x", "--length", "9000"], "--length was given, and bfcl takes none"),
+        (["ruler", "--model", "x"], "--tokenizer is missing"),
+        (["ruler", "--model", "x", "--tokenizer", "/nowhere"], "--tokenizer is /nowhere"),
+        (["ruler", "--model", "x", "--length", "99"], "--length is 99; allowed: 4000 or more"),
+        (["ruler", "--model", "x", "--category", "vx"], "--category is vx; allowed: niah_single"),
         (["file", "--model", "x"], "--kind is None; allowed: choice"),
         (["file", "--model", "x", "--kind", "choice"], "FILE is missing"),
         (["file", "/nowhere", "--model", "x", "--kind", "choice"], "FILE is /nowhere; it cannot"),

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounts_support import PRICE, accounts_app, client_of, end_of, opened, served, start_of
-from lingflash.core.types import Usage
+from lingflash.core.types import CodeUsage, Usage
 from lingflash.gateway.accounting import Caller, Part
 from lingflash.gateway.accounts.bill import bill_of, shares
-from lingflash.gateway.accounts.parts import parts_of
+from lingflash.gateway.accounts.bill_json import bill_to_csv, bill_to_json
+from lingflash.gateway.accounts.parts import parts_of, pieces_of
 from lingflash.gateway.accounts.rows import generation_row
 from lingflash.gateway.accounts.sessions import SessionState
+from lingflash.gateway.relay.usage import read_usage
 
 CALLER = Caller(key_hash="k", name="n", label="l")
 
@@ -150,7 +152,7 @@ async def test_session_when_asked_for_over_http_then_bill_as_json_and_csv(sqlite
     secret, _ = await accounts.keys.create({"name": "a"})
     caller = await accounts.authenticate(secret)
     for number, body in enumerate(TURNS[dialect]):
-        start = start_of(caller, dialect=dialect, parts=parts_of(dialect, body, "s"))
+        start = start_of(caller, dialect=dialect, parts=parts_of(pieces_of(dialect, body), "s"))
         reason = "stop" if number else "tool_calls"
         await served(accounts, start, end(60 + 100 * number, 60 * number, 10, reason))
     async with client_of(accounts_app(accounts), secret) as client:
@@ -210,3 +212,56 @@ TURNS: dict[str, list[dict[str, Any]]] = {
         {"system": "You are an agent.", "messages": _MESSAGES},
     ],
 }
+
+
+def test_bill_when_the_server_ran_code_then_its_step_says_how_much():
+    told = {
+        "input_tokens": 152,
+        "output_tokens": 32,
+        "code_interpreter_details": {"calls": 2, "seconds": 0.25, "output_bytes": 9},
+    }
+    usage = read_usage("responses", told)
+    assert usage is not None
+    assert usage.code == CodeUsage(calls=2, seconds=0.25, output_bytes=9)
+    ran = end_of(usage=usage, cost=PRICE.cost(usage), wire={"finish_reason": "completed"})
+    asked = part("user", "u" * 10)
+    rows = rows_of_session([([asked], ran), ([asked, part("user", "v")], end(20, 0, 4, "stop"))])
+    told = bill_to_json("s", "k", bill_of(rows))
+    names = ("code_calls", "code_seconds", "code_output_bytes")
+    assert [[step[name] for name in names] for step in told["steps"]] == [[2, 0.25, 9], [0, 0, 0]]
+    assert [told["totals"][name] for name in names] == [2, 0.25, 9]
+    [first, _] = csv.DictReader(io.StringIO(bill_to_csv(bill_of(rows), "steps")))
+    assert first["code_seconds"] == "0.25"
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        *(None, 3, {}, {"calls": 1}, {"calls": -1, "seconds": 1, "output_bytes": 1}),
+        {"calls": 1, "seconds": "1", "output_bytes": 1},
+        {"calls": 1, "seconds": -1.0, "output_bytes": 1},
+        {"calls": 1, "seconds": float("nan"), "output_bytes": 1},
+        {"calls": 1, "seconds": 1.0, "output_bytes": 2**80},
+    ],
+)
+def test_usage_when_what_it_says_of_code_is_none_then_none(details):
+    told = {"input_tokens": 1, "output_tokens": 1, "code_interpreter_details": details}
+    usage = read_usage("responses", told)
+    assert usage is not None
+    assert usage.code is None
+
+
+def test_parts_when_an_item_is_of_code_then_its_result_is_a_tools():
+    item = {
+        "type": "code_interpreter_call",
+        "id": "ci_1",
+        "code": "print(1)",
+        "outputs": [{"type": "logs", "logs": "1\n"}],
+    }
+    body = {"input": [{"role": "user", "content": "hi"}, item]}
+    parts = parts_of(pieces_of("responses", body), "s")
+    assert [(each.role, each.name) for each in parts] == [
+        ("user", None),
+        ("assistant", None),
+        ("tool", "code_interpreter"),
+    ]

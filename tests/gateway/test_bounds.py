@@ -12,7 +12,7 @@ from gateway_upstream import ScriptedUpstream, usage_of
 from lingflash.core.errors import InsufficientCreditsError
 from lingflash.core.types import MAX_COUNT, Usage
 from lingflash.gateway.accounting import MAX_PICO, Price
-from lingflash.gateway.relay.bounds import may_exceed_bytes
+from lingflash.gateway.relay.bounds import may_exceed_bytes, num_prompts
 
 _URL = {"url": "https://x.example/a.png"}
 _TEXT = {"type": "text", "text": "hi"}
@@ -137,3 +137,22 @@ def test_stream_when_an_upstream_counts_without_end_then_it_ends(make_gateway, m
     assert gateway.stream()[0] == 200
     ((_, end),) = gateway.accounts.rows
     assert end.cost.prompt == MAX_PICO
+
+
+@pytest.mark.parametrize(
+    ("more", "prompts"),
+    [
+        ({}, 21),
+        ({"max_tool_calls": 3}, 4),
+        ({"max_tool_calls": 0}, 1),
+        ({"max_tool_calls": -1}, 21),
+        ({"max_tool_calls": True}, 21),
+        ({"max_tool_calls": "3"}, 21),
+        ({"max_tool_calls": 10**30}, 1001),
+    ],
+)
+def test_prompts_when_the_upstream_runs_code_then_one_more_for_each_call(more, prompts):
+    tools = [{"type": "function", "name": "f"}, {"type": "code_interpreter", "container": "c"}]
+    assert num_prompts("responses", {"input": "hi", "tools": tools, **more}) == prompts
+    assert num_prompts("chat", {"messages": [], "tools": tools, **more}) == 1
+    assert may_exceed_bytes("responses", {"input": "hi", "tools": tools})

@@ -105,7 +105,8 @@ def test_usage_when_managed_then_keys_sessions_steps_and_tools_are_those_of_the_
     row.get_by_role("button").click()
     expect(page.get_by_role("heading", name=f"Sessions of {IN_NAMES}")).to_be_visible()
     expect(table(page, "Sessions").locator("tbody tr")).to_have_count(1)
-    table(page, "Sessions").get_by_role("button", name=session).click()
+    table(page, "Sessions").get_by_role("button", name=session).focus()
+    page.keyboard.press("Enter")
     bill = page.get_by_role("region", name="Bill")
     expect(bill.get_by_role("heading", name="Bill of", exact=False)).to_contain_text(session)
     expect(table(page, "Steps").locator("tbody tr")).to_have_count(2)
@@ -135,6 +136,14 @@ def test_usage_when_managed_then_keys_sessions_steps_and_tools_are_those_of_the_
     )
     assert ling_gateway.management_key not in kept
     assert kept.startswith('[[],[],"","http')
+    sent = page.evaluate(
+        "() => performance.getEntriesByType('resource').concat("
+        "performance.getEntriesByType('navigation')).reduce((sum, e) => sum + e.transferSize, 0)"
+    )
+    assert 0 < sent < 200_000
+    page.get_by_role("link", name="Playground").click()
+    expect(page.get_by_text("manages others and runs no models")).to_be_visible()
+    page.get_by_role("link", name="Usage").click()
     page.get_by_role("button", name="Forget keys").click()
     expect(page.locator("#key")).to_be_visible()
     expect(table(page, "Keys")).to_have_count(0)
@@ -147,6 +156,7 @@ def test_routes_when_an_upstream_is_gone_then_its_breaker_and_its_errors_are_sho
     ling_gateway, open_tab
 ):
     assert ask(ling_gateway, "ling-nano", "pinned").status_code == 200
+    assert ask(ling_gateway, "vendor/model", "s", **{IN_NAMES: 1}).status_code == 400
     while ask(ling_gateway, "gone/model", "s").status_code == 502:
         pass  # until it is left alone
     tab = open_tab(ling_gateway.url, expects=True)
@@ -160,6 +170,8 @@ def test_routes_when_an_upstream_is_gone_then_its_breaker_and_its_errors_are_sho
         "provider_unavailable"
     )
     expect(home.locator(".tag")).to_have_text("in use")
+    # What a vendor says may be anything.
+    expect(table(page, "Failures of Picky")).to_contain_text(IN_NAMES)
     (told,) = [
         each for each in ling_gateway.manager.get("/api/v1/routes").json()["data"]
         if each["name"] == "Home"
@@ -173,5 +185,10 @@ def test_routes_when_an_upstream_is_gone_then_its_breaker_and_its_errors_are_sho
     for screen in ("Playground", "Usage", "Routes"):
         page.get_by_role("link", name=screen).click()
         expect(page.locator("#key")).to_have_count(0)
+    tab.context.set_offline(True)
+    expect(page.get_by_role("alert").filter(has_text="What is below is old")).to_be_visible()
+    expect(table(page, "Endpoints of Home")).to_be_visible()
+    tab.context.set_offline(False)
+    expect(page.get_by_role("alert")).to_have_count(0)
     assert ling_gateway.client.get("/api/v1/routes").status_code == 403
     assert json.dumps(told).count("sk-") == 0

@@ -17,12 +17,12 @@ from lingflash.api.plain.evidence import evidence_router
 from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState, state_of
 from lingflash.httpd.app import make_app
-from lingflash.httpd.auth import require_key
+from lingflash.httpd.auth import has_key, require_key
 from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.page import install_page
 from lingflash.link.client import EngineClient
-from lingflash.protocol.containers import NewContainer
+from lingflash.protocol.containers import CodeToRun, NewContainer
 from lingflash.protocol.endpoint_fields import DETOKENIZE, ENDPOINT_FIELDS, TOKENIZE
 
 # Fields that the answers of an endpoint always have.
@@ -84,13 +84,31 @@ def create_app(
             "ling serve",
             screens,
             needs_key=bool(config.api_keys),
-            features=("progress", "reports", "tokens"),
+            features=["progress", "reports", "tokens", *(["code"] if config.sandbox else [])],
         )
     endpoints = (*ENDPOINT_FIELDS.values(), TOKENIZE, DETOKENIZE)
-    models_of_bodies = [*(e.model for e in endpoints), NewContainer]
+    models_of_bodies = [*(e.model for e in endpoints), NewContainer, CodeToRun]
     install_openapi(app, models_of_bodies, answers=_ANSWERS, streams=_STREAMS)
     return app
 
 
 def _while_ready(request: Request) -> dict[str, Any]:
-    return {"prefix_cache": state_of(request).engine.info.prefix_cache}
+    """What a gateway or a cluster wants to know; `protocol.replicas.Health` says what each is.
+
+    As with /metrics, who has no key is not told how much there is to do.
+    """
+    state = state_of(request)
+    info, stats = state.engine.info, state.engine.stats
+    if not has_key(request):
+        return {"prefix_cache": info.prefix_cache}
+    sequences = stats.num_running + stats.num_waiting
+    return {
+        "prefix_cache": info.prefix_cache,
+        "model": state.config.served_model_names[0],
+        "capacity": info.max_num_seqs,
+        "sequences": sequences,
+        "tokens_in_flight": stats.tokens_in_flight,
+        "queued_prompt_tokens": stats.queued_prompt_tokens,
+        "taken_prompt_tokens": stats.prompt_tokens + stats.prefix_hit_tokens,
+        "sessions": sequences + stats.state_checkpoints,
+    }

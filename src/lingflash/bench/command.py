@@ -286,6 +286,20 @@ def mask(
     """Time of a token mask under schemas, tools and a regex, with a large vocabulary."""
 
 
+@_benchmark("in_engine", packed="Packed INT4 and FP8 of the true shapes on a CPU")
+def packed(
+    layers: Annotated[
+        int, typer.Option("--layers", help="That a token reads; each is 113 MB of INT4.")
+    ] = 8,
+    prompt: Annotated[int, typer.Option("--prompt", help="Rows of a prompt.")] = 512,
+    repeats: Annotated[int, typer.Option("--repeats", help="Counted rounds.")] = 5,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Experts and a dense matrix in INT4 and FP8 on the CPU, for one token and for a prompt."""
+
+
 @_benchmark("in_engine", load="Memory while loading")
 def load(
     layers: Annotated[
@@ -366,6 +380,36 @@ def gateway(
     """The gateway before a vendor that replays: added first token, tokens/s, accounts, memory."""
 
 
+@_benchmark(
+    "over_http",
+    cluster="Conversations over two replicas",
+    simulation="A cluster simulated",
+)
+def cluster(
+    num_conversations: Annotated[
+        int, typer.Option("--conversations", help="How many alternate.")
+    ] = 12,
+    max_turns: Annotated[int, typer.Option("--turns", help="Of each.")] = 22,
+    max_num_seqs: Annotated[
+        int, typer.Option("--max-num-seqs", help="Of a replica; its memory follows it.")
+    ] = 8,
+    balances: Annotated[
+        list[str], typer.Option("--balance", help="Only these ways; repeat the flag.")
+    ] = ["belief", "consistent_hash", "least_load", "round_robin"],
+    num_first: Annotated[
+        int, typer.Option("--first-tokens", help="Requests, direct and through; 0 leaves it out.")
+    ] = 200,
+    seed: SeedOption = 0,
+    trace_out: Annotated[
+        Path | None,
+        typer.Option("--trace-out", help="JSON lines of the recorded sessions' sizes to write."),
+    ] = None,
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Conversations over two replicas and a gateway: recomputed tokens, beside the simulator."""
+
+
 @_benchmark("over_http", soak="Endurance")
 def soak(
     model: ModelOption = BUNDLED_MODEL,
@@ -411,7 +455,7 @@ def curves(
         bool, typer.Option("--roofline", help="Compute what memory and products allow.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time one rank's slice of Ling-2.6-flash on a GPU.")
+        bool, typer.Option("--measure", help="Time one rank's slice on a GPU.")
     ] = False,
     lengths: Annotated[
         list[int], typer.Option("--length", help="Of outputs and prompts; repeat the flag.")
@@ -429,6 +473,10 @@ def curves(
         int | None, typer.Option("--layers", help="Measured: fewer than the model has.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Measured: counted rounds.")] = 3,
+    vllm_python: Annotated[
+        str | None,
+        typer.Option("--vllm-python", help="Measured: Python that has vLLM; this one if none."),
+    ] = None,
     beside: Annotated[
         list[Path], typer.Option("--beside", help="Earlier records for the page; repeat the flag.")
     ] = [],

@@ -80,13 +80,16 @@ def console_for_tables() -> Console:
 def print_bill(bill: dict[str, Any], console: Console) -> None:
     """Write a bill for people."""
     steps = Table(title=f"session {bill['session_id']}", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("step", "where", "prompt", "cached", "new", "output", "thinking", "cost", "again"):
+    names = ["step", "where", "prompt", "cached", "new", "output", "thinking", "cost", "again"]
+    runs_code = any(each["code_calls"] for each in bill["steps"])
+    for name in [*names, *(("code",) if runs_code else ())]:
         steps.add_column(name, justify="left" if name == "where" else "right")
     for each in bill["steps"]:
         where = each["endpoint"] if each["outcome"] == "completed" else each["outcome"]
         counts = [f"{each[name]:,}" for name in _COUNTS]
         money = (f"${each['cost_usd']}", f"${each['resent_usd']}")
-        steps.add_row(str(each["step"]), where, *counts, *money)
+        code = f"{each['code_calls']} in {each['code_seconds']:g} s"
+        steps.add_row(str(each["step"]), where, *counts, *money, *((code,) if runs_code else ()))
     console.print(steps)
     if bill["tools"]:
         tools = Table("tool", box=SIMPLE_HEAD)

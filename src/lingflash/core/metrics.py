@@ -8,6 +8,7 @@ it happens.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -48,7 +49,10 @@ class HttpMetrics:
         return Gauge(f"lingflash_{name}", what, registry=self.registry)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(f"lingflash_{name}", what, labels, registry=self.registry)
+        counter = Counter(f"lingflash_{name}", what, labels, registry=self.registry)
+        # Finding a series by its labels takes a lock and copies of them, several times a request.
+        counter.labels = functools.lru_cache(1024)(counter.labels)
+        return counter
 
     def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"lingflash_{name}", what, buckets=buckets, registry=self.registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +17,7 @@ from lingflash.records.record import SCHEMA
 Record = Mapping[str, Any]
 _NOT_MEASURED = Html('<span class="no">not measured</span>')
 _MODEL = "Ling-2.6-flash"
+_MOST_REASONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,13 @@ def _curve(phase: str) -> Callable[[Record], list[str]]:
         settings = record["settings"]
         if settings["kind"] == "measured":
             series = record["results"].get(f"{phase} {'c' * (phase == 'decode')}65536")
+            if series is None:
+                return []
+            base = record["results"].get(f"{phase} GLM-4.5-Air vllm 65536")
             said = "alone, without a peer beside it, which gives no ratio"
-            return [] if series is None else [f"{series['median']:,.0f} tokens/s, {said}"]
+            if base is not None:
+                said = f"{series['median'] / base['median']:.2f}x GLM-4.5-Air in vLLM"
+            return [f"{series['median']:,.0f} tokens/s of one rank's slice, {said}"]
         ours, base = (
             record["results"].get(f"{phase} {name} 65536") for name in (_MODEL, "GLM-4.5-Air")
         )
@@ -66,10 +73,14 @@ def _curve(phase: str) -> Callable[[Record], list[str]]:
 
 
 def _score(task: str) -> Callable[[Record], list[str]]:
+    """Of the tasks whose whole name is this regular expression; a user's file is file-NAME."""
+
     def find(record: Record) -> list[str]:
-        if record["case"] != "eval" or record["settings"]["task"] != task:
+        settings = record["settings"]
+        if record["case"] != "eval" or not re.fullmatch(task, settings["task"], re.IGNORECASE):
             return []
-        return [f"{score_text(record)}, by {record['settings']['model']}"]
+        name = "" if settings["task"] == task else f"{settings['task']}, "
+        return [f"{name}{score_text(record)}, by {settings['model']}"]
 
     return find
 
@@ -111,15 +122,29 @@ CLAIMS = (
     ),
     Claim("BFCL-V4", _NO_FIGURE, _score("bfcl"), _EVAL.format("bfcl")),
     Claim("IFBench", _NO_FIGURE, _score("ifbench"), _EVAL.format("ifbench")),
-    Claim("TAU2-bench", _NO_FIGURE, _nothing, "no task of ling eval yet"),
+    Claim("TAU2-bench", _NO_FIGURE, _score("tau2"), _EVAL.format("tau2")),
     Claim(
         "AA-LCR, a part of the Artificial Analysis Index", "-", _score("aa-lcr"),
         _EVAL.format("aa-lcr"),
     ),
-    Claim("Multi-IF", _NO_FIGURE, _nothing, _FILE.format("multi_if")),
-    Claim("LongBench-v2, GPQA-Diamond", _NO_FIGURE, _nothing, _FILE.format("choice")),
-    Claim("AIME 2025, MATH-500", _NO_FIGURE, _nothing, _FILE.format("boxed")),
-    Claim("LiveCodeBench", _NO_FIGURE, _nothing, _FILE.format("code") + " --sandbox-url URL"),
+    Claim(
+        "Multi-IF", _NO_FIGURE, _score("file-.*multi.?if.*"), _FILE.format("multi_if"),
+    ),
+    Claim(
+        "LongBench-v2, GPQA-Diamond", _NO_FIGURE, _score("file-.*(longbench|gpqa).*"),
+        _FILE.format("choice"),
+    ),
+    Claim(
+        "AIME 2025, MATH-500", _NO_FIGURE, _score("file-.*(aime|math).*"), _FILE.format("boxed"),
+    ),
+    Claim(
+        "LiveCodeBench", _NO_FIGURE, _score("file-.*live.?code.*"),
+        _FILE.format("code") + " --sandbox-url URL",
+    ),
+    Claim(
+        "RULER (not announced; stands for long prompts)", "-", _score(r"ruler-\d+"),
+        _EVAL.format("ruler") + " --tokenizer FOLDER --length 65536",
+    ),
     Claim(
         "HumanEval (not announced; stands for code)", "-", _score("human-eval"),
         _EVAL.format("human-eval") + " --sandbox-url URL",
@@ -243,7 +268,9 @@ def score_text(record: Record) -> str:
     """A score, its interval, and of how many items."""
     found = record["derived"]["all"]
     low, high = found["score_interval"]
-    return f"{found['score']:.1f} ({low:.1f} to {high:.1f}) on {found['items']:,} items"
+    whole = record["settings"].get("items_of_the_task", found["items"])
+    of = f" of {whole:,}" if whole > found["items"] else ""
+    return f"{found['score']:.1f} ({low:.1f} to {high:.1f}) on {found['items']:,}{of} items"
 
 
 def _evaluations(evaluations: Sequence[Record]) -> list[str]:
@@ -273,6 +300,10 @@ def _evaluations(evaluations: Sequence[Record]) -> list[str]:
             f"{escape(score_text(record))}</h2>"
         )
         parts.append(_categories(record))
+        reasons = list(record["derived"].get("reasons", {}).items())[:_MOST_REASONS]
+        if reasons:
+            said = ", ".join(f"{escape(why) or 'no reason'} ({count:,})" for why, count in reasons)
+            parts.append(f"<p>Not solved, most often: {said}.</p>")
         notes = "; ".join(map(escape, record["notes"]))
         parts.append(f'<p class="dim">{notes}.</p>')
     return parts

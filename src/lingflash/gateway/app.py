@@ -33,7 +33,7 @@ def create_gateway_app(
         accounts: whoever made them closes them.
         routers: of the accounts' own endpoints.
     """
-    app = make_app(GatewayState(config, accounts))
+    app = make_app(GatewayState(config, accounts), inference.DIRECT)
     health = health_router({"name": "lingflash gateway", "api": ["/v1", "/api/v1"]}, _while_ready)
     for router in (health, inference.router, *routers, catalogue.router, routing.router):
         app.include_router(router)
@@ -52,4 +52,6 @@ def create_gateway_app(
 def _while_ready(request: Request) -> dict[str, Any]:
     state = state_of(request)
     resting = {key.partition("#")[0] for key in state.breakers.states(time.monotonic())}
-    return {"degraded": list(state.accounts.degraded), "resting": sorted(resting)}
+    silent = sorted(name for name, watch in state.watches.items() if watch.problem is not None)
+    degraded = [*state.accounts.degraded, *(f"directory {name}" for name in silent)]
+    return {"degraded": degraded, "resting": sorted(resting)}

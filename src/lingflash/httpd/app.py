@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -11,12 +13,17 @@ from lingflash.core.errors import InvalidRequestError, LingflashError
 from lingflash.httpd.body import json_response
 from lingflash.httpd.client_gone import ClientGone
 from lingflash.httpd.context import HttpContext, context_of
+from lingflash.httpd.direct import DirectRoutes, Endpoint
 from lingflash.httpd.error_map import envelope, headers_of, http_error, status_envelope
 from lingflash.httpd.middleware import RequestContextMiddleware
 
 
-def make_app(context: HttpContext) -> FastAPI:
-    """An application without routes; `app.state.context` is its context."""
+def make_app(context: HttpContext, direct: Mapping[str, Endpoint] | None = None) -> FastAPI:
+    """An application without routes; `app.state.context` is its context.
+
+    Args:
+        direct: routes that are to be added, whose POST goes past the framework.
+    """
     # The documentation pages would load scripts from elsewhere; `install_openapi` has the document.
     app = FastAPI(
         title="lingflash",
@@ -26,6 +33,13 @@ def make_app(context: HttpContext) -> FastAPI:
         redirect_slashes=False,  # the middleware takes the slash away
     )
     app.state.context = context
+    handlers = {
+        LingflashError: _on_lingflash_error,
+        RecursionError: _on_recursion_error,
+        ClientGone: _on_client_gone,
+    }
+    if direct:
+        app.add_middleware(DirectRoutes, routes=direct, handlers=handlers)
     if context.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -35,10 +49,8 @@ def make_app(context: HttpContext) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(RequestContextMiddleware, context=context)
-    app.add_exception_handler(LingflashError, _on_lingflash_error)
-    app.add_exception_handler(RecursionError, _on_recursion_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientGone, _on_client_gone)
+    for kind, handler in {**handlers, HTTPException: _on_http_exception}.items():
+        app.add_exception_handler(kind, handler)
     return app
 
 

@@ -44,6 +44,17 @@ class NewContainer(BaseModel):
     expires_after: ExpiresAfter | None = None
 
 
+CODE_TABLE = FieldTable()
+
+
+class CodeToRun(BaseModel):
+    """Body of POST /v1/containers/{container_id}/run."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    code: str
+
+
 def container_object(
     container_id: str, *, name: str, created_at: float, last_active_at: float, idle_s: float
 ) -> dict[str, Any]:

@@ -76,13 +76,14 @@ def render(records: Sequence[Mapping[str, Any]], plots: Sequence[str] = ()) -> s
 def _section(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
     dirty = ", **with uncommitted changes**" if record["dirty"] else ""
+    kernels = f", kernels for {machine['cpu_class']}" if "cpu_class" in machine else ""
     lines = [
         f"## {record['title']} ({Path(record['file']).stem})",
         "",
         f"`{record['command']}`  ",
         f"commit `{record['commit'][:12]}`{dirty}, {record['date']}, torch {record.get('torch')}, "
         f"{record.get('threads')} threads  ",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; other "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{kernels}; other "
         f"programs kept {record['others_busy_cores']} cores busy meanwhile",
         "",
     ]

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,6 +117,14 @@ class Database:
             changes = {name: insert.excluded[name] for name in changes}
         return insert.on_conflict_do_update(index_elements=keys, set_=changes)
 
+    def compiled(self, statement: Any) -> tuple[str, Sequence[str]]:
+        """A statement as text, and its parameters in the order in which exec_driver_sql takes them.
+
+        They go to the driver as they are: numbers and texts alone.
+        """
+        made = statement.compile(dialect=self._engine.dialect)
+        return str(made), made.positiontup
+
     @property
     def shown_url(self) -> str:
         """The URL without its password."""
@@ -145,8 +154,9 @@ class Database:
             engine, threads = self._engine, self._writer if is_writing else self._readers
 
             def run() -> T:
-                opened = engine.connect().execution_options(is_writing=is_writing)
-                with opened as connection, connection.begin():
+                with engine.connect() as connection, connection.begin():
+                    raw: Any = connection.connection.dbapi_connection
+                    raw.execute("BEGIN IMMEDIATE" if is_writing else "BEGIN")
                     return work(connection)
 
             return await asyncio.get_running_loop().run_in_executor(threads, run)
@@ -165,7 +175,7 @@ class Database:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as error:
+    except (DBAPIError, sqlite3.Error, PoolTimeoutError, OSError, TimeoutError) as error:
         raise CapacityError(f"The database failed: {_reason(error)}.") from None
 
 
@@ -221,7 +231,7 @@ def _create_file(path: Path) -> None:
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # BEGIN is written below
+        connection.isolation_level = None  # BEGIN is written in _run
         cursor = connection.cursor()
         for pragma in (
             f"busy_timeout={_BUSY_MS}",
@@ -231,8 +241,3 @@ def _prepare_sqlite(engine: Engine) -> None:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        is_writing = connection.get_execution_options().get("is_writing", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")

@@ -9,14 +9,20 @@ import { Routes } from "./routes/screen.js";
 import { Sandboxes } from "./sandboxes/screen.js";
 import { Usage } from "./usage/screen.js";
 
-const MODEL_KEY = { isThere: () => server.hasKey, text: "This server asks for an API key." };
+const MODEL_KEY = {
+  isThere: () => server.hasKey,
+  text: () =>
+    server.hasManagementKey
+      ? "The key that is known manages others and runs no models; give one that does."
+      : "This server asks for an API key.",
+};
 const READING_KEY = {
   isThere: () => server.hasKey || server.hasManagementKey,
-  text: "A key sees its own use here; a management key sees that of all.",
+  text: () => "A key sees its own use here; a management key sees that of all.",
 };
 const MANAGEMENT_KEY = {
   isThere: () => server.hasManagementKey,
-  text: "This screen needs a management key.",
+  text: () => "This screen needs a management key.",
 };
 
 // By the names that `install_page` takes; the server says which of them it has.
@@ -87,7 +93,7 @@ function Notices({ wants }) {
     html`<p class=${`notice ${server.state}`} role="alert">
       ${server.reason} This page looks again every second.
     </p>`}
-    ${wantsKey && html`<${KeyForm} text=${wants.text} />`}`;
+    ${wantsKey && html`<${KeyForm} text=${wants.text()} />`}`;
 }
 
 function KeyForm({ text }) {

@@ -29,7 +29,7 @@ _END_S = 1.0
 _LOOKS, _LOOK_EVERY_S = 20, 0.5
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Container:
     """One container.
 
@@ -146,18 +146,6 @@ class Containers:
             container.num_users -= 1
             container.last_active_at = time.time()
 
-    async def execute(
-        self, container: Container, code: str
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Run code; gives E2B's events. Left early, it is interrupted. Raises what `open` does."""
-        async with (
-            container.busy,
-            self.open(container) as sandbox,
-            contextlib.aclosing(self.sandboxes.execute(sandbox, code)) as events,
-        ):
-            async for event in events:
-                yield event
-
     async def look(self) -> None:
         """Log it if after a while there is still no sandbox server; it may start later than we."""
         why = ""
@@ -181,7 +169,7 @@ class Containers:
         while True:
             making = asyncio.create_task(self.sandboxes.create(life_s))
             try:
-                container.sandbox = await asyncio.shield(making)
+                made = await asyncio.shield(making)
                 break
             except asyncio.CancelledError:
                 # It may be made by now, or soon: nobody else knows of it.
@@ -192,6 +180,10 @@ class Containers:
                 if not self._make_room(others, container.owner):
                     raise
                 await asyncio.wait(self._ending)
+        container.sandbox = made
+        # What starts its kernel, so that the time of a run is the code's own.
+        async for _ in self.sandboxes.execute(made, ""):
+            pass
         if container.id not in self._by_id:  # deleted meanwhile
             self.forget(container)
             raise NotFoundError(f"The container {container.id} was deleted.")

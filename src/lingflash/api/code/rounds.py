@@ -35,11 +35,13 @@ from lingflash.core.errors import (
 )
 from lingflash.core.types import CodeUsage, PromptProgress, SamplingParams, Usage
 from lingflash.httpd.auth import caller_of
+from lingflash.link.sandbox_server import Sandbox
 from lingflash.protocol.chat import ChatOptions
 from lingflash.text.messages import call_of
 
-MAX_CALLS = 64
-"""Of an answer whose request names no limit: a model may call code for ever."""
+MAX_CALLS = 20
+"""Of an answer whose request names no limit: a model may call code for ever. A gateway in front
+reserves money for so many (`gateway/relay/bounds.py`)."""
 
 _ENDED = (
     "[the container has ended, with its files and variables; the next code begins in a new one]"
@@ -53,10 +55,12 @@ class CodeWish:
     Args:
         container: where it runs; None for one that is made when code is called.
         max_calls: further ones are not run.
+        keeps: the container is there for later requests.
     """
 
-    container: Container | None
-    max_calls: int | None
+    container: Container | None = None
+    max_calls: int | None = None
+    keeps: bool = True
 
 
 class Rounds:
@@ -90,6 +94,7 @@ class Rounds:
         self._most_tokens = options.max_completion_tokens
         limit_s = options.timeout or state.config.request_timeout_s
         self._ends_at = None if limit_s is None else time.monotonic() + limit_s
+        self._keeps = wish.keeps
         self._container = wish.container
         if self._container is not None:
             self._container.num_users += 1
@@ -177,7 +182,7 @@ class Rounds:
             self._container.num_users -= 1
         for container in self._made:
             container.num_users -= 1
-            if not self._is_whole or container.sandbox is None:
+            if not (self._is_whole and self._keeps) or container.sandbox is None:
                 self._containers.forget(container)
         await self._generation.close(error)
 
@@ -215,17 +220,16 @@ class Rounds:
         run.container_id, run.status = self._container_id(), "interpreting"
         container = self._container
         assert container is not None
-        outputs, began, limit_s = Outputs(), time.monotonic(), self._run_limit_s()
+        outputs = Outputs()
+        deadline = asyncio.timeout(self._left_s())
         try:
-            async with asyncio.timeout(limit_s):
-                events = self._containers.execute(container, block.text)
-                async with contextlib.aclosing(events):
-                    async for event in events:
-                        outputs.add(event)
+            async with deadline, container.busy, self._containers.open(container) as sandbox:
+                await self._collect(sandbox, block.text, outputs)
             run.status = "completed"
         except TimeoutError:
-            self._check_deadline()
-            outputs.note(f"[stopped after {limit_s:g} s]")
+            if deadline.expired():
+                raise _too_late() from None
+            outputs.note(f"[stopped after {self._containers.run_s:g} s]")
             run.status = "incomplete"
         except (NotFoundError, SandboxGoneError) as error:
             is_ours = container.is_auto
@@ -238,14 +242,27 @@ class Rounds:
                 container.num_users -= 1
             self._container = None
         finally:
-            run.outputs = outputs.whole()
-            self._seconds += time.monotonic() - began
+            run.outputs, run.has_error = outputs.whole(), outputs.has_error
             self._output_bytes += outputs.num_bytes
 
-    def _run_limit_s(self) -> float:
-        if self._ends_at is None:
-            return self._containers.run_s
-        return min(self._containers.run_s, self._ends_at - time.monotonic())
+    async def _collect(self, sandbox: Sandbox, code: str, outputs: Outputs) -> None:
+        """Run code to its end.
+
+        Raises:
+            TimeoutError: it took longer than it may; it is interrupted.
+        """
+        began = time.monotonic()
+        running = self._containers.sandboxes.execute(sandbox, code)
+        try:
+            async with asyncio.timeout(self._containers.run_s), contextlib.aclosing(running):
+                async for event in running:
+                    outputs.add(event)
+        finally:
+            self._seconds += time.monotonic() - began
+
+    def _left_s(self) -> float | None:
+        """Seconds until the request's deadline."""
+        return None if self._ends_at is None else self._ends_at - time.monotonic()
 
     # The next round.
 
@@ -254,15 +271,17 @@ class Rounds:
         await self._generation.close()
         done = self._generation.usage()
         self._check_aborted()
-        self._check_deadline()
+        left_s = self._left_s()
+        if left_s is not None and left_s <= 0:
+            raise _too_late()
         changes: dict[str, Any] = {"tool_choice": self._next_choice()}
         if self._most_tokens is not None:
             used = sum(usage.completion_tokens for usage in (*self._past, done))
             if used >= self._most_tokens:
                 return False
             changes["max_completion_tokens"] = self._most_tokens - used
-        if self._ends_at is not None:
-            changes["timeout"] = self._ends_at - time.monotonic()
+        if left_s is not None:
+            changes["timeout"] = left_s
         options = self._options.model_copy(update=changes)
         conversation = make_conversation(
             self._state,
@@ -333,9 +352,9 @@ class Rounds:
                 "The request was aborted because the server is shutting down; try again."
             ) from None
 
-    def _check_deadline(self) -> None:
-        if self._ends_at is not None and time.monotonic() >= self._ends_at:
-            raise DeadlineExceededError("The request did not finish before its deadline.") from None
+
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError("The request did not finish before its deadline.")
 
 
 async def _never() -> Any:

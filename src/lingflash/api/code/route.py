@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from datetime import datetime
@@ -12,15 +13,23 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lingflash.api.code.containers import IDLE_S, Container, Containers
+from lingflash.api.code.outputs import Outputs, text_of
 from lingflash.api.plain.pages import PAGE_NAMES, PAGE_QUERY, Page, read_query
 from lingflash.api.state import state_of
 from lingflash.core.errors import InvalidRequestError, NotFoundError
 from lingflash.httpd.auth import caller_of
 from lingflash.httpd.body import json_response, read_form_file, read_request
+from lingflash.httpd.client_gone import until_client_gone
 from lingflash.httpd.openapi import json_body, query_parameters
 from lingflash.link.http_client import Answer
 from lingflash.link.sandbox_server import HOME
-from lingflash.protocol.containers import CONTAINER_TABLE, NewContainer, container_object
+from lingflash.protocol.containers import (
+    CODE_TABLE,
+    CONTAINER_TABLE,
+    CodeToRun,
+    NewContainer,
+    container_object,
+)
 
 router = APIRouter(prefix="/v1/containers")
 
@@ -69,6 +78,41 @@ async def delete_container(container_id: str, request: Request) -> Response:
     container = _container(request, container_id)
     _containers(request).forget(container)
     return json_response({"id": container.id, "object": "container.deleted", "deleted": True})
+
+
+@router.post("/{container_id}/run", openapi_extra=json_body(CodeToRun))
+async def run_code(container_id: str, request: Request) -> Response:
+    """Run Python in it, as a call of code_interpreter would; OpenAI's API has no such path."""
+    containers, container = _containers(request), _container(request, container_id)
+    body = await read_request(request, CodeToRun, CODE_TABLE)
+    work = _run(containers, container, body.code)
+    status, outputs = await until_client_gone(work, request.receive)
+    return json_response(
+        {
+            "object": "container.run",
+            "container_id": container.id,
+            "status": status,
+            "outputs": outputs,
+            "text": text_of(outputs, state_of(request).engine.info.max_model_len),
+        }
+    )
+
+
+async def _run(
+    containers: Containers, container: Container, code: str
+) -> tuple[str, list[dict[str, Any]]]:
+    """What code gave, and whether it came to its end."""
+    outputs = Outputs()
+    try:
+        async with container.busy, containers.open(container) as sandbox:
+            running = containers.sandboxes.execute(sandbox, code)
+            async with asyncio.timeout(containers.run_s), contextlib.aclosing(running):
+                async for event in running:
+                    outputs.add(event)
+    except TimeoutError:
+        outputs.note(f"[stopped after {containers.run_s:g} s]")
+        return "incomplete", outputs.whole()
+    return "completed", outputs.whole()
 
 
 @router.post("/{container_id}/files", openapi_extra={"requestBody": {"content": {

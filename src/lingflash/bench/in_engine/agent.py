@@ -22,6 +22,7 @@ from lingflash.bench.in_engine.in_process import ask, make_request
 from lingflash.core.anchors import ANCHOR
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import ConfigError
+from lingflash.core.processor import CpuClass, processor
 from lingflash.engine.loop import EngineLoop
 from lingflash.engine.run.model_runner import ModelRunner
 from lingflash.records.record import Record, require
@@ -32,6 +33,8 @@ _USER = (20, 120)
 _TOOL_RESULT = (60, 300)
 _ANSWER = (20, 80)
 _TOOL_SHARE = 0.6
+# What a late turn may cost over its new tokens alone, by the processor's class.
+_OVER_ALONE: dict[CpuClass, float] = {"amx": 1.5, "avx512": 1.8, "avx2": 2.2}
 
 
 @dataclass(slots=True)
@@ -324,7 +327,9 @@ def _fill(
         1.0,
         "at most",
     )
-    record.promise(over_alone, ratio, 1.5, "at most")
+    promised = _OVER_ALONE.get(processor().used)
+    if promised is not None:
+        record.promise(over_alone, ratio, promised, "at most")
     cost = statistics.median(
         a.seconds / b.seconds for a, b in zip(outcomes["starved"], off, strict=True)
     )

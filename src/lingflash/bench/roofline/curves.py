@@ -30,6 +30,9 @@ ANNOUNCED_AT = 65_536
 _COLORS = {name: number for number, name in enumerate((OURS, BASE, *(
     name for name in SHAPES if name not in (OURS, BASE)
 )))}  # fmt: skip
+# A model that vLLM ran; ours may stand beside it.
+_IN_VLLM = " in vLLM"
+_COLORS[OURS + _IN_VLLM] = len(_COLORS)
 _FORMATS = {"fp8": 1, "bf16": 2}
 
 
@@ -45,6 +48,7 @@ def run_curves(
     format_name: str,
     layers: int | None,
     repeats: int,
+    vllm_python: str | None,
     beside: Sequence[Path],
     html: Path | None,
     out: Path | None,
@@ -76,6 +80,8 @@ def run_curves(
         _compute(record, lengths, batch, prompt_len, ranks, device, _FORMATS[format_name])
     else:
         # Not at the top: it needs torch, and a roofline does not.
+        from lingflash.bench.on_gpu.peer_configs import MODELS
+        from lingflash.bench.on_gpu.peers import measure_peers
         from lingflash.bench.on_gpu.rank_slice import measure_slice
 
         record.settings |= {"model": OURS}
@@ -88,8 +94,11 @@ def run_curves(
             "between ranks are not in it",
             "one engine step after another as a CUDA graph, tokens sampled on the device; distinct "
             "random prompts",
-            f"not run: {BASE}, Qwen3.5-122B-A10B and Nemotron-3-Super, which need vLLM",
         ]
+        measure_peers(
+            record, python=vllm_python, models=MODELS, format_name=format_name, batch=batch,
+            lengths=lengths, repeats=repeats, ranks=ranks,
+        )  # fmt: skip
     record.finish()
     if html is not None:
         write_page(html, [record.as_dict(), *others])
@@ -148,9 +157,15 @@ def rates(
             words = name.split()
             if words[0] != phase:
                 continue
-            model = words[1] if kind == "roofline" else settings["model"]
+            model = settings["model"] if len(words) == 2 else words[1]
+            model += _IN_VLLM if "vllm" in words else ""
             found.setdefault(model, {})[int(words[-1].lstrip("c"))] = series["median"]
     return found
+
+
+def _points(by_model: Mapping[str, dict[int, float]], model: str) -> dict[int, float]:
+    """Of our engine where it ran the model, else of vLLM."""
+    return by_model.get(model) or by_model.get(model + _IN_VLLM, {})
 
 
 def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -161,12 +176,13 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
         for kind in ("measured", "roofline"):
             by_model = rates(records, phase, kind)
             for model, points in by_model.items():
-                line = Line(model, kind, _COLORS[model], sorted(points.items()))
+                color = _COLORS.get(model, _COLORS[model.removesuffix(_IN_VLLM)])
+                line = Line(model, kind, color, sorted(points.items()))
                 absolute.append(line)
-                base = by_model.get(BASE, {})
+                base = _points(by_model, BASE)
                 both = [(x, y / base[x]) for x, y in sorted(points.items()) if x in base]
                 if both:
-                    relative.append(Line(model, kind, _COLORS[model], both))
+                    relative.append(Line(model, kind, color, both))
         relative += [
             Line(model, "announced", _COLORS[model], [(ANNOUNCED_AT, times)])
             for model, times in ANNOUNCED[phase].items()
@@ -187,14 +203,14 @@ def compared(records: Sequence[Mapping[str, Any]]) -> str:
     """A table: announced, roofline and measured, at the announcement's length."""
     rows = []
     for phase, announced in ANNOUNCED.items():
-        for model in SHAPES:
+        for model in (*SHAPES, OURS + _IN_VLLM):
             row: list[str | Html] = [phase, model]
             said = announced.get(model)
             row.append("1.00x" if model == BASE else "-" if said is None else f"{said:.2f}x")
             for kind in ("roofline", "measured"):
                 by_model = rates(records, phase, kind)
-                here = by_model.get(model, {}).get(ANNOUNCED_AT)
-                base = by_model.get(BASE, {}).get(ANNOUNCED_AT)
+                here = _points(by_model, model).get(ANNOUNCED_AT)
+                base = _points(by_model, BASE).get(ANNOUNCED_AT)
                 none = Html('<span class="no">not measured</span>')
                 row.append(f"{here:,.0f}" if here else none if kind == "measured" else "-")
                 row.append(f"{here / base:.2f}x" if here and base else "-")

@@ -253,7 +253,7 @@ class FileTask:
                 return await self._judge_boxed(item.data["answer"], reply.content)
             case "multi_if":
                 return await self._attempt_turns(item.data["turns"], ask)
-        prompt = _CODE_PROMPT.format(question=item.data["question"])
+        prompt = code_prompt(item.data)
         return await self.judge_code(item.data["tests"], (await ask(_user(prompt))).content)
 
     def _runner_of(self) -> CodeRunner:
@@ -298,6 +298,13 @@ class FileTask:
 
 def _user(text: str) -> list[Mapping[str, Any]]:
     return [{"role": "user", "content": text}]
+
+
+def code_prompt(row: Mapping[str, Any]) -> str:
+    """What is asked of a program."""
+    starter = row.get("starter")
+    begin = f"\n\nBegin with:\n```python\n{starter}\n```" if starter else ""
+    return _CODE_PROMPT.format(question=row["question"] + begin)
 
 
 def choice_prompt(row: Mapping[str, Any]) -> str:

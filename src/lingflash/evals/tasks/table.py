@@ -122,7 +122,7 @@ def make_task(name: str, choice: Choice) -> Task:
         if value is not None and option not in row.options:
             takers = ", ".join(r.name for r in TASKS.values() if option in r.options)
             raise ConfigError(
-                f"{_FLAGS[option]} was given, and {name} takes none; only {takers} does.",
+                f"{_FLAGS[option]} was given, and {name} takes none; these do, and only: {takers}.",
                 param=option,
             )
     if "code_runner" in row.options and (name != "file" or choice.kind == "code"):

@@ -105,19 +105,23 @@ class Balance:
 
     def spend(self, own: int, byok: int) -> None:
         """Pay, in all windows at once."""
-        for window in ("total", "day", "week", "month"):
-            for name, amount in ((f"spent_{window}", own), (f"byok_{window}", byok)):
-                # What no column holds is more than any limit.
-                setattr(self, name, min(getattr(self, name) + amount, _MAX_COLUMN))
-
-    def counters(self) -> dict[str, Any]:
-        """What changes by requests; limits are others' to change."""
-        return {name: getattr(self, name) for name in _COUNTERS}
+        # What no column holds is more than any limit; the total is the largest of all windows.
+        own = min(own, _MAX_COLUMN - self.spent_total)
+        byok = min(byok, _MAX_COLUMN - self.byok_total)
+        self.spent_total += own
+        self.spent_day += own
+        self.spent_week += own
+        self.spent_month += own
+        self.byok_total += byok
+        self.byok_day += byok
+        self.byok_week += byok
+        self.byok_month += byok
 
 
 _LIMITS = ("scope", "limit_pico", "limit_reset", "include_byok")
 _FIELDS = tuple(each.name for each in fields(Balance))
-_COUNTERS = tuple(name for name in _FIELDS if name not in _LIMITS)
+COUNTERS = tuple(name for name in _FIELDS if name not in _LIMITS)
+"""What changes by requests; limits are others' to change."""
 
 
 def balance_of(row: Mapping[Any, Any]) -> Balance:

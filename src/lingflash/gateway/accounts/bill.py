@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lingflash.core.types import CodeUsage
 from lingflash.gateway.accounting import Part
 from lingflash.gateway.accounts.rows import part_of_json
 
@@ -65,6 +66,12 @@ class StepBill:
     def cost(self) -> int:
         """What the caller paid."""
         return self.row["cost_prompt"] + self.row["cost_completion"]
+
+    @property
+    def code(self) -> CodeUsage:
+        """What code took that the server ran within this step."""
+        told = self.row["wire"].get("code")
+        return CodeUsage(**(told or {"calls": 0, "seconds": 0.0, "output_bytes": 0}))
 
     @property
     def new_tokens(self) -> int:

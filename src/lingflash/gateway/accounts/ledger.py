@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
@@ -18,7 +19,7 @@ from sqlalchemy.engine import Connection
 from lingflash.core.errors import CapacityError, LingflashError
 from lingflash.gateway.accounting import End, Session, Start
 from lingflash.gateway.accounts.admission import HOUSE, KeyState, refusal_of
-from lingflash.gateway.accounts.balance import Balance, balance_of
+from lingflash.gateway.accounts.balance import COUNTERS, Balance, balance_of
 from lingflash.gateway.accounts.config import AccountsConfig
 from lingflash.gateway.accounts.rows import clean, generation_row, start_to_row
 from lingflash.gateway.accounts.sessions import SESSION_COLUMNS, SessionState
@@ -84,6 +85,8 @@ class Ledger:
         self._now_ms = now_ms
         self._waiting: list[_Job] = []
         self._writer: asyncio.Task[None] | None = None
+        self._update_budget, names = database.compiled(_UPDATE_BUDGET)
+        self._budget_values = attrgetter(*(name.removeprefix(_NEW) for name in names))
         self._put_session = database.upsert(session, SESSION_COLUMNS[:2], SESSION_COLUMNS[2:])
 
     async def admit(self, start: Start) -> LingflashError | Session:
@@ -250,16 +253,9 @@ class Ledger:
 
     def _save(self, connection: Connection, books: _Books) -> None:
         if books.balances:
-            connection.execute(
-                _UPDATE_BUDGET,
-                [
-                    {
-                        "of_scope": scope,
-                        **{f"new_{name}": each for name, each in balance.counters().items()},
-                    }
-                    for scope, balance in sorted(books.balances.items())
-                ],
-            )
+            # Compiled once: these are most of the values that a request writes.
+            rows = [self._budget_values(each) for _, each in sorted(books.balances.items())]
+            connection.exec_driver_sql(self._update_budget, rows)
         if books.reservations:
             connection.execute(_RESERVE, books.reservations)
         if books.touched:
@@ -302,10 +298,11 @@ _RESERVED = select(reservation.c.id).where(reservation.c.id.in_(bindparam("ids",
 _WITH_ROWS = select(generation.c.id).where(generation.c.id.in_(bindparam("ids", expanding=True)))
 _RESERVE = insert(reservation)
 _WRITE_ROW = insert(generation)
+_NEW = "new_"  # a parameter may not be called as the column that it sets
 _UPDATE_BUDGET = (
     update(budget)
-    .where(budget.c.scope == bindparam("of_scope"))
-    .values({name: bindparam(f"new_{name}") for name in Balance(scope="").counters()})
+    .where(budget.c.scope == bindparam(f"{_NEW}scope"))
+    .values({name: bindparam(f"{_NEW}{name}") for name in COUNTERS})
 )
 
 

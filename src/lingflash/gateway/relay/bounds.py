@@ -2,7 +2,8 @@
 
 A token of text has at least one byte. What is not text has not: a picture's address, a file's id, a
 stored conversation or a search stand for any number of tokens, so that only the endpoint's context
-bounds them. Whatever is not known to be text is taken for more than it shows.
+bounds them. Whatever is not known to be text is taken for more than it shows. Where the upstream
+runs code, each call of it is followed by another prompt, with all that came before.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _ADDING = ("web_search_options", "search_parameters", "mcp_servers", "documents"
 # Tools that the client runs: a name and a schema, which are text.
 _CLIENTS_TOOLS = (None, "function", "custom")
 _IN_PARTS = ("content", "output")
+# How often code is run for a request that sets no limit, and for one that sets a huge one.
+_CODE_CALLS, _MOST_CALLS = 20, 1000
 
 
 def may_exceed_bytes(dialect: Dialect, body: Mapping[str, Any]) -> bool:
@@ -44,7 +47,13 @@ def may_exceed_bytes(dialect: Dialect, body: Mapping[str, Any]) -> bool:
 
 
 def num_prompts(dialect: Dialect, body: Mapping[str, Any]) -> int:
-    """How many prompts a request has; only text completions can have several."""
+    """How many prompts a request can have: text completions several, and one more for each call of
+    code that the upstream runs."""
+    if dialect == "responses" and "code_interpreter" in map(_type_of, _list(body.get("tools"))):
+        calls = body.get("max_tool_calls")
+        if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+            return 1 + _CODE_CALLS
+        return 1 + min(calls, _MOST_CALLS)
     prompt = body.get("prompt") if dialect == "completions" else None
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return len(prompt)
@@ -52,16 +61,23 @@ def num_prompts(dialect: Dialect, body: Mapping[str, Any]) -> int:
 
 
 def _adds(body: Mapping[str, Any]) -> bool:
-    tools = body.get("tools")
     return any(body.get(name) for name in _ADDING) or any(
         not isinstance(tool, Mapping) or tool.get("type") not in _CLIENTS_TOOLS
-        for tool in (tools if isinstance(tools, list) else ())
+        for tool in _list(body.get("tools"))
     )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _type_of(tool: Any) -> Any:
+    return tool.get("type") if isinstance(tool, Mapping) else None
 
 
 def _parts(value: Any) -> Iterator[Any]:
     """Every message, item, part and block, those inside of others, too."""
-    for each in value if isinstance(value, list) else ():
+    for each in _list(value):
         yield each
         if isinstance(each, Mapping):
             for name in _IN_PARTS:

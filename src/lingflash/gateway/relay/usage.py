@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lingflash.core.types import MAX_COUNT, Usage
+from lingflash.core.types import MAX_COUNT, CodeUsage, Usage
 from lingflash.gateway.accounting import Dialect
 
 # In text of any language a token has about so many bytes.
@@ -35,7 +35,19 @@ def read_usage(dialect: Dialect, given: Any) -> Usage | None:
         cache_write_tokens=min(_count(of_prompt, "cache_write_tokens") or 0, prompt - cached),
         completion_tokens=answer,
         reasoning_tokens=_count(of_answer, "reasoning_tokens"),
+        code=_code(_details(given, "code_interpreter_details")),
     )
+
+
+def _code(told: Mapping[str, Any]) -> CodeUsage | None:
+    """What code took that the upstream ran for the answer."""
+    calls, size = _count(told, "calls"), _count(told, "output_bytes")
+    seconds = told.get("seconds")
+    if calls is None or size is None or isinstance(seconds, bool):
+        return None
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_COUNT:
+        return None
+    return CodeUsage(calls=calls, seconds=float(seconds), output_bytes=size)
 
 
 def _anthropics(given: Mapping[str, Any]) -> Usage | None:

@@ -31,39 +31,45 @@ async def _relay(request: Request, dialect: Dialect, *, is_count: bool = False) 
     return RelayedAnswer(state, await plan_call(state, call), given_key(request))
 
 
-@router.post("/v1/chat/completions")
-@router.post("/api/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
     """Relay a chat completion."""
     return await _relay(request, "chat")
 
 
-@router.post("/v1/completions")
-@router.post("/api/v1/completions")
 async def completions(request: Request) -> Response:
     """Relay a text completion."""
     return await _relay(request, "completions")
 
 
-@router.post("/v1/responses")
-@router.post("/api/v1/responses")
 async def responses(request: Request) -> Response:
     """Relay a response."""
     return await _relay(request, "responses")
 
 
-@router.post("/v1/messages")
-@router.post("/api/v1/messages")
 async def messages(request: Request) -> Response:
     """Relay a message."""
     return await _relay(request, "messages")
 
 
-@router.post("/v1/messages/count_tokens")
-@router.post("/api/v1/messages/count_tokens")
 async def count_tokens(request: Request) -> Response:
     """Let an upstream count the tokens of a message; costs nothing."""
     return await _relay(request, "messages", is_count=True)
+
+
+DIRECT = {
+    prefix + path: endpoint
+    for prefix in ("/v1", "/api/v1")
+    for path, endpoint in (
+        ("/chat/completions", chat_completions),
+        ("/completions", completions),
+        ("/responses", responses),
+        ("/messages", messages),
+        ("/messages/count_tokens", count_tokens),
+    )
+}
+"""What is relayed, by its path."""
+for path, endpoint in DIRECT.items():
+    router.post(path)(endpoint)
 
 
 @router.get("/v1/responses/{response_id}")
@@ -90,11 +96,15 @@ async def stored_response(request: Request, response_id: str) -> Response:
 
 async def _pass_on(state: GatewayState, home: Home, request: Request) -> Response:
     endpoint = state.config.catalog.endpoints.get(home.endpoint)
-    if endpoint is None or home.byok_id is not None:
+    if (
+        endpoint is None
+        or home.byok_id is not None
+        or not state.replicas.has(endpoint, home.replica)
+    ):
         raise NotFoundError("The provider that has this response cannot be asked any more.")
     upstream = state.config.upstreams[endpoint.slug]
     limits = state.config.deadlines
-    address, key_headers = with_key(upstream, HOUSE)
+    address, key_headers = with_key(upstream, HOUSE, home.replica)
     path = upstream.path + request.scope["path"].removeprefix("/v1")
     query = request.scope["query_string"].decode("latin-1")
     try:

@@ -35,7 +35,7 @@ _BELOW: dict[CpuClass, list[str]] = {
     "avx2": ["-march=x86-64-v3", "-mtune=native"],
     "plain": ["-march=x86-64", "-mtune=native"],
 }
-_TIMEOUT_S = 60
+_TIMEOUT_S = 120
 
 
 def _cache_folder() -> Path:

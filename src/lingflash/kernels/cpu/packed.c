@@ -40,20 +40,31 @@ typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 #if HAS_AVX512
 typedef __m512i Raw;
 INLINE Floats from_float16(Halves x) { return (Floats)_mm512_cvtph_ps((__m256i)x); }
+/* Compilers make more than one instruction of a conversion that is not spelt out. */
+INLINE Words widen_halves(Halves x) { return (Words)_mm512_cvtepu16_epi32((__m256i)x); }
+INLINE Halves widen_bytes(Bytes x) { return (Halves)_mm256_cvtepi8_epi16((__m128i)x); }
 #else
 typedef __m256i Raw;
 INLINE Floats from_float16(Halves x) { return (Floats)_mm256_cvtph_ps((__m128i)x); }
+INLINE Words widen_halves(Halves x) { return (Words)_mm256_cvtepu16_epi32((__m128i)x); }
+INLINE Halves widen_bytes(Bytes x) {
+    int64_t bytes;
+    memcpy(&bytes, &x, 8);
+    return (Halves)_mm_cvtepi8_epi16(_mm_cvtsi64_si128(bytes));
+}
 #endif
 
 /* Sums of 32 columns: 16-bit numbers in pairs where there is no instruction for four at once, which
  * hold 8 products of 2 x 15 x 128. */
 #if HAS_AVX512 && defined(__AVX512VNNI__)
+#define HAS_BYTE_SUMS 1
 INLINE Raw begin_sums(Ints sum) { return (Raw)sum; }
 INLINE Raw add_products(Raw sum, Words w, Words x) {
     return _mm512_dpbusd_epi32(sum, (Raw)w, (Raw)x);
 }
 INLINE Ints end_sums(Raw sums, Ints before) { (void)before; return (Ints)sums; }
 #elif HAS_AVX512
+#define HAS_BYTE_SUMS 0
 INLINE Raw begin_sums(Ints sum) { (void)sum; return _mm512_setzero_si512(); }
 INLINE Raw add_products(Raw sum, Words w, Words x) {
     return _mm512_add_epi16(sum, _mm512_maddubs_epi16((Raw)w, (Raw)x));
@@ -62,12 +73,14 @@ INLINE Ints end_sums(Raw sums, Ints before) {
     return before + (Ints)_mm512_madd_epi16(sums, _mm512_set1_epi16(1));
 }
 #elif defined(__AVXVNNI__)
+#define HAS_BYTE_SUMS 1
 INLINE Raw begin_sums(Ints sum) { return (Raw)sum; }
 INLINE Raw add_products(Raw sum, Words w, Words x) {
     return _mm256_dpbusd_avx_epi32(sum, (Raw)w, (Raw)x);
 }
 INLINE Ints end_sums(Raw sums, Ints before) { (void)before; return (Ints)sums; }
 #else
+#define HAS_BYTE_SUMS 0
 INLINE Raw begin_sums(Ints sum) { (void)sum; return _mm256_setzero_si256(); }
 INLINE Raw add_products(Raw sum, Words w, Words x) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16((Raw)w, (Raw)x));
@@ -82,7 +95,7 @@ INLINE Floats load_scales(const void *scale, i64 at, i64 kind) {
     if (kind == 0) return load_floats((const float *)scale + at);
     const Halves x = *(const Halves *)((const uint16_t *)scale + at);
     if (kind == 2) return from_float16(x);
-    return (Floats)(__builtin_convertvector(x, Words) << 16);
+    return (Floats)(widen_halves(x) << 16);
 }
 
 INLINE float load_scale(const void *scale, i64 at, i64 kind) {
@@ -165,6 +178,7 @@ static void take_digits(const Product *p, void *memory) {
 INLINE void int4_tile(const Product *p, const Digits *d, i64 row, i64 at, i64 first, i64 last,
                       const int tall, const int wide, const int digits) {
     const i64 groups = p->columns / p->block_columns, words = p->block_columns / 8;
+    const i64 ahead = words * p->values_step;
     const Words low = (Words){0} + 0x0f0f0f0fu;
     Floats total[4][4];
 #pragma GCC unroll 4
@@ -197,6 +211,8 @@ INLINE void int4_tile(const Product *p, const Digits *d, i64 row, i64 at, i64 fi
 #pragma GCC unroll 4
                 for (int j = 0; j < wide; j++) {
                     const Words both = *(const Words *)(values + j * LANES);
+                    if (tall == 1) /* the same place of the words that come next */
+                        __builtin_prefetch(values + ahead + j * LANES, 0, 2);
                     even[j] = both & low;
                     odd[j] = (both >> 4) & low;
                 }
@@ -282,11 +298,10 @@ if (p->digits == 1)
 
 /* LANES FP8 numbers times 2^-8: the bits, shifted, are those of a float16. */
 INLINE Floats load_fp8(const int8_t *x, const int may_be_nan) {
-    typedef int16_t Signed __attribute__((vector_size(LANES * 2)));
-    Signed bits = __builtin_convertvector(*(const Bytes *)x, Signed) << 7;
-    bits &= (int16_t)~0x4000; /* where the sign was carried to */
-    if (may_be_nan) bits |= ((bits & 0x3f80) == 0x3f80) & 0x7e00;
-    return from_float16((Halves)bits);
+    Halves bits = widen_bytes(*(const Bytes *)x) << 7;
+    bits &= (uint16_t)~0x4000; /* where the sign was carried to */
+    if (may_be_nan) bits |= (Halves)((bits & 0x3f80) == 0x3f80) & 0x7e00;
+    return from_float16(bits);
 }
 
 enum { PANEL = 128, ACROSS = WIDE * LANES }; /* columns, rows of the weight that are numbers at once */
@@ -319,8 +334,10 @@ INLINE void fp8_columns(float *sums, const float *x, const int8_t *values, i64 s
     for (i64 at = 0; at < width; at += LANES) {
         Floats sum = load_floats(sums + at);
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++)
+        for (int i = 0; i < rows; i++) {
+            if (rows > 1) __builtin_prefetch(values + (i + rows) * step + at, 0, 2);
             sum = multiply_add((Floats){0} + x[i], load_fp8(values + i * step + at, may_be_nan), sum);
+        }
         store_floats(sums + at, sum);
     }
 }
@@ -402,8 +419,9 @@ static void *multiply_part(void *argument) {
     return NULL;
 }
 
-/* Whether ling_products can be called. */
+/* Whether ling_products can be called, and products of bytes are summed by one instruction. */
 int ling_has_products(void) { return 1; }
+int ling_has_byte_sums(void) { return HAS_BYTE_SUMS; }
 
 /* The outputs of each product are a multiple of ling_lanes(), INT4 columns of the group's size, FP8
  * blocks of PANEL columns or all, and of a multiple of ling_lanes() rows or one. Returns -1 without

@@ -10,9 +10,10 @@ const READY_MS = 5000;
  *
  * progress: `stream_options.include_progress`. reports: `return_cache_report`.
  * tokens: `return_token_ids`, and /detokenize to read them.
+ * code: /v1/containers, in which code runs.
  * accounts: two kinds of keys, and the bill of each answer; requests name a model.
  */
-export const FEATURES = ["progress", "reports", "tokens", "accounts"];
+export const FEATURES = ["progress", "reports", "tokens", "code", "accounts"];
 
 /** A request that gave no answer; `kind` is "offline" or "http". */
 export class ServerError extends Error {

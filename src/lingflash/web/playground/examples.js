@@ -18,8 +18,14 @@ const TABLE = tool("book_table", "Book a table at a restaurant.", {
   time: { type: "string" },
 });
 
+// As models know it.
+const PYTHON = tool("python", "Run Python code and return what it prints.", {
+  code: { type: "string" },
+});
+
 const withTools = (...tools) => ({ tools: JSON.stringify(tools, null, 2), temperature: "0" });
 
+/** What the examples want of a server is one of its features. */
 export const EXAMPLES = [
   {
     title: "Call a tool",
@@ -63,5 +69,12 @@ export const EXAMPLES = [
         2,
       ),
     },
+  },
+  {
+    title: "Run code",
+    about: "The model writes Python, you have it run in the sandbox, and it reads what came of it.",
+    message: "What is 17 * 23?",
+    settings: withTools(PYTHON),
+    wants: "code",
   },
 ];

@@ -2,7 +2,9 @@
 import { Component, count, dollars, duration, html, View } from "../lib/html.js";
 import { CopyButton } from "../lib/dialog.js";
 import { Markdown } from "../lib/markdown.js";
+import { server } from "../lib/server.js";
 import { PromptDialog, reasonOf } from "./prompt_view.js";
+import { codeOf } from "./run.js";
 
 export function UserMessage({ message, onEdit }) {
   return html`<article class="message user" aria-label="You">
@@ -132,11 +134,31 @@ function pretty(args) {
   }
 }
 
-/** A call, and the place for its result. Whoever can run tools adds a button beside "Send". */
+/** A call, and the place for its result: written by hand, or what its code gave in the sandbox. */
 class ToolCard extends Component {
-  state = { text: "" };
+  state = { text: "", isRunning: false, problem: "" };
+  #stopper = null;
 
-  render({ call, answer, pane }, { text }) {
+  async run(code) {
+    const { call, pane } = this.props;
+    this.#stopper = new AbortController();
+    this.setState({ isRunning: true, problem: "" });
+    try {
+      const text = await pane.runner.run(code, this.#stopper.signal);
+      this.setState({ isRunning: false });
+      pane.giveResult(call, text);
+    } catch (error) {
+      const problem = error.name === "AbortError" ? "" : error.message;
+      this.setState({ isRunning: false, problem });
+    }
+  }
+
+  componentWillUnmount() {
+    this.#stopper?.abort();
+  }
+
+  render({ call, answer, pane }, { text, isRunning, problem }) {
+    const code = server.has("code") ? codeOf(call) : null;
     const id = `result-${call.id}`;
     const isOpen = call.result === null && answer.state === "done" && pane.last === answer;
     const send = (event) => {
@@ -145,7 +167,7 @@ class ToolCard extends Component {
     };
     return html`<section class="tool-card" aria-label=${`Call of ${call.name}`}>
       <h3><span class="tag">call</span> <code>${call.name}</code></h3>
-      <pre class="code" tabindex="0">${call.isCustom ? call.args : pretty(call.args)}</pre>
+      <pre class="code" tabindex="0">${code ?? (call.isCustom ? call.args : pretty(call.args))}</pre>
       ${call.result !== null &&
       html`<h3><span class="tag">result</span></h3>
         <pre class="code" tabindex="0">${call.result}</pre>`}
@@ -158,7 +180,16 @@ class ToolCard extends Component {
           value=${text}
           onInput=${(event) => this.setState({ text: event.target.value })}
         ></textarea>
-        <button type="submit">Send result</button>
+        ${problem && html`<p class="problems" role="alert">${problem}</p>`}
+        <div class="row">
+          <button type="submit">Send result</button>
+          ${code !== null &&
+          !isRunning &&
+          html`<button type="button" onClick=${() => this.run(code)}>Run it in the sandbox</button>`}
+          ${isRunning &&
+          html`<span class="note" role="status">Running in the sandbox…</span>
+            <button type="button" onClick=${() => this.#stopper.abort()}>Stop it</button>`}
+        </div>
       </form>`}
     </section>`;
   }

@@ -159,7 +159,7 @@ function Examples({ onExample }) {
   return html`<div class="examples">
     <h2>Try one, or write below</h2>
     <ul>
-      ${EXAMPLES.map(
+      ${EXAMPLES.filter(({ wants }) => !wants || server.has(wants)).map(
         (example) =>
           html`<li>
             <button type="button" onClick=${() => onExample(example)} disabled=${server.state !== "ready"}>

@@ -2,6 +2,7 @@
 import { Store } from "../lib/html.js";
 import { Answer, nextNumber, restoredAnswer } from "./answer.js";
 import { bodyOf, fieldOf, FRESH, problemsOf } from "./request.js";
+import { CodeRunner } from "./run.js";
 
 const FILE_KIND = "lingflash-conversation";
 
@@ -18,6 +19,8 @@ export class Pane extends Store {
   messages = [];
   /** What the server said about a field of the settings. */
   refused = {};
+  /** Where this conversation's code runs; made when it first does. */
+  runner = new CodeRunner();
 
   set(name, value) {
     this.settings = { ...this.settings, [name]: value };
@@ -118,9 +121,16 @@ export class Pane extends Store {
 
   clear() {
     this.stop();
-    this.name = newName();
+    this.#renew();
     this.messages = [];
     this.changed();
+  }
+
+  /** Another conversation begins: another session, another container. */
+  #renew() {
+    this.name = newName();
+    this.runner.forget();
+    this.runner = new CodeRunner();
   }
 
   asFile() {
@@ -130,7 +140,7 @@ export class Pane extends Store {
   /** Take in what a file holds; it was checked. */
   load({ settings, messages }) {
     this.stop();
-    this.name = newName();
+    this.#renew();
     this.settings = { ...FRESH, ...settings };
     const byId = new Map();
     this.messages = [];

@@ -1,5 +1,5 @@
 // What was spent: by key, by session, by step and by tool; of a gateway's accounts.
-import { count, dollars, html, moment, percent, View } from "../lib/html.js";
+import { count, dollars, duration, html, moment, percent, View } from "../lib/html.js";
 import { Reading } from "../lib/reading.js";
 import { server } from "../lib/server.js";
 import { Facts, saveFile, Table } from "../lib/table.js";
@@ -107,6 +107,8 @@ export class Usage extends View {
       </div>
       ${trouble && html`<p class="trouble" role="alert">${trouble}</p>`}
       ${this.keys.value && html`<${Totals} rows=${this.keys.value.data} />`}
+      ${this.keys.value?.has_more &&
+      html`<p class="note">Of the keys that were used last; the CSV has them all.</p>`}
       ${this.keys.value && this.keyTable(this.keys.value.data)}
       ${this.sessions.value && this.sessionTable(this.sessions.value, whose)}
       ${chosen && this.billView(chosen)}
@@ -200,7 +202,7 @@ function Totals({ rows }) {
     ["The cache saved", dollars(saved)],
     ["Requests", count(sum(rows, "requests"))],
     ["Prompt tokens", count(prompt)],
-    ["found cached", shareOf({ prompt_tokens: prompt, cached_tokens: cached })],
+    ["Found cached", shareOf({ prompt_tokens: prompt, cached_tokens: cached })],
     ["Answer tokens", count(sum(rows, "completion_tokens"))],
   ];
   return html`<${Facts} items=${items} />`;
@@ -238,6 +240,11 @@ function Bill({ bill, onSave }) {
     ["Tasks finished", count(totals.finished_tasks)],
     ["Answer tokens a task", perTask === null ? "–" : count(perTask)],
   ];
+  if (totals.cache_write_tokens > 0) items.push(["Written to a cache", count(totals.cache_write_tokens)]);
+  if (totals.code_calls > 0) {
+    items.push(["Code that ran", `${count(totals.code_calls)} times, ${duration(totals.code_seconds)}`]);
+  }
+  if (Number(totals.unattributed_usd)) items.push(["For what is not known", dollars(totals.unattributed_usd)]);
   return html`<${Facts} items=${items} />
     <${Heading} title="Steps" onSave=${onSave("steps")} />
     <${Table} title="Steps" columns=${STEPS} rows=${bill.steps} empty="No step." />

@@ -24,13 +24,23 @@ from lingflash.engine.schedule.step import (
 from lingflash.kernels.cpu.mla_run import can_attend_on_tiles
 from lingflash.kernels.cpu.mla_vectors import can_attend_in_vectors
 from lingflash.models.bailing_hybrid import BailingHybrid
+from lingflash.models.config import ModelConfig
 from lingflash.models.forward_batch import CacheTensors, ForwardBatch, make_forward_batch
 
-# Work of a step from which more than one CPU thread pays: tokens, and keys that they attend to. A
-# thread that waits for its share of a small operation sleeps (OMP_WAIT_POLICY=PASSIVE), and on an
-# idle virtual machine waking it costs more than the operation.
+# Work of a step from which more than one CPU thread pays: tokens of ling-nano, and keys that they
+# attend to. A thread that waits for its share of a small operation sleeps, with
+# OMP_WAIT_POLICY=PASSIVE, and on an idle virtual machine waking it costs more than the operation.
 _THREADS_FROM = 768
 _KEYS_LIKE_A_TOKEN = 512
+_LIKE_A_TOKEN = 3_342_336  # multiplications, by _multiplications
+
+
+def _multiplications(config: ModelConfig) -> int:
+    """About those of a token with the layers' weights."""
+    c = config
+    experts = c.num_experts_per_tok + c.num_shared_experts
+    a_layer = c.hidden_size * (4 * c.hidden_size + 3 * c.moe_intermediate_size * experts)
+    return c.num_hidden_layers * a_layer
 
 
 class Layers(Protocol):
@@ -67,6 +77,7 @@ class GeneralForward:
         self._batch_invariant, self._speculator = batch_invariant, speculator
         latents, rank = cache.latents[0], model.config.kv_lora_rank
         self._has_threads = can_attend_on_tiles(latents, rank) or can_attend_in_vectors(latents)
+        self._token_work = max(_multiplications(model.config) // _LIKE_A_TOKEN, 1)
 
     def can_run(self, output: SchedulerOutput) -> bool:
         """See Way: any."""
@@ -106,11 +117,12 @@ class GeneralForward:
         return last_anchor(item.start) if self._speculator is None else item.sequence.anchor
 
     def _work(self, output: SchedulerOutput) -> int:
-        """A step's work in tokens: a few over a long prefix take as long as many without.
+        """A step's work in tokens of ling-nano.
 
-        Not where attention to a prefix has threads of its own.
+        A few over a long prefix take as long as many without; not where attention to a prefix has
+        threads of its own.
         """
-        work = output.num_tokens
+        work = output.num_tokens * self._token_work
         if self._has_threads:
             return work
         for item in output.scheduled:

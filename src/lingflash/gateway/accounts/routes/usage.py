@@ -27,7 +27,8 @@ _MAX_CSV_ROWS = 10_000
 _GROUPS = ("key", "session")
 _TEXT, _INTEGER = {"type": "string"}, {"type": "integer", "minimum": 0}
 _SUMS = (
-    *("tokens_prompt", "tokens_cached", "tokens_completion", "tokens_reasoning"),
+    *("tokens_prompt", "tokens_cached", "tokens_cache_write"),
+    *("tokens_completion", "tokens_reasoning"),
     *("cost_prompt", "cost_completion", "cache_saving", "upstream_prompt", "upstream_completion"),
 )
 CALLER = Depends(require_caller)
@@ -91,6 +92,7 @@ def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
         "requests": row["requests"],
         "prompt_tokens": int(row["tokens_prompt"]),
         "cached_tokens": int(row["tokens_cached"]),
+        "cache_write_tokens": int(row["tokens_cache_write"]),
         "completion_tokens": int(row["tokens_completion"]),
         "reasoning_tokens": int(row["tokens_reasoning"]),
         "cost_usd": dollars(int(row["cost_prompt"] + row["cost_completion"])),
