@@ -1,4 +1,4 @@
-"""API keys in a server's settings, `api_keys` and those of `api_key_file`; whether a page may be shown without."""
+"""API keys in a server's settings, and what it may do without: `api_keys`, `api_key_file`, the page."""
 
 from __future__ import annotations
 
