@@ -1,4 +1,4 @@
-"""API keys in a server's settings, and what it may do without: `api_keys`, `api_key_file`, the page."""
+"""What a server may do without: keys (`api_keys`, those of `api_key_file`), and its page."""
 
 from __future__ import annotations
 
