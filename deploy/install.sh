@@ -2,7 +2,7 @@
 # Installs this checkout into /opt/lingflash, on a bare Debian 12 or newer, as root; again after an
 # update. The container recipe runs it, and `make fresh-machine` in an empty root.
 #
-#   deploy/install.sh [engine|cuda]     default: cuda where there is an NVIDIA GPU
+#   deploy/install.sh [engine|cuda|cuda,cluster]    default: cuda where there is an NVIDIA GPU
 #
 # TORCH_CPU_INDEX may name where torch's CPU builds are published.
 set -eu

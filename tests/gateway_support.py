@@ -87,6 +87,7 @@ class MemoryAccounts:
         homes = [
             Home(
                 endpoint=end.endpoint,
+                replica=end.replica,
                 byok_id=end.byok_id,
                 key_hash=start.caller.key_hash,
                 session_id=start.session_id,

@@ -22,3 +22,21 @@ def settings_table(*classes: Any) -> str:
             shown = f"`{each.as_typed(default)}`"
         rows.append(f"| {flag} | `{each.variable}` | {shown} | {each.help} |")
     return "\n".join(rows)
+
+
+def keys_table(name: str, cls: Any) -> str:
+    """A table of a TOML file: its heading and a row for each key."""
+    rows = [f"### `{name}`", "| key | default | what it is |", "|---|---|---|"]
+    for each in settings_of(cls).values():
+        rows.append(f"| `{each.name}` | {_default_of_key(each.default)} | {each.help} |")
+    return "\n".join(rows)
+
+
+def _default_of_key(default: Any) -> str:
+    if default is MISSING:
+        return "needed"
+    if default is None or default in ((), ""):
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{', '.join(default)}`" if isinstance(default, tuple) else f"`{default}`"

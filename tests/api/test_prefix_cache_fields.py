@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from api_support import parse_events, read_named_events
@@ -9,6 +11,7 @@ from lingflash.api.config import ServerConfig
 from lingflash.core.errors import ConfigError
 from lingflash.core.types import CacheReport
 from lingflash.link.scripted import Behaviour
+from lingflash.protocol.replicas import Health, read_health
 
 HELLO = [{"role": "user", "content": "hi"}]
 REPORT = {"cached_tokens": 32, "result": "differs", "position": 40}
@@ -97,7 +100,23 @@ def test_reset_when_the_engine_is_gone_then_503(make_server):
 
 def test_ready_then_says_what_the_self_test_found(make_server):
     body = make_server().client.get("/ready").json()
-    assert body == {"status": "ready", "prefix_cache": "untested"}
+    assert (body["status"], body["prefix_cache"]) == ("ready", "untested")
+
+
+def test_ready_then_says_what_a_gateway_and_a_cluster_ask(make_server):
+    server = make_server()
+    ready = server.client.get("/ready")
+    health = read_health(ready.content, is_ready=True)
+    names, info = server.state.config.served_model_names, server.engine.info
+    assert health == Health(ready=True, model=names[0], capacity=info.max_num_seqs)
+    assert set(ready.json()) >= {each.name for each in fields(Health)} - {"ready", "draining"}
+    assert server.client.get("/ready", headers={"authorization": "Bearer x"}).json() == ready.json()
+    server.state.api_keys = ("k",)
+    assert set(server.client.get("/ready").json()) == {"status", "prefix_cache"}
+    assert server.client.get("/ready", headers={"x-api-key": "k"}).json() == ready.json()
+    server.state.is_draining = True
+    body = server.client.get("/ready").content
+    assert read_health(body, is_ready=False) == Health(ready=False, draining=True)
 
 
 @pytest.mark.parametrize("key", ["k", "", "clé"])

@@ -18,6 +18,7 @@ from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
 from lingflash.cli import app
 from lingflash.cli.options import SETTINGS
+from lingflash.cluster.config import load_cluster
 from lingflash.core.metrics import ServerMetrics
 from lingflash.core.settings import settings_of
 from lingflash.core.types import EngineStats
@@ -31,6 +32,18 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 MANIFESTS = list(
     yaml.safe_load_all((DEPLOY / "kubernetes" / "server.yaml").read_text(encoding="utf-8"))
 )
+CLUSTER = list(
+    yaml.safe_load_all((DEPLOY / "kubernetes" / "cluster.yaml").read_text(encoding="utf-8"))
+)
+# Of ray.io/v1, as KubeRay's API reference lists them, but for what is of Kubernetes' own kinds.
+RAY_CLUSTER = {
+    "spec": {"authOptions", "enableInTreeAutoscaling", "headGroupSpec", "rayVersion",
+             "workerGroupSpecs"},
+    "headGroupSpec": {"rayStartParams", "template"},
+    "workerGroupSpecs": {"groupName", "maxReplicas", "minReplicas", "rayStartParams", "replicas",
+                         "template"},
+    "authOptions": {"mode"},
+}  # fmt: skip
 # Labels that whoever scrapes adds.
 ADDED = {"instance", "job", "le"}
 KUBERNETES = "1.37"
@@ -103,6 +116,64 @@ def test_alerts_then_each_says_what_is_wrong_and_what_to_do_is_written_down():
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda each: each["kind"])
 def test_manifest_then_it_follows_the_published_schema(manifest):
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def check_cluster(manifest):
+    """A RayCluster: its own fields by the reference, its pods by the published schema."""
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+    spec = manifest["spec"]
+    groups = [("headGroupSpec", spec["headGroupSpec"])]
+    groups += [("workerGroupSpecs", each) for each in spec["workerGroupSpecs"]]
+    for name, fields in [("spec", spec), ("authOptions", spec["authOptions"]), *groups]:
+        assert set(fields) <= RAY_CLUSTER[name], set(fields) - RAY_CLUSTER[name]
+    for _, group in groups:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("manifest", CLUSTER, ids=lambda each: each["kind"])
+def test_cluster_manifest_then_it_follows_the_published_schema(manifest):
+    if manifest["kind"] == "RayCluster":
+        check_cluster(manifest)
+    else:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("name", ["rayStartParams", "containers"])
+def test_cluster_manifest_when_a_field_is_misspelt_then_refused(name):
+    ray = next(each for each in CLUSTER if each["kind"] == "RayCluster")
+    text = json.dumps(ray).replace(f'"{name}"', f'"{name}s"')
+    with pytest.raises((AssertionError, KeyError, kubernetes_validate.ValidationError)):
+        check_cluster(json.loads(text))
+
+
+def test_cluster_manifest_then_its_file_paths_and_ports_are_the_programs(tmp_path):
+    by_kind = {each["kind"]: each for each in CLUSTER}
+    path = tmp_path / "cluster.toml"
+    text = by_kind["ConfigMap"]["data"]["cluster.toml"]
+    (token,) = re.findall('token_file = "(.*)"', text)
+    (tmp_path / "token").write_text("t")
+    path.write_text(text.replace(token, str(tmp_path / "token")))
+    config = load_cluster(path, {})
+    spec = by_kind["RayCluster"]["spec"]
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    mounts = {each["mountPath"] for each in head["volumeMounts"]}
+    assert str(Path(token).parent) in mounts
+    assert "exec ling cluster up /etc/lingflash/cluster.toml" in head["args"][0]
+    ports = {each["name"]: each["containerPort"] for each in head["ports"]}
+    (port,) = by_kind["Service"]["spec"]["ports"]
+    assert ports[port["targetPort"]] == port["port"] == config.cluster.port
+    (workers,) = spec["workerGroupSpecs"]
+    (worker,) = workers["template"]["spec"]["containers"]
+    assert int(worker["resources"]["limits"]["nvidia.com/gpu"]) == config.replica.num_gpus
+    assert workers["replicas"] >= config.scale.most  # surge is 0
+    assert Path(config.replica.model).parent.as_posix() in {
+        each["mountPath"] for each in worker["volumeMounts"]
+    }
+    assert {each["name"]: each["value"] for each in head["env"]}["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert spec["headGroupSpec"]["rayStartParams"]["include-dashboard"] == "false"
 
 
 def test_schema_when_a_field_is_misspelt_then_refused():

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import MISSING
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from gateway_support import MemoryAccounts
-from lingflash.core.settings import settings_of
 from lingflash.gateway.app import create_gateway_app
 from lingflash.gateway.config import tables
 from lingflash.gateway.config.load import read_config
 from lingflash.gateway.routing import wish
+from settings_table import keys_table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
 TABLES = {
@@ -24,6 +23,7 @@ TABLES = {
     "[deadlines]": tables.DeadlinesTable,
     "[breaker]": tables.BreakerTable,
     "[requests]": tables.RequestsTable,
+    "[[directory]]": tables.DirectoryTable,
     "[[upstream]]": tables.UpstreamTable,
     "[[model]]": tables.ModelTable,
     "[[model.endpoint]]": tables.EndpointTable,
@@ -31,22 +31,9 @@ TABLES = {
 }
 
 
-def shown(default):
-    if default is MISSING:
-        return "needed"
-    if default is None or default in ((), ""):
-        return ""
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    return f"`{', '.join(default)}`" if isinstance(default, tuple) else f"`{default}`"
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_page_then_its_tables_are_those_made_from_the_fields(name):
-    rows = [f"### `{name}`", "| key | default | what it is |", "|---|---|---|"]
-    for each in settings_of(TABLES[name]).values():
-        rows.append(f"| `{each.name}` | {shown(each.default)} | {each.help} |")
-    table = "\n".join(rows)
+    table = keys_table(name, TABLES[name])
     assert table in PAGE, f"write this into docs/gateway.md:\n{table}"
 
 

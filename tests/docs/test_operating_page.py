@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "lingflash"
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 # Rooms whose servers have pages of their own.
-PAGES = {"gateway": ("gateway.md", "gateway-accounts.md"), "sandbox": ("sandbox.md",)}
+PAGES = {
+    "gateway": ("gateway.md", "gateway-accounts.md"),
+    "sandbox": ("sandbox.md",),
+    "cluster": ("cluster.md",),
+}
 # Rooms that no server runs.
 ELSEWHERE = {"bench", "train", "offline", "records"}
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}

@@ -91,7 +91,7 @@ def test_how_to_add_then_each_list_is_short_and_begins_with_a_file():
     lists = {}
     for title, step in steps():
         lists.setdefault(title, []).append(step)
-    assert len(lists) == 13
+    assert len(lists) == 16
     for title, those in lists.items():
         assert 3 <= len(those) <= 5, title
         assert re.match(r"\s*1\. `[\w/]+", those[0]), title

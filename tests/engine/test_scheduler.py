@@ -77,6 +77,22 @@ def test_step_when_prompts_and_decodes_compete_then_decodes_come_first_within_th
     ]
 
 
+def test_stats_when_prompts_wait_then_their_tokens_are_counted_until_they_are_computed():
+    scheduler = new_scheduler(max_num_seqs=1)
+    for name, length in (("a", 40), ("b", 30)):
+        scheduler.add(request(name, length), 0.0)
+    seen = []
+    while scheduler.has_work:
+        stats = scheduler.stats()
+        seen.append((stats.queued_prompt_tokens, stats.tokens_in_flight))
+        run_step(scheduler)
+    # Steps of 24: two for a's prompt, two of its other tokens, and the same for b.
+    assert seen[:4] == [(70, 70), (46, 70), (30, 71), (30, 72)]
+    assert seen[4:] == [(30, 30), (6, 30), (0, 31), (0, 32)]
+    stats = scheduler.stats()
+    assert (stats.queued_prompt_tokens, stats.tokens_in_flight) == (0, 0)
+
+
 def test_sequence_when_it_samples_a_stop_token_then_ends_with_stop_and_hides_it():
     scheduler = new_scheduler()
     scheduler.add(request("a", max_tokens=50), 0.0)

@@ -16,7 +16,7 @@ from lingflash.core.types import CodeUsage, Usage
 from lingflash.gateway.accounting import Caller, Part
 from lingflash.gateway.accounts.bill import bill_of, shares
 from lingflash.gateway.accounts.bill_json import bill_to_csv, bill_to_json
-from lingflash.gateway.accounts.parts import parts_of
+from lingflash.gateway.accounts.parts import parts_of, pieces_of
 from lingflash.gateway.accounts.rows import generation_row
 from lingflash.gateway.accounts.sessions import SessionState
 from lingflash.gateway.relay.usage import read_usage
@@ -152,7 +152,7 @@ async def test_session_when_asked_for_over_http_then_bill_as_json_and_csv(sqlite
     secret, _ = await accounts.keys.create({"name": "a"})
     caller = await accounts.authenticate(secret)
     for number, body in enumerate(TURNS[dialect]):
-        start = start_of(caller, dialect=dialect, parts=parts_of(dialect, body, "s"))
+        start = start_of(caller, dialect=dialect, parts=parts_of(pieces_of(dialect, body), "s"))
         reason = "stop" if number else "tool_calls"
         await served(accounts, start, end(60 + 100 * number, 60 * number, 10, reason))
     async with client_of(accounts_app(accounts), secret) as client:
@@ -258,7 +258,8 @@ def test_parts_when_an_item_is_of_code_then_its_result_is_a_tools():
         "code": "print(1)",
         "outputs": [{"type": "logs", "logs": "1\n"}],
     }
-    parts = parts_of("responses", {"input": [{"role": "user", "content": "hi"}, item]}, "s")
+    body = {"input": [{"role": "user", "content": "hi"}, item]}
+    parts = parts_of(pieces_of("responses", body), "s")
     assert [(each.role, each.name) for each in parts] == [
         ("user", None),
         ("assistant", None),

@@ -6,6 +6,7 @@ import pytest
 
 from lingflash.core.errors import ConfigError
 from lingflash.gateway.config.load import load_config
+from lingflash.link.http_client import Address
 
 GOOD = """
 [server]
@@ -133,6 +134,63 @@ def test_file_when_something_is_wrong_then_one_sentence_with_the_file_and_the_ke
     assert message.count("\n") == 0
     assert "gateway.toml: " in message
     assert "sk-" not in message
+
+
+FLEET = """
+[[directory]]
+name = "fleet"
+kind = "ray"
+url = "http://10.0.0.1:8200"
+token_variable = "NOVITA_KEY"
+
+[[upstream]]
+name = "home"
+directory = "fleet"
+"""
+FLEETED = GOOD.replace(GOOD[GOOD.rindex("[[upstream]]") : GOOD.index("[[model]]")], FLEET)
+
+
+def test_file_when_an_upstream_names_a_directory_then_its_key_is_the_clusters_token(load):
+    config = load(FLEETED)
+    home = config.upstreams["home"]
+    assert (home.directory, home.path) == ("fleet", "/v1")
+    assert home.at("http://10.0.0.7:43001") == Address("10.0.0.7", 43001, "sk-novita-secret")
+    [endpoint] = [e for e in config.catalog.endpoints.values() if e.slug == "home"]
+    assert endpoint.has_house_key
+    assert "sk-novita-secret" not in repr(config.directories)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('kind = "ray"', 'kind = "rya"', "directory.0..kind is 'rya'; allowed: static, dns, ray"),
+        ('kind = "ray"', "", r"directory\[0\] lacks the key 'kind'"),
+        ('kind = "ray"', 'kind = "dns"', r"\[0\].host is needed by a directory of kind 'dns'"),
+        (
+            'kind = "ray"',
+            'kind = "ray"\nhost = "a"',
+            "host means nothing to a directory of kind 'ra",
+        ),
+        ("http://10.0.0.1:8200", "http://10.0.0.1:8200/v1", "scheme, host and port such as"),
+        ("http://10.0.0.1:8200", "10.0.0.1:8200", "scheme, host and port such as"),
+        ('url = "http://10.0.0.1:8200"', 'replicas = ["http://a"]', "replicas means nothing to"),
+        ('token_variable = "NOVITA_KEY"', "", "has no token; name the cluster's"),
+        ('"NOVITA_KEY"\n\n[[up', '"NONE"\n\n[[up', "token_variable names NONE, which is not set"),
+        ('directory = "fleet"', 'directory = "flet"', "no ..directory.. is named; did you mean fl"),
+        ('directory = "fleet"', "", r"\[1\] lacks the key 'base_url', or 'directory' instead"),
+        (
+            'directory = "fleet"',
+            'directory = "fleet"\nbase_url = "http://a"',
+            "means nothing beside directory",
+        ),
+        ("[[model]]", '[[directory]]\nname = "fleet"\nkind = "dns"\n[[model]]', "as another's"),
+    ],
+)
+def test_file_when_a_directory_is_wrong_then_one_sentence(load, old, new, words):
+    assert old in FLEETED
+    with pytest.raises(ConfigError, match=words) as error:
+        load(FLEETED.replace(old, new))
+    assert "gateway.toml: " in error.value.message
 
 
 def test_file_when_it_has_no_upstream_or_model_then_told(load):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingflash.core.errors import InvalidRequestError
-from lingflash.gateway.accounts.parts import parts_of, session_id_of
+from lingflash.gateway.accounts.parts import parts_of, pieces_of, session_id_of
 
 HELLO = {"role": "user", "content": "Hello"}
 BODIES = {
@@ -22,10 +22,10 @@ BODIES = {
 
 @pytest.mark.parametrize("dialect", BODIES)
 def test_parts_when_one_message_then_its_size_and_no_text(dialect):
-    (only,) = parts_of(dialect, BODIES[dialect], "s")
+    (only,) = parts_of(pieces_of(dialect, BODIES[dialect]), "s")
     assert (only.role, only.num_bytes, only.name) == ("user", 5, None)
     assert "Hello" not in repr(only)
-    assert only.digest != parts_of(dialect, BODIES[dialect], "other")[0].digest
+    assert only.digest != parts_of(pieces_of(dialect, BODIES[dialect]), "other")[0].digest
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,9 @@ def test_parts_when_one_message_then_its_size_and_no_text(dialect):
 )  # fmt: skip
 def test_parts_when_client_writes_the_same_otherwise_then_same_digest(one, other):
     digests = [
-        parts_of("messages", {"messages": [{"role": "user", "content": each}]}, "s")[0].digest
+        parts_of(pieces_of("messages", {"messages": [{"role": "user", "content": each}]}), "s")[
+            0
+        ].digest
         for each in (one, other)
     ]
     assert digests[0] == digests[1]
@@ -59,7 +61,10 @@ def test_parts_when_user_message_has_two_results_and_text_then_three_parts():
             {"role": "user", "content": [*results, {"type": "text", "text": "go on"}]},
         ],
     }
-    assert [(each.role, each.name, each.num_bytes) for each in parts_of("messages", body, "s")] == [
+    assert [
+        (each.role, each.name, each.num_bytes)
+        for each in parts_of(pieces_of("messages", body), "s")
+    ] == [
         ("tools", None, 5),
         ("user", None, 5),
         ("assistant", None, 10),
@@ -70,7 +75,10 @@ def test_parts_when_user_message_has_two_results_and_text_then_three_parts():
 
 
 def test_parts_when_the_server_has_the_history_then_none():
-    assert parts_of("responses", {"previous_response_id": "resp_1", "input": "x"}, "s") == ()
+    assert (
+        parts_of(pieces_of("responses", {"previous_response_id": "resp_1", "input": "x"}), "s")
+        == ()
+    )
 
 
 @pytest.mark.parametrize("dialect", BODIES)
@@ -114,4 +122,4 @@ _BODY = st.dictionaries(_NAMED, _JSON | st.lists(st.dictionaries(_NAMED, _JSON),
 def test_parts_when_body_is_anything_then_no_failure(dialect, body, session_id):
     with contextlib.suppress(InvalidRequestError):
         session_id_of(dialect, body, {})
-    assert all(each.num_bytes >= 0 for each in parts_of(dialect, body, session_id))
+    assert all(each.num_bytes >= 0 for each in parts_of(pieces_of(dialect, body), session_id))

@@ -17,7 +17,7 @@ from lingflash.api.plain.evidence import evidence_router
 from lingflash.api.responses import route as responses
 from lingflash.api.state import ServerState, state_of
 from lingflash.httpd.app import make_app
-from lingflash.httpd.auth import require_key
+from lingflash.httpd.auth import has_key, require_key
 from lingflash.httpd.health import health_router
 from lingflash.httpd.openapi import install_openapi
 from lingflash.httpd.page import install_page
@@ -93,4 +93,22 @@ def create_app(
 
 
 def _while_ready(request: Request) -> dict[str, Any]:
-    return {"prefix_cache": state_of(request).engine.info.prefix_cache}
+    """What a gateway or a cluster wants to know; `protocol.replicas.Health` says what each is.
+
+    As with /metrics, who has no key is not told how much there is to do.
+    """
+    state = state_of(request)
+    info, stats = state.engine.info, state.engine.stats
+    if not has_key(request):
+        return {"prefix_cache": info.prefix_cache}
+    sequences = stats.num_running + stats.num_waiting
+    return {
+        "prefix_cache": info.prefix_cache,
+        "model": state.config.served_model_names[0],
+        "capacity": info.max_num_seqs,
+        "sequences": sequences,
+        "tokens_in_flight": stats.tokens_in_flight,
+        "queued_prompt_tokens": stats.queued_prompt_tokens,
+        "taken_prompt_tokens": stats.prompt_tokens + stats.prefix_hit_tokens,
+        "sessions": sequences + stats.state_checkpoints,
+    }

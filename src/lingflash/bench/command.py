@@ -380,6 +380,36 @@ def gateway(
     """The gateway before a vendor that replays: added first token, tokens/s, accounts, memory."""
 
 
+@_benchmark(
+    "over_http",
+    cluster="Conversations over two replicas",
+    simulation="A cluster simulated",
+)
+def cluster(
+    num_conversations: Annotated[
+        int, typer.Option("--conversations", help="How many alternate.")
+    ] = 12,
+    max_turns: Annotated[int, typer.Option("--turns", help="Of each.")] = 22,
+    max_num_seqs: Annotated[
+        int, typer.Option("--max-num-seqs", help="Of a replica; its memory follows it.")
+    ] = 8,
+    balances: Annotated[
+        list[str], typer.Option("--balance", help="Only these ways; repeat the flag.")
+    ] = ["belief", "consistent_hash", "least_load", "round_robin"],
+    num_first: Annotated[
+        int, typer.Option("--first-tokens", help="Requests, direct and through; 0 leaves it out.")
+    ] = 200,
+    seed: SeedOption = 0,
+    trace_out: Annotated[
+        Path | None,
+        typer.Option("--trace-out", help="JSON lines of the recorded sessions' sizes to write."),
+    ] = None,
+    out: OutOption = None,
+    allow_dirty: DirtyOption = False,
+) -> None:
+    """Conversations over two replicas and a gateway: recomputed tokens, beside the simulator."""
+
+
 @_benchmark("over_http", soak="Endurance")
 def soak(
     model: ModelOption = BUNDLED_MODEL,

@@ -13,6 +13,7 @@ from lingflash import __version__
 from lingflash.bench.command import app as bench_app
 from lingflash.cli.bill import bill
 from lingflash.cli.chat import chat
+from lingflash.cli.cluster import app as cluster_app
 from lingflash.cli.connect import connect
 from lingflash.cli.convert import convert_command
 from lingflash.cli.doctor import doctor
@@ -62,6 +63,7 @@ app.command()(doctor)
 app.command("convert")(convert_command)
 app.command("train")(train_command)
 app.add_typer(gateway_app, name="gateway")
+app.add_typer(cluster_app, name="cluster")
 app.command("eval")(eval_command)
 app.command()(report)
 app.add_typer(bench_app, name="bench")

@@ -19,6 +19,7 @@ EXTRAS = {
     "asyncpg": "postgres",
     "redis": "redis",
     "opentelemetry": "otel",
+    "ray": "cluster",
 }
 """The packages that only an extra of ours brings."""
 

@@ -408,13 +408,17 @@ class EngineStats:
     """Gauges and counters of the engine, sent with its events at most a few times a second.
 
     prefix_cache_live says what the self-test at start-up found, see EngineInfo.prefix_cache.
-    Counters only grow. Gauges: running, waiting, free_blocks (what the prefix cache keeps counts as
+    Counters only grow. Gauges: running, waiting, tokens_in_flight (of sequences that run or wait),
+    queued_prompt_tokens (those of them that have to be computed or found, as if none were cached),
+    free_blocks (what the prefix cache keeps counts as
     free), free_state_slots, cached_blocks, state_checkpoints, cache_bytes (by what they are used
     for; all but "host" add up to the cache's budget).
     """
 
     num_running: int = 0
     num_waiting: int = 0
+    tokens_in_flight: int = 0
+    queued_prompt_tokens: int = 0
     free_blocks: int = 0
     num_blocks: int = 0
     free_state_slots: int = 0

@@ -115,10 +115,11 @@ class Home:
     """Where a stored response is, and whose it is.
 
     Args:
-        endpoint: has it, under the key `byok_id`, as End has them.
+        endpoint, replica: have it, under the key `byok_id`, as End has them.
     """
 
     endpoint: str
+    replica: str | None
     byok_id: str | None
     key_hash: str
     session_id: str
@@ -131,12 +132,14 @@ class Session:
     Args:
         id: as the client gave it, or found by content.
         pinned_endpoint: the endpoint that served its last turn, unless that is too long ago.
+        pinned_replica: URL of the replica of it that did, where it has some.
         cache_rate: cached over prompt tokens of its turns after the first; None before.
     """
 
     id: str
     turns: int = 0
     pinned_endpoint: str | None = None
+    pinned_replica: str | None = None
     cache_rate: float | None = None
 
     @property
@@ -229,6 +232,7 @@ class End:
 
     Args:
         endpoint, provider, model: who served it; None where nobody did.
+        replica: URL of the endpoint's replica, where it has some.
         usage: None where nothing came that is to be paid.
         cost: what the caller pays the house. upstream_cost: what the house or, with a brought key,
             the caller pays the vendor.
@@ -244,6 +248,7 @@ class End:
     endpoint: str | None = None
     provider: str | None = None
     model: str | None = None
+    replica: str | None = None
     usage: Usage | None = None
     usage_source: UsageSource = "upstream"
     cost: Cost = Cost()

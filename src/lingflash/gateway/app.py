@@ -52,4 +52,6 @@ def create_gateway_app(
 def _while_ready(request: Request) -> dict[str, Any]:
     state = state_of(request)
     resting = {key.partition("#")[0] for key in state.breakers.states(time.monotonic())}
-    return {"degraded": list(state.accounts.degraded), "resting": sorted(resting)}
+    silent = sorted(name for name, watch in state.watches.items() if watch.problem is not None)
+    degraded = [*state.accounts.degraded, *(f"directory {name}" for name in silent)]
+    return {"degraded": degraded, "resting": sorted(resting)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lingflash.core.metrics import HttpMetrics
+from lingflash.protocol.replicas import Replica
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -18,15 +19,17 @@ class GatewayMetrics(HttpMetrics):
     Args:
         read_breakers: upstream and state of every breaker that is not closed.
         read_ready: whether a request would be served.
+        read_replicas: what each directory knows, by its name.
     """
 
     def __init__(
         self,
         read_breakers: Callable[[], Mapping[str, str]],
         read_ready: Callable[[], bool],
+        read_replicas: Callable[[], Mapping[str, Sequence[Replica]]],
     ) -> None:
         super().__init__()
-        self.registry.register(_States(read_breakers, read_ready))
+        self.registry.register(_States(read_breakers, read_ready, read_replicas))
         self.requests = self._counter(
             "gateway_requests", "Requests by model, dialect and outcome", "model", "dialect",
             "outcome",
@@ -51,10 +54,14 @@ class GatewayMetrics(HttpMetrics):
 
 class _States(Collector):
     def __init__(
-        self, read_breakers: Callable[[], Mapping[str, str]], read_ready: Callable[[], bool]
+        self,
+        read_breakers: Callable[[], Mapping[str, str]],
+        read_ready: Callable[[], bool],
+        read_replicas: Callable[[], Mapping[str, Sequence[Replica]]],
     ) -> None:
         self._read_breakers = read_breakers
         self._read_ready = read_ready
+        self._read_replicas = read_replicas
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
@@ -74,3 +81,17 @@ class _States(Collector):
         for place, count in counts.items():
             family.add_metric(list(place), count)
         yield family
+        replicas = GaugeMetricFamily(
+            "lingflash_gateway_replicas",
+            "Replicas that a directory knows: ready, draining, or other",
+            labels=["directory", "state"],
+        )
+        for name, found in self._read_replicas().items():
+            states = [_state_of(each) for each in found]
+            for state in ("ready", "draining", "other"):
+                replicas.add_metric([name, state], states.count(state))
+        yield replicas
+
+
+def _state_of(replica: Replica) -> str:
+    return "draining" if replica.draining else "ready" if replica.ready else "other"

@@ -30,7 +30,8 @@ class _AccountsService:
         self._close = close
 
     async def start(self) -> None:
-        """They are open."""
+        """They are open; what the directories know is asked for."""
+        await self._state.watches.start()
 
     async def wait_dead(self) -> LingflashError:
         """They tell of every failure themselves."""
@@ -41,7 +42,8 @@ class _AccountsService:
         """Nothing of them would be mended."""
 
     async def stop(self) -> None:
-        """Close connections and accounts, once no request needs them."""
+        """Close directories, connections and accounts, once no request needs them."""
+        self._state.watches.close()
         self._state.pool.close()
         await self._close()
 

@@ -13,8 +13,10 @@ from lingflash.gateway import telemetry
 from lingflash.gateway.accounting import Accounts, Caller
 from lingflash.gateway.config.load import GatewayConfig
 from lingflash.gateway.dialects import error_dialect_of
+from lingflash.gateway.directory.watches import Watches
 from lingflash.gateway.metrics import GatewayMetrics
 from lingflash.gateway.outcomes import Outcomes
+from lingflash.gateway.replicas import Replicas
 from lingflash.gateway.routing.breaker import Breakers
 from lingflash.gateway.routing.measurements import Measurements
 from lingflash.gateway.routing.plan import Candidate
@@ -23,21 +25,26 @@ from lingflash.httpd.context import HttpContext, context_of
 from lingflash.httpd.limits import ConnectionLimits
 from lingflash.link.connection_pool import ConnectionPool
 
+# An upstream without a ready replica is one that rests for so long, as far as a client is told.
+_NO_REPLICA_S = 1.0
 # A key that was stored is used after so long at the latest; one that is deleted, never again.
 _KEYLESS_S = 1.0
 _MAX_KEYLESS = 10_000
 
 
 class GatewayState(HttpContext):
-    """What `httpd` shares, and configuration, accounts, breakers and connections of one gateway.
+    """What `httpd` shares, and configuration, accounts, breakers, directories, connections.
 
     Args:
         accounts: whoever made them closes them.
     """
 
     def __init__(self, config: GatewayConfig, accounts: Accounts) -> None:
+        self.watches = Watches(config.directories)
         self.metrics = GatewayMetrics(
-            lambda: self.breakers.states(time.monotonic()), lambda: self.not_ready is None
+            lambda: self.breakers.states(time.monotonic()),
+            lambda: self.not_ready is None,
+            lambda: {name: watch.replicas for name, watch in self.watches.items()},
         )
         server = config.server
         super().__init__(
@@ -53,6 +60,7 @@ class GatewayState(HttpContext):
         self.config = config
         self.accounts = accounts
         self.breakers = Breakers(config.breaker)
+        self.replicas = Replicas(lambda: self.config.upstreams, self.watches, self.breakers)
         self.measurements = Measurements()
         self.outcomes = Outcomes()
         self.pool = ConnectionPool()
@@ -67,6 +75,7 @@ class GatewayState(HttpContext):
         The address and what the accounts were opened with stay as they are.
         """
         self.config = config
+        self.watches.take(config.directories)
         self.breakers.settings = config.breaker
         self.api_keys = () if config.metrics_key is None else (config.metrics_key,)
 
@@ -90,10 +99,13 @@ class GatewayState(HttpContext):
         tag = key.id
         if key.kind == "inline" and key.secret is not None:
             tag = hashlib.blake2b(key.secret.encode(), key=self._salt, digest_size=12).hexdigest()
-        return f"{candidate.endpoint.slug}#{tag}"
+        replica = "" if candidate.replica is None else f"@{candidate.replica}"
+        return f"{candidate.endpoint.slug}#{tag}{replica}"
 
     def rests_s(self, candidate: Candidate) -> float:
         """For how long an upstream and key are left alone."""
+        if candidate.choice is None and self.replicas.has_some(candidate.endpoint):
+            return _NO_REPLICA_S
         return self.breakers.rests_s(self.breaker_of(candidate), time.monotonic())
 
     def is_keyless(self, caller: Caller, provider: str, model: str) -> bool:

@@ -35,6 +35,12 @@ async def require_key(request: Request) -> None:
         _require_one_of(keys, request)
 
 
+def has_key(request: Request) -> bool:
+    """Whether a request carries one of the keys, or there are none: for what may go without."""
+    keys = context_of(request).api_keys
+    return not keys or _is_one_of(keys, given_key(request))
+
+
 async def require_admin_key(request: Request) -> None:
     """Let a request pass if it carries the admin key; the others' keys are not enough.
 
@@ -56,13 +62,17 @@ def _require_one_of(keys: Sequence[str], request: Request) -> None:
         raise AuthenticationError(
             "No API key was given; send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
         )
+    if not _is_one_of(keys, given):
+        raise AuthenticationError("The API key is not valid.")
+
+
+def _is_one_of(keys: Sequence[str], given: str) -> bool:
     # Digests have one length, and every key is compared, so time tells nothing about any of them.
     digest = _digest(given)
     matches = 0
     for key in keys:
         matches += hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest())
-    if not matches:
-        raise AuthenticationError("The API key is not valid.")
+    return bool(matches)
 
 
 def given_key(request: Request) -> str:

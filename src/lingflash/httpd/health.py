@@ -42,7 +42,11 @@ def health_router(
         if reason is None:
             return json_response({"status": "ready", **while_ready(request)})
         return json_response(
-            {"status": "not ready", "reason": reason},
+            {
+                "status": "not ready",
+                "reason": reason,
+                "draining": context_of(request).is_draining,
+            },
             status=503,
             headers={"retry-after": str(RETRY_AFTER_S)},
         )

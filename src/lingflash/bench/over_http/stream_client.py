@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -65,14 +66,22 @@ class _Reader(asyncio.Protocol):
             self._ended.set_result(None)
 
 
-async def stream_chat(address: Address, num_tokens: int, model: str | None = None) -> Stream:
+_QUESTION = ({"role": "user", "content": "How is the weather, and when does it leave?"},)
+
+
+async def stream_chat(
+    address: Address,
+    num_tokens: int,
+    model: str | None = None,
+    messages: Sequence[Mapping[str, str]] = _QUESTION,
+) -> Stream:
     """Ask for an answer of num_tokens tokens and take it in.
 
     Raises:
         OSError: the connection failed.
     """
     body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": "How is the weather, and when does it leave?"}],
+        "messages": messages,
         "max_tokens": num_tokens,
         "stream": True,
     }

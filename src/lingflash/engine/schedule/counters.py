@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lingflash.cache.manager import CacheManager
 from lingflash.core.types import EngineStats
 from lingflash.engine.schedule.prefix_keeper import PrefixKeeper
+from lingflash.engine.schedule.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -21,12 +23,21 @@ class Counters:
     accepted: int = 0
 
     def stats(
-        self, cache: CacheManager, prefixes: PrefixKeeper, num_running: int, num_waiting: int
+        self,
+        cache: CacheManager,
+        prefixes: PrefixKeeper,
+        running: Collection[Sequence],
+        waiting: Collection[Sequence],
     ) -> EngineStats:
         """These and the gauges as of now."""
+        every = [*running, *waiting]
         return EngineStats(
-            num_running=num_running,
-            num_waiting=num_waiting,
+            num_running=len(running),
+            num_waiting=len(waiting),
+            tokens_in_flight=sum(each.num_tokens for each in every),
+            queued_prompt_tokens=sum(
+                max(len(each.prompt_token_ids) - each.num_computed, 0) for each in every
+            ),
             free_blocks=cache.num_free_blocks,
             num_blocks=cache.num_blocks,
             free_state_slots=cache.num_free_slots,

@@ -122,8 +122,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
-        num_running, num_waiting = len(self._running), len(self._waiting)
-        return self._counters.stats(self.cache, self.prefixes, num_running, num_waiting)
+        return self._counters.stats(self.cache, self.prefixes, self._running, self._waiting)
 
     def validate(self, request: EngineRequest) -> None:
         """Refuse what can never be served.

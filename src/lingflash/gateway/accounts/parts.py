@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -31,23 +31,40 @@ _ROLES: Mapping[str, _Role] = {
 }
 
 
-def parts_of(dialect: Dialect, body: Mapping[str, Any], session_id: str) -> tuple[Part, ...]:
-    """The parts of a request in their order; none where they lie with the server.
+class Piece(NamedTuple):
+    """A part of a request with its content: as canonical bytes, and the size of its texts."""
+
+    role: _Role
+    content: bytes
+    num_bytes: int
+    name: str | None
+
+
+def pieces_of(dialect: Dialect, body: Mapping[str, Any]) -> list[Piece]:
+    """What a request is made of, in its order; none where it lies with the server."""
+    if body.get("previous_response_id"):
+        return []
+    return [
+        Piece(role, _bytes_of(content), _size_of(content), name)
+        for role, content, name in _pieces(dialect, body)
+    ]
+
+
+def parts_of(pieces: Sequence[Piece], session_id: str) -> tuple[Part, ...]:
+    """The parts of a request in their order.
 
     Args:
         session_id: digests are of one session, so that a text cannot be known again in another's.
     """
-    if body.get("previous_response_id"):
-        return ()
     key = hashlib.sha256(session_id.encode("utf-8", "surrogateescape")).digest()
     return tuple(
         Part(
-            role=role,
-            name=name,
-            digest=hashlib.blake2b(_bytes_of(content), digest_size=8, key=key).hexdigest(),
-            num_bytes=_size_of(content),
+            role=each.role,
+            name=each.name,
+            digest=hashlib.blake2b(each.content, digest_size=8, key=key).hexdigest(),
+            num_bytes=each.num_bytes,
         )
-        for role, content, name in _pieces(dialect, body)
+        for each in pieces
     )
 
 

@@ -17,7 +17,13 @@ def find_home(connection: Connection, key_hash: str, response_id: str) -> Home |
     """
     row = generation.c
     query = (
-        select(row.endpoint, row.byok_id, row.key_hash, row.session_id)
+        select(
+            row.endpoint,
+            row.wire["replica"].as_string().label("replica"),
+            row.byok_id,
+            row.key_hash,
+            row.session_id,
+        )
         .where(row.response_id == clean(response_id, 256))
         .order_by((row.key_hash == key_hash).desc(), row.created_at.desc())
         .limit(1)

@@ -140,7 +140,11 @@ def generation_row(
         "status": end.status,
         "error_code": _clean(end.error_code, 64),
         "parts": parts,
-        "wire": {**end.wire, "code": usage.code and msgspec.to_builtins(usage.code)},
+        "wire": {
+            **end.wire,
+            "code": usage.code and msgspec.to_builtins(usage.code),
+            "replica": end.replica,
+        },
         "created_at": created_at,
     }
 

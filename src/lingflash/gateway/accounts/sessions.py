@@ -18,6 +18,7 @@ class SessionState:
     steps: int = 0
     turns: int = 0
     pinned_endpoint: str | None = None
+    pinned_replica: str | None = None
     used_at: int = 0
     later_prompt: int = 0
     later_cached: int = 0
@@ -39,6 +40,7 @@ class SessionState:
             self.turns += 1
         if end.endpoint is not None:
             self.pinned_endpoint = clean(end.endpoint, 256)
+            self.pinned_replica = end.replica and clean(end.replica, 256)
         if not start.parts:
             return None
         parts = parts_to_json(start.parts)
@@ -57,6 +59,7 @@ class SessionState:
             id=self.id,
             turns=self.turns,
             pinned_endpoint=self.pinned_endpoint if is_fresh else None,
+            pinned_replica=self.pinned_replica if is_fresh else None,
             cache_rate=self.later_cached / self.later_prompt if self.later_prompt else None,
         )
 
@@ -70,6 +73,7 @@ SESSION_COLUMNS = (
     "steps",
     "turns",
     "pinned_endpoint",
+    "pinned_replica",
     "used_at",
     "later_prompt",
     "later_cached",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -15,12 +14,13 @@ from urllib.parse import urlsplit
 
 from lingflash.core.errors import ConfigError
 from lingflash.core.settings import nearest
+from lingflash.core.toml_tables import TableReader, read_toml
 from lingflash.gateway.accounting import Price
 from lingflash.gateway.accounts.config import AccountsConfig
-from lingflash.gateway.config.reader import TableReader
 from lingflash.gateway.config.tables import (
     BreakerTable,
     DeadlinesTable,
+    DirectoryTable,
     EndpointTable,
     ModelTable,
     PriceTable,
@@ -38,6 +38,20 @@ _PICO_PER_MTOK = 10**6
 _PICO_PER_USD = 10**12
 _SUFFIXES = (FREE, ":nitro", ":floor")
 _SLUG = re.compile(r"[a-z0-9._-]+")
+# Which key says where a directory of a kind finds its replicas.
+_KEY_OF_KIND = {"static": "replicas", "dns": "host", "ray": "url"}
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDirectory:
+    """A directory as it is asked.
+
+    Args:
+        token: the cluster's, which its replicas take as a key.
+    """
+
+    table: DirectoryTable
+    token: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +60,7 @@ class GatewayConfig:
 
     Args:
         upstreams: by slug.
+        directories: by name.
         metrics_key: None leaves /metrics open.
     """
 
@@ -55,6 +70,7 @@ class GatewayConfig:
     breaker: BreakerTable
     requests: RequestsTable
     upstreams: Mapping[str, Upstream]
+    directories: Mapping[str, KnownDirectory]
     catalog: Catalog
     metrics_key: str | None = field(repr=False)
     accounts: AccountsConfig = field(repr=False)
@@ -69,6 +85,7 @@ class _File:
     breaker: BreakerTable = field(default_factory=BreakerTable)
     requests: RequestsTable = field(default_factory=RequestsTable)
     accounts: AccountsConfig = field(default_factory=AccountsConfig)
+    directory: tuple[DirectoryTable, ...] = ()
     upstream: tuple[UpstreamTable, ...] = ()
     model: tuple[ModelTable, ...] = ()
 
@@ -79,7 +96,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> GatewayConfig:
     Raises:
         ConfigError: it cannot be used; one sentence with the file and the key.
     """
-    given = _read_toml(path)
+    given = read_toml(path)
     return read_config(given, environ, file=str(path), folder=path.parent)
 
 
@@ -89,7 +106,7 @@ def load_accounts(path: Path) -> AccountsConfig:
     Raises:
         ConfigError: the file or the table cannot be used.
     """
-    table = _read_toml(path).get("accounts", {})
+    table = read_toml(path).get("accounts", {})
     return TableReader(str(path)).read(AccountsConfig, table, "accounts")
 
 
@@ -99,7 +116,8 @@ def read_config(
     """The same from tables that were parsed; files that they name are in `folder`."""
     loader = _Loader(file, folder, environ)
     tables = loader.tables(given)
-    upstreams = loader.upstreams(tables.upstream)
+    directories = loader.directories(tables.directory)
+    upstreams = loader.upstreams(tables.upstream, directories)
     return GatewayConfig(
         file=file,
         server=tables.server,
@@ -107,6 +125,7 @@ def read_config(
         breaker=tables.breaker,
         requests=tables.requests,
         upstreams=upstreams,
+        directories=directories,
         catalog=loader.catalog(tables.model, upstreams),
         metrics_key=loader.secret(
             "server.metrics_key", tables.server.metrics_key_variable, tables.server.metrics_key_file
@@ -115,25 +134,10 @@ def read_config(
     )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text("utf-8-sig")  # some editors put a mark before
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.", param="config") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8.", param="config") from None
-    try:
-        return tomllib.loads(text, parse_float=Decimal)
-    except (ValueError, RecursionError) as error:  # the last two of numbers and nests without end
-        raise ConfigError(f"{path}: is not TOML: {error}.", param="config") from None
-
-
 class _Loader:
     def __init__(self, file: str, folder: Path, environ: Mapping[str, str]) -> None:
-        self._reader = TableReader(file)
-        self.refuse = self._reader.refuse
-        self._folder = folder
-        self._environ = environ
+        self._reader = TableReader(file, folder, environ)
+        self.refuse, self.secret = self._reader.refuse, self._reader.secret
 
     def tables(self, given: Mapping[str, Any]) -> _File:
         tops = list(_File.__dataclass_fields__)
@@ -146,30 +150,47 @@ class _Loader:
                 raise self.refuse(name, f"is missing; write at least one [[{name}]].")
         return file
 
-    def secret(self, where: str, variable: str | None, file: Path | None) -> str | None:
-        """What a variable or a file holds; None if neither is named."""
-        if variable is not None and file is not None:
-            raise self.refuse(f"{where}_variable", f"and {where}_file are two sources; keep one.")
-        if variable is not None:
-            value, named = self._environ.get(variable, "").strip(), f"{where}_variable"
-            if not value:
-                raise self.refuse(named, f"names {variable}, which is not set or empty.")
-        elif file is not None:
-            named = f"{where}_file"
-            try:
-                value = (self._folder / file).read_text("utf-8").strip()
-            except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or "it is no text"
-                raise self.refuse(named, f"names {file}, which cannot be read: {why}.") from None
-            if not value:
-                raise self.refuse(named, f"names {file}, which is empty.")
-        else:
-            return None
-        if not value.isascii() or not value.isprintable() or " " in value:
-            raise self.refuse(named, "leads to a key with characters that no HTTP header holds.")
-        return value
+    def directories(self, tables: Sequence[DirectoryTable]) -> dict[str, KnownDirectory]:
+        found: dict[str, KnownDirectory] = {}
+        for i, table in enumerate(tables):
+            where = f"directory[{i}]"
+            if table.name in found:
+                raise self.refuse(f"{where}.name", f"is {table.name!r}, as another's.")
+            for kind, key in _KEY_OF_KIND.items():
+                is_given, is_its = bool(getattr(table, key)), kind == table.kind
+                if is_given is not is_its:
+                    problem = "is needed by" if is_its else "means nothing to"
+                    raise self.refuse(
+                        f"{where}.{key}", f"{problem} a directory of kind {table.kind!r}."
+                    )
+            for j, url in enumerate(table.replicas):
+                self._plain_url(url, f"{where}.replicas[{j}]")
+            if len(set(table.replicas)) < len(table.replicas):
+                raise self.refuse(f"{where}.replicas", "names one URL twice.")
+            token = self.secret(f"{where}.token", table.token_variable, table.token_file)
+            if table.url is not None:
+                self._plain_url(table.url, f"{where}.url")
+                if token is None:
+                    raise self.refuse(
+                        where, "has no token; name the cluster's by token_variable or token_file."
+                    )
+            found[table.name] = KnownDirectory(table, token)
+        return found
 
-    def upstreams(self, tables: Sequence[UpstreamTable]) -> dict[str, Upstream]:
+    def _plain_url(self, url: str, where: str) -> None:
+        try:
+            parts = urlsplit(url)
+            Address.parse_any(url)
+        except ValueError:
+            parts = None
+        if parts is None or parts.username or parts.path or parts.query or parts.fragment:
+            raise self.refuse(
+                where, f"is {url!r}; scheme, host and port such as http://10.0.0.7:8000 are needed."
+            )
+
+    def upstreams(
+        self, tables: Sequence[UpstreamTable], directories: Mapping[str, KnownDirectory]
+    ) -> dict[str, Upstream]:
         found: dict[str, Upstream] = {}
         for i, table in enumerate(tables):
             where = f"upstream[{i}]"
@@ -185,32 +206,60 @@ class _Loader:
                     f"{where}.slug",
                     f"is {slug!r}; a short name of a-z, 0-9 and any of '._-' is needed.",
                 )
+            if table.directory is not None:
+                found[slug] = self._replicated(table, table.directory, directories, slug, where)
+                continue
+            if table.base_url is None:
+                raise self.refuse(where, "lacks the key 'base_url', or 'directory' instead of it.")
             key = self.secret(f"{where}.api_key", table.api_key_variable, table.api_key_file)
-            address = self._address(table, key, where)
+            address = self._address(table, table.base_url, key, where)
             path = urlsplit(table.base_url).path.rstrip("/") or "/v1"
             found[slug] = Upstream(table, slug, address, path)
         return found
 
-    def _address(self, table: UpstreamTable, key: str | None, where: str) -> Address:
+    def _replicated(
+        self,
+        table: UpstreamTable,
+        name: str,
+        directories: Mapping[str, KnownDirectory],
+        slug: str,
+        where: str,
+    ) -> Upstream:
+        """An upstream of replicas: its key is their cluster's token, and they may be anywhere."""
+        directory = directories.get(name)
+        if directory is None:
+            raise self.refuse(
+                f"{where}.directory",
+                f"is {name!r}, which no [[directory]] is named{nearest(name, directories)}",
+            )
+        for key in ("base_url", "api_key_variable", "api_key_file"):
+            if getattr(table, key) is not None:
+                raise self.refuse(
+                    f"{where}.{key}", "means nothing beside directory, which knows URLs and token."
+                )
+        address = Address("", 0, directory.token)
+        return Upstream(replace(table, allow_private_address=True), slug, address, "/v1")
+
+    def _address(self, table: UpstreamTable, base_url: str, key: str | None, where: str) -> Address:
         where = f"{where}.base_url"
         try:
-            if not table.base_url.isascii() or not table.base_url.isprintable():
+            if not base_url.isascii() or not base_url.isprintable():
                 raise ValueError
-            parts = urlsplit(table.base_url)
+            parts = urlsplit(base_url)
             if parts.username or parts.password or parts.query or parts.fragment:
                 raise self.refuse(where, "holds more than scheme, host, port and path.")
-            address = Address.parse_any(table.base_url, key)
+            address = Address.parse_any(base_url, key)
         except (ConfigError, ValueError) as error:
             if isinstance(error, ConfigError) and error.param == where:
                 raise
             example = "https://api.example.com/v1"
             raise self.refuse(
-                where, f"is {table.base_url!r}; a base URL such as {example} is needed."
+                where, f"is {base_url!r}; a base URL such as {example} is needed."
             ) from None
         if not table.allow_private_address and _is_private(address.host):
             raise self.refuse(
                 where,
-                f"is {table.base_url!r}, a private address; write allow_private_address = true "
+                f"is {base_url!r}, a private address; write allow_private_address = true "
                 "if that is meant.",
             )
         return replace(address, prefix="")

@@ -11,6 +11,7 @@ from typing import Literal
 from lingflash.core.log import LEVELS
 from lingflash.core.settings import above, at_least, between, one_of, setting
 from lingflash.gateway.accounting import Dialect
+from lingflash.gateway.routing.replicas import BALANCES, Balance
 from lingflash.httpd.page import has_page
 from lingflash.link.http_client import Address
 
@@ -95,7 +96,8 @@ class RequestsTable:
     bytes_per_token: float = setting(
         1.0,
         "Prompt tokens are reserved as bytes of the body over this. At 1 no budget can be exceeded;"
-        " 3 is near the truth for text and reserves a third.",
+        " 3 is near the truth for text and reserves a third. Of what is no text, such as pictures,"
+        " the whole context is reserved.",
         bound=between(1, 8),
     )
     byok_fee_percent: float = setting(
@@ -103,6 +105,27 @@ class RequestsTable:
         "What the house takes of a vendor's price when a brought key pays it.",
         bound=between(0, 100),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryTable:
+    """`[[directory]]`: where the replicas of an upstream are learned."""
+
+    name: str = setting(MISSING, "Name of the directory, as `directory` of an upstream writes it.")
+    kind: Literal["static", "dns", "ray"] = setting(
+        MISSING,
+        "`static`: `replicas` below; `dns`: every address of `host`; `ray`: asks `ling cluster`.",
+        bound=one_of(("static", "dns", "ray")),
+    )
+    replicas: tuple[str, ...] = setting((), "Of `static`: URLs without a path.")
+    host: str | None = setting(None, "Of `dns`: a name such as that of a headless service.")
+    port: int = setting(8000, "Of `dns`: where they listen.", bound=between(1, 65535))
+    url: str | None = setting(None, "Of `ray`: where `ling cluster` listens.")
+    token_variable: str | None = setting(
+        None, "Variable with the cluster's token, which is the key of the replicas, too."
+    )
+    token_file: Path | None = setting(None, "The same in a file.")
+    every_s: float = setting(1.0, "How often it is asked.", bound=between(0.1, 3600))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +139,18 @@ class UpstreamTable:
 
     name: str = setting(MISSING, "Name of the provider, as `provider.order` writes it.")
     slug: str | None = setting(None, "Short name; the name in lower case, `-` for blanks.")
-    base_url: str = setting(
-        MISSING,
+    base_url: str | None = setting(
+        None,
         "What paths such as `/chat/completions` are put behind; without a path, `/v1` is added.",
+    )
+    directory: str | None = setting(
+        None, "Name of a `[[directory]]` of replicas, instead of a base URL and a key."
+    )
+    balance: Balance = setting(
+        "belief",
+        "How its replicas share the requests: belief (docs/cluster-routing.md); to compare with:"
+        " consistent_hash, least_load, round_robin.",
+        bound=one_of(BALANCES),
     )
     dialects: tuple[str, ...] = setting(
         ("chat",),
@@ -204,7 +236,7 @@ class Upstream:
     """An upstream as it is reached.
 
     Args:
-        address: with the house's key, in no repr.
+        address: with the house's key, in no repr; of replicas, `at` says where each is.
         path: what stands before the path of a request.
     """
 
@@ -212,6 +244,15 @@ class Upstream:
     slug: str
     address: Address = field(repr=False)
     path: str
+
+    @property
+    def directory(self) -> str | None:
+        """Name of the directory that knows its replicas; None if it has one address."""
+        return self.table.directory
+
+    def at(self, url: str) -> Address:
+        """One of its replicas, with the house's key."""
+        return Address.parse_any(url, self.address.api_key)
 
     @property
     def name(self) -> str:

@@ -54,7 +54,7 @@ async def open_attempt(
         limits.idle_s,
         max(deadline_s - time.monotonic(), 0.001),
     )
-    address, key_headers = with_key(upstream, candidate.key)
+    address, key_headers = with_key(upstream, candidate.key, candidate.replica)
     async with pool.open(
         address,
         "POST",
@@ -79,10 +79,17 @@ async def open_attempt(
         yield answer
 
 
-def with_key(upstream: Upstream, key: Key) -> tuple[Address, tuple[tuple[str, str], ...]]:
-    """Where to send, and the header with the key; a brought key never meets another's address."""
-    secret = upstream.address.api_key if key.kind == "house" else key.secret
-    address = replace(upstream.address, api_key=None)
+def with_key(
+    upstream: Upstream, key: Key, replica: str | None = None
+) -> tuple[Address, tuple[tuple[str, str], ...]]:
+    """Where to send, and the header with the key; a brought key never meets another's address.
+
+    Args:
+        replica: URL of the one that is meant, where the upstream has some.
+    """
+    address = upstream.address if replica is None else upstream.at(replica)
+    secret = address.api_key if key.kind == "house" else key.secret
+    address = replace(address, api_key=None)
     if secret is None:
         return address, ()
     if upstream.table.auth == "x-api-key":

@@ -13,11 +13,12 @@ from fastapi import Request
 
 from lingflash.core.errors import refuse
 from lingflash.gateway.accounting import Caller, Dialect, Part
-from lingflash.gateway.accounts.parts import parts_of, session_id_of
+from lingflash.gateway.accounts.parts import parts_of, pieces_of, session_id_of
 from lingflash.gateway.config.tables import RequestsTable
 from lingflash.gateway.relay.bounds import may_exceed_bytes, num_prompts
 from lingflash.gateway.relay.usage import estimated_tokens
 from lingflash.gateway.routing.catalog import Endpoint
+from lingflash.gateway.routing.chain import Chain, make_chain
 from lingflash.gateway.routing.wish import OWN_FIELDS, Wish, read_wish
 from lingflash.httpd.body import read_json
 
@@ -49,6 +50,7 @@ class Call:
         path: behind an upstream's base URL.
         is_openrouters: came under /api/v1, so that the answer has OpenRouter's additions.
         fields: the body's, undecoded: what an upstream gets is what the client wrote.
+        chain: what it has in common with others, for a choice of replicas.
         num_choices: answers that it asks for at once.
         is_free_of_charge: counts tokens only.
         is_session_named: by the client, and not found by content.
@@ -69,6 +71,7 @@ class Call:
     session_id: str
     fields: Mapping[str, msgspec.Raw] = field(repr=False)
     parts: tuple[Part, ...] = field(repr=False)
+    chain: Chain = field(repr=False)
     num_bytes: int
     is_streamed: bool
     shows_usage: bool
@@ -153,6 +156,9 @@ def _made(
     options = value.get("stream_options")
     asked = isinstance(options, dict) and options.get("include_usage") is True
     session_id = session_id_of(dialect, value, headers)
+    pieces = pieces_of(dialect, value)
+    role = "text" if dialect == "completions" else None
+    salt = str(value.get("cache_salt") or "").encode("utf-8", "replace")
     stream = value.get("stream")
     if stream is not None and not isinstance(stream, bool):
         refuse("stream", "must be true or false")
@@ -167,7 +173,8 @@ def _made(
         wish=wish,
         session_id=session_id,
         fields=_undecoded(body, value),
-        parts=parts_of(dialect, value, session_id),
+        parts=parts_of(pieces, session_id),
+        chain=make_chain([(role or each.role, each.content) for each in pieces], salt=salt),
         num_bytes=len(body),
         is_streamed=bool(stream) and not is_count,
         shows_usage=asked or is_openrouters,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -23,11 +23,11 @@ from lingflash.core.errors import (
     UpstreamError,
     UpstreamTimeoutError,
 )
+from lingflash.gateway.routing.breaker import Verdict
 from lingflash.gateway.routing.plan import Candidate
 from lingflash.link.connection_pool import ForbiddenPeer
 from lingflash.link.http_client import BadAnswer, TooSlow
 
-Verdict = Literal["fail", "cool", "succeed"]
 _MAX_QUOTED = 500
 _MAX_RETRY_AFTER_S = 3600.0
 

@@ -11,6 +11,7 @@ from lingflash.gateway.accounting import Caller, Home, ProviderKey, Session
 from lingflash.gateway.relay.call import Call
 from lingflash.gateway.routing.catalog import Catalog, Wanted
 from lingflash.gateway.routing.plan import Candidate, Plan, Situation, make_plan
+from lingflash.gateway.routing.replicas import Prompt
 from lingflash.gateway.state import GatewayState
 
 _MAX_REASONS = 12
@@ -51,12 +52,16 @@ async def plan_call(state: GatewayState, call: Call) -> PlannedCall:
     keys = await _stored_keys(state, config.catalog, call.caller, wanted)
     day = datetime.now(UTC).date()
 
+    only = None if home is None else home.replica
+
     def plan_for(session: Session) -> Plan:
+        prompt = prompt_of(call, session)
         situation = Situation(
             session=session,
             keys=keys,
             rests_s=state.rests_s,
             measurements=state.measurements,
+            replicas=lambda endpoint: state.replicas.order(endpoint, prompt, only),
             day=day,
             takes_inline_keys=config.requests.inline_provider_keys,
         )
@@ -70,6 +75,16 @@ async def plan_call(state: GatewayState, call: Call) -> PlannedCall:
     secrets += [u.address.api_key for u in config.upstreams.values() if u.address.api_key]
     secrets += [call.wish.inline_key] if call.wish.inline_key else []
     return PlannedCall(call, plan, plan_for, secrets)
+
+
+def prompt_of(call: Call, session: Session) -> Prompt:
+    """What of a call decides which replica serves it."""
+    return Prompt(
+        chain=call.chain,
+        session=call.session_id,
+        pinned=session.pinned_replica,
+        completion_tokens=call.wish.completion_tokens,
+    )
 
 
 async def _stored_keys(
@@ -102,12 +117,13 @@ def _at_home(plan: Plan, call: Call, home: Home | None) -> Plan:
         NotFoundError: nobody knows which one that is.
     """
     if home is None:
-        if len({each.endpoint.id for each in plan.may_serve}) <= 1:
+        if len({(each.endpoint.id, each.replica) for each in plan.may_serve}) <= 1:
             return plan  # if anybody has it, this one does
         raise _unknown_response(call)
 
     def is_there(candidate: Candidate) -> bool:
-        return (candidate.endpoint.id, candidate.key.byok_id) == (home.endpoint, home.byok_id)
+        place = candidate.endpoint.id, candidate.key.byok_id, candidate.replica
+        return place == (home.endpoint, home.byok_id, home.replica)
 
     return replace(
         plan,

@@ -21,6 +21,7 @@ def report(state: GatewayState, call: Call, start: Start, end: End) -> None:
         "generation": call.id,
         "model": start.model,
         "provider": end.provider,
+        "replica": end.replica,
         "route": end.wire.get("route"),
         "attempts": len(end.attempts),
         "outcome": end.outcome,

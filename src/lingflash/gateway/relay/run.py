@@ -41,6 +41,7 @@ from lingflash.gateway.relay.planning import PlannedCall
 from lingflash.gateway.relay.report import report
 from lingflash.gateway.relay.usage import read_usage
 from lingflash.gateway.routing.plan import Candidate
+from lingflash.gateway.routing.replicas import Sent
 from lingflash.gateway.state import GatewayState
 from lingflash.httpd.error_map import http_error
 from lingflash.link.http_client import Answer, BadAnswer
@@ -69,6 +70,7 @@ class Run:
         self._deadline_s = self._started_s + self._config.deadlines.total_s
         self._attempts: list[Attempt] = []
         self._candidate: Candidate | None = None  # of the attempt under way, or the last
+        self._sent: Sent | None = None  # the same, where it is at a replica
         self._admission: Admission | None = None
         # Of the answer.
         self._frames: Frames | None = None
@@ -191,12 +193,15 @@ class Run:
             if not breakers.begin(name, time.monotonic()):
                 continue
             self._candidate = candidate
+            sent = self._sent = self._state.replicas.send(candidate)
             started_s = time.monotonic()
             try:
                 await self._try(candidate)
             except AttemptFailed as failed:
                 last = failed
-                self._judge(name, failed)
+                breakers.take(failed.verdict, name, time.monotonic(), failed.retry_after_s)
+                if sent is not None:
+                    sent.fail(time.monotonic())
                 self._note_attempt(candidate, started_s, failed.status, failed.error)
                 if failed.is_final:
                     break
@@ -214,6 +219,9 @@ class Run:
             else:
                 breakers.succeed(name)
                 return
+            finally:
+                if sent is not None:
+                    sent.end(time.monotonic(), self._usage)
         if last is not None:
             raise last.error
         raise self._nobody()
@@ -224,16 +232,6 @@ class Run:
         return CapacityError(
             f"No provider takes requests for {self._plan.wanted[0].name} now; try again."
         )
-
-    def _judge(self, name: str, failed: AttemptFailed) -> None:
-        breakers = self._state.breakers
-        match failed.verdict:
-            case "fail":
-                breakers.fail(name, time.monotonic())
-            case "cool":
-                breakers.cool(name, time.monotonic(), failed.retry_after_s)
-            case "succeed":
-                breakers.succeed(name)
 
     def _note_attempt(
         self, candidate: Candidate, started_s: float, status: int, error: LingflashError | str = ""
@@ -348,6 +346,8 @@ class Run:
         if not self._is_begun:
             self._first_content_s = time.monotonic()
             self._is_begun = True
+            if self._sent is not None:
+                self._sent.first(self._first_content_s)
             await self._client.begin({**STREAM_HEADERS, **self.headers()})
         data = b"".join(waiting)
         waiting.clear()
@@ -469,6 +469,7 @@ class Run:
             own, vendors = self._bill.costs(candidate, usage)
         endpoint = candidate.endpoint if was_served and candidate is not None else None
         key = candidate.key if candidate is not None and endpoint is not None else None
+        replica = candidate.replica if candidate is not None and endpoint is not None else None
         is_stored = self._call.dialect == "responses" and outcome == "completed"
         first_s = self._first_content_s
         status = 200 if self._is_begun else 499 if outcome == "cancelled" else 500
@@ -482,6 +483,7 @@ class Run:
             endpoint=endpoint.id if endpoint else None,
             provider=endpoint.provider if endpoint else None,
             model=endpoint.model if endpoint else None,
+            replica=replica,
             usage=usage,
             usage_source=source,
             cost=own,

@@ -96,11 +96,15 @@ async def stored_response(request: Request, response_id: str) -> Response:
 
 async def _pass_on(state: GatewayState, home: Home, request: Request) -> Response:
     endpoint = state.config.catalog.endpoints.get(home.endpoint)
-    if endpoint is None or home.byok_id is not None:
+    if (
+        endpoint is None
+        or home.byok_id is not None
+        or not state.replicas.has(endpoint, home.replica)
+    ):
         raise NotFoundError("The provider that has this response cannot be asked any more.")
     upstream = state.config.upstreams[endpoint.slug]
     limits = state.config.deadlines
-    address, key_headers = with_key(upstream, HOUSE)
+    address, key_headers = with_key(upstream, HOUSE, home.replica)
     path = upstream.path + request.scope["path"].removeprefix("/v1")
     query = request.scope["query_string"].decode("latin-1")
     try:

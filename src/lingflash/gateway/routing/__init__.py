@@ -10,5 +10,8 @@ filters.py       what excludes an endpoint, in words
 ranking.py       session pin, order, sort, price at the session's cache rate
 plan.py          all of it together, with the keys that may be used
 breaker.py       who is left alone for a while
+replicas.py      which of an upstream's replicas serves
+belief.py        what each of them is believed to hold, by
+chain.py         the beginnings of a prompt
 measurements.py  what was seen of an endpoint's speed
 """

@@ -10,10 +10,13 @@ A cooldown is never shortened by a later one. Times are given, so that nothing h
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lingflash.gateway.config.tables import BreakerTable
 
+Verdict = Literal["fail", "cool", "succeed"]
 # Brought keys make breakers without end; the ones that were not used for longest are forgotten.
 _MAX_BREAKERS = 10_000
 
@@ -82,9 +85,24 @@ class Breakers:
         breaker.is_probing = False
         self._open(breaker, now_s + (self.settings.rate_limit_s if seconds is None else seconds))
 
+    def take(self, verdict: Verdict, key: str, now_s: float, seconds: float | None = None) -> None:
+        """What an attempt that was not answered says of its upstream and key."""
+        match verdict:
+            case "fail":
+                self.fail(key, now_s)
+            case "cool":
+                self.cool(key, now_s, seconds)
+            case "succeed":
+                self.succeed(key)
+
     def drop(self, key: str) -> None:
         """An attempt ended without telling anything, since the client left."""
         self._get(key).is_probing = False
+
+    def keep_only(self, is_kept: Callable[[str], bool]) -> None:
+        """Forget those whose upstream is gone."""
+        for key in [key for key in self._all if not is_kept(key)]:
+            del self._all[key]
 
     def state(self, key: str, now_s: float) -> str:
         """closed, open or half_open."""

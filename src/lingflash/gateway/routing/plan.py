@@ -13,7 +13,11 @@ from lingflash.gateway.routing.catalog import Catalog, Endpoint, Wanted
 from lingflash.gateway.routing.filters import check_names, is_named, why_excluded
 from lingflash.gateway.routing.measurements import Measurements
 from lingflash.gateway.routing.ranking import Ranker
+from lingflash.gateway.routing.replicas import Choice
 from lingflash.gateway.routing.wish import Wish, read_wish
+
+# So many replicas of an endpoint are tried; of hundreds the next would do no better.
+_MOST_REPLICAS = 4
 
 KeyKind = Literal["house", "stored", "inline"]
 
@@ -49,10 +53,20 @@ HOUSE = Key(kind="house", id="house", name="the house's key")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An endpoint and the key to try it with."""
+    """An endpoint and the key to try it with.
+
+    Args:
+        choice: which of the endpoint's replicas, where a directory names them.
+    """
 
     endpoint: Endpoint
     key: Key
+    choice: Choice | None = None
+
+    @property
+    def replica(self) -> str | None:
+        """The URL of that replica."""
+        return None if self.choice is None else self.choice.replica.url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +102,8 @@ class Situation:
     Args:
         keys: stored keys that may serve, by the provider's short name, in their order.
         rests_s: for how long a candidate is left alone.
+        replicas: of an endpoint whose upstream has a directory, in the order to try them; None of
+            any other.
         takes_inline_keys: whether requests may bring keys.
     """
 
@@ -96,6 +112,7 @@ class Situation:
     rests_s: Callable[[Candidate], float]
     measurements: Measurements
     day: date
+    replicas: Callable[[Endpoint], Sequence[Choice] | None] = lambda endpoint: None
     takes_inline_keys: bool = True
 
 
@@ -129,6 +146,7 @@ def make_plan(catalog: Catalog, wish: Wish, dialect: str, situation: Situation) 
     if wish.is_unpartitioned:
         groups = [(wanted[0], [e for _, group in groups for e in group])]
     candidates, rule = _in_order(groups, wish, situation)
+    candidates = [at for each in candidates for at in _at_replicas(each, situation)]
     may_serve = candidates
     if wish.allow_fallbacks is False and not wish.order:
         # One provider, with whichever of its keys.
@@ -183,6 +201,20 @@ def _in_order(
             rules.append(ranking.rule)
             found += candidates
     return found, rules[0] if rules else "none"
+
+
+def _at_replicas(candidate: Candidate, situation: Situation) -> list[Candidate]:
+    choices = situation.replicas(candidate.endpoint)
+    if not choices:  # nobody is ready: it stays, as one that rests
+        return [candidate]
+    found: list[Candidate] = []
+    num_ready = 0
+    for each in choices:
+        found.append(replace(candidate, choice=each))
+        num_ready += situation.rests_s(found[-1]) <= 0
+        if num_ready == _MOST_REPLICAS:
+            break
+    return found
 
 
 def _with_keys(endpoints: Sequence[Endpoint], wish: Wish, situation: Situation) -> list[Candidate]:

@@ -1,8 +1,15 @@
-"""TOML tables to settings classes: every key is one of its fields, within its bound, or refused."""
+"""TOML files to settings classes: every key is one of its fields, within its bound, or refused.
+
+    reader = TableReader(str(path), path.parent, os.environ)
+    config = reader.read(Config, read_toml(path), "")
+
+Secrets are no values of such a file: it names the variable or the file that holds one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -19,15 +26,39 @@ Table = TypeVar("Table")
 _MAX_NUMBER = 10**12
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file's tables, its floats as decimals.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        text = path.read_text("utf-8-sig")  # some editors put a mark before
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.", param="config") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8.", param="config") from None
+    try:
+        return tomllib.loads(text, parse_float=Decimal)
+    except (ValueError, RecursionError) as error:  # the last two of numbers and nests without end
+        raise ConfigError(f"{path}: is not TOML: {error}.", param="config") from None
+
+
 class TableReader:
     """Reads tables of one file; its messages name the file and the key.
 
     Args:
         file: as messages call it.
+        folder: where files lie that it names.
+        environ: has the variables that it names.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(
+        self, file: str, folder: Path = Path(), environ: Mapping[str, str] | None = None
+    ) -> None:
         self.file = file
+        self._folder = folder
+        self._environ = environ or {}
 
     def refuse(self, where: str, problem: str) -> ConfigError:
         """What is wrong with one key, to be raised."""
@@ -63,6 +94,36 @@ class TableReader:
             if told.default is dataclasses.MISSING and name not in values:
                 raise self.refuse(where or name, f"lacks the key {name!r}: {told.help}")
         return cls(**values)
+
+    def secret(self, where: str, variable: str | None, file: Path | None) -> str | None:
+        """What a variable or a file holds; None if neither is named.
+
+        Args:
+            where: what the keys `..._variable` and `..._file` begin with.
+
+        Raises:
+            ConfigError: both are named, or the one that is holds no key.
+        """
+        if variable is not None and file is not None:
+            raise self.refuse(f"{where}_variable", f"and {where}_file are two sources; keep one.")
+        if variable is not None:
+            value, named = self._environ.get(variable, "").strip(), f"{where}_variable"
+            if not value:
+                raise self.refuse(named, f"names {variable}, which is not set or empty.")
+        elif file is not None:
+            named = f"{where}_file"
+            try:
+                value = (self._folder / file).read_text("utf-8").strip()
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or "it is no text"
+                raise self.refuse(named, f"names {file}, which cannot be read: {why}.") from None
+            if not value:
+                raise self.refuse(named, f"names {file}, which is empty.")
+        else:
+            return None
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise self.refuse(named, "leads to a key with characters that no HTTP header holds.")
+        return value
 
     def _value(self, hint: Any, value: Any, path: str, shown: str) -> Any:
         origin = get_origin(hint)
