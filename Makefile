@@ -112,7 +112,7 @@ base-install:
 	rm -rf $(BASE)
 	$(PYTHON) -m venv $(BASE)/venv
 	$(BASE)/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(BASE) .
-	$(BASE)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(BASE)/*.whl
+	time $(BASE)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(BASE)/*.whl
 	$(BASE)/venv/bin/python -I tests/base_install.py
 
 fresh-machine:

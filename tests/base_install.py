@@ -33,6 +33,8 @@ BASE_ROOMS = (
     "records",
     "api",
     "evals",
+    "gateway",
+    "store",
     "bench.over_http",
     "bench.roofline",
     "engine.schedule",
@@ -55,6 +57,21 @@ NEED_THE_ENGINE = (
     ["bench", "serve"],
     ["bench", "soak"],
 )
+GATEWAY = """
+[server]
+port = {port}
+
+[[upstream]]
+name = "home"
+base_url = "http://127.0.0.1:9"
+allow_private_address = true
+
+[[model]]
+name = "ling"
+
+[[model.endpoint]]
+upstream = "home"
+"""
 LING = str(Path(sys.executable).with_name("ling"))
 
 
@@ -190,6 +207,50 @@ def check_server() -> None:
         show("ling bench serve --url")
 
 
+def measure_gateway() -> None:
+    """How large the box is that a gateway needs: on disk, in memory, until it is ready."""
+    packages = Path(importlib.import_module("lingflash").__file__).parents[1]
+    files = [each.stat() for each in packages.rglob("*") if each.is_file()]
+    own = sum(each.stat().st_size for each in (packages / "lingflash").rglob("*") if each.is_file())
+    count = len(list(packages.glob("*.dist-info")))
+    megabytes = sum(each.st_size for each in files) / 1e6
+    show(f"{count} packages, {megabytes:.0f} MB, of these lingflash {own / 1e6:.0f} MB")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    Path("gateway.toml").write_text(GATEWAY.format(port=port))
+    samples: list[tuple[float, float]] = []
+    for _ in range(6):
+        started = time.monotonic()
+        process = subprocess.Popen([LING, "gateway"], stderr=subprocess.DEVNULL)
+        try:
+            while not answers(f"http://127.0.0.1:{port}/ready"):
+                assert process.poll() is None, f"the gateway ended: {process.returncode}"
+                assert time.monotonic() - started < 60, "the gateway is not ready"
+                time.sleep(0.01)
+            ready_s = time.monotonic() - started
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            resident = int(status.partition("VmRSS:")[2].split()[0]) / 1000
+            samples.append((ready_s, resident))
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    first, *others = samples  # the first one makes the database
+    ready_s, resident = (sorted(each)[len(others) // 2] for each in zip(*others, strict=True))
+    show(
+        f"ling gateway is ready in {ready_s:.2f} s (first {first[0]:.2f}), takes {resident:.0f} MB"
+    )
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 if __name__ == "__main__":
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory() as folder:
@@ -199,3 +260,4 @@ if __name__ == "__main__":
         check_missing_engine()
         check_missing_ray()
         check_server()
+        measure_gateway()

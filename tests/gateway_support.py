@@ -87,8 +87,8 @@ class MemoryAccounts:
         homes = [
             Home(
                 endpoint=end.endpoint,
-                byok_id=end.byok_id,
                 replica=end.replica,
+                byok_id=end.byok_id,
                 key_hash=start.caller.key_hash,
                 session_id=start.session_id,
             )

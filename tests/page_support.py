@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from clients_support import missing_client
 
+# Beside others on the machine; nothing that is as it should be waits for so long.
+PATIENCE_S = 30
 SANDBOX_KEYS = ("e2b_key", "e2b_other")
 # What Chromium itself writes about an answer with a bad status, which some tests provoke.
 _EXPECTED = "Failed to load resource"
@@ -18,12 +20,13 @@ _EXPECTED = "Failed to load resource"
 def chromium():
     """A browser, or the end of the test where there is none."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError as error:
         missing_client(f"playwright is not installed ({error}); `make check` installs it")
     path = shutil.which("chromium")
     if path is None:
         missing_client("there is no Chromium; tests/install-debian.sh installs it")
+    expect.set_options(timeout=PATIENCE_S * 1000)
     with sync_playwright() as playwright:
         # As root Chromium has no sandbox of its own; all it opens here is ours.
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -49,7 +52,7 @@ class Tab:
         self.context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme
         )
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(PATIENCE_S * 1000)
         self.page = self.context.new_page()
         self.page.add_init_script(
             "addEventListener('securitypolicyviolation', (event) =>"

@@ -9,6 +9,7 @@ import pytest
 
 from lingflash import cli
 from lingflash.cluster.config import load_cluster
+from lingflash.cluster.ray_environment import prepare
 from lingflash.core.errors import ConfigError
 
 GOOD = """
@@ -95,6 +96,17 @@ def test_digest_when_replicas_would_be_others_then_another(load):
     same = load(GOOD.replace("max = 4", "max = 5")).digest
     assert same == load(GOOD).digest
     assert load(GOOD.replace("2048", "4096")).digest != same
+
+
+def test_environment_when_ray_is_started_here_then_it_wants_a_token_and_reports_nothing(load):
+    local, joined = {}, {"RAY_AUTH_TOKEN": "of-its-operator"}
+    prepare(load(GOOD.replace("10.0.0.1:6379", "local")), local)
+    prepare(load(GOOD), joined)
+    assert local["RAY_USAGE_STATS_ENABLED"] == joined["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert local["RAY_AUTH_MODE"] == "token"
+    assert len(local["RAY_AUTH_TOKEN"]) == 64
+    assert "tok-secret" not in local["RAY_AUTH_TOKEN"]
+    assert (joined["RAY_AUTH_TOKEN"], "RAY_AUTH_MODE" in joined) == ("of-its-operator", False)
 
 
 def run_cli(*arguments):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from api_support import wait_until
-from cluster_support import Load, RunningCluster, gateway_of, ray_nodes
+from cluster_support import TOKEN, Load, RunningCluster, gateway_of, ray_nodes
 
 GOOD = {"stop", "length"}
 REPLICA = {
@@ -66,6 +66,8 @@ def serves_with_its_token_alone(cluster, gateway):
     with Load(gateway) as load:
         assert set(load.of_the_next(6)) <= GOOD
     assert "2 wanted of 2 to 2" in cluster.run("status")
+    shown = [word for each in servers() for word in each.cmdline()]
+    assert TOKEN not in cluster.log.read_text() + " ".join(shown)
 
 
 def comes_back(cluster, gateway, what, kill):

@@ -212,6 +212,19 @@ async def test_controller_when_a_replica_drains_then_the_directory_says_so_first
         assert len(placer.drained) == 1
 
 
+async def test_controller_when_a_server_drains_by_itself_then_it_is_replaced():
+    placer = ScriptedPlacer()
+    placer.drain_s = 0.05
+    async with running(placer, min=1) as controller:
+        await until(lambda: states(controller) == ["ready"])
+        [first] = placer.placed
+        draining = Health(ready=False, draining=True)
+        placer.reports[first] = replace(placer.reports[first], health=draining)
+        await until(lambda: sorted(states(controller)) == ["draining", "ready"])
+        await until(lambda: states(controller) == ["ready"])
+        assert (placer.drained, controller.last_error) == ([first], None)
+
+
 async def test_controller_when_another_process_began_then_its_replicas_are_adopted():
     placer = ScriptedPlacer("old", "newer", "newest")
     digest = config().digest

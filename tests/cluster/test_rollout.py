@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lingflash.cluster.members import Generation, Member
@@ -66,6 +66,7 @@ def test_rollout_when_one_is_to_leave_then_it_is_as_an_old_one():
     assert plan(leaving, member("b"), wanted=1) == (0, ["a"])
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kinds=st.lists(st.booleans(), min_size=1, max_size=6),
     wanted=st.integers(1, 6),

@@ -258,9 +258,8 @@ def test_parts_when_an_item_is_of_code_then_its_result_is_a_tools():
         "code": "print(1)",
         "outputs": [{"type": "logs", "logs": "1\n"}],
     }
-    parts = parts_of(
-        pieces_of("responses", {"input": [{"role": "user", "content": "hi"}, item]}), "s"
-    )
+    body = {"input": [{"role": "user", "content": "hi"}, item]}
+    parts = parts_of(pieces_of("responses", body), "s")
     assert [(each.role, each.name) for each in parts] == [
         ("user", None),
         ("assistant", None),

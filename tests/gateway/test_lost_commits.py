@@ -75,7 +75,7 @@ class CuttingProxy:
 async def proxied(postgres):
     """Accounts on a PostgreSQL behind a proxy that can cut."""
     proxy = CuttingProxy(postgres.new_database())
-    accounts = await opened(await proxy.start())
+    accounts = await opened(await proxy.start(), lease_s=600)
     yield accounts, proxy
     await accounts.close()
     await proxy.stop()

@@ -46,13 +46,14 @@ def test_response_when_stored_then_asked_where_it_is(make_gateway):
 async def test_home_when_another_process_relayed_it_then_known_also_after_a_restart(database_url):
     first, second = await opened(database_url), await opened(database_url)
     caller, other = await new_caller(first), await new_caller(first)
-    whole = end_of(endpoint="B", byok_id="k1", response_id="resp_1")
+    whole = end_of(endpoint="B", byok_id="k1", response_id="resp_1", replica="http://r:1")
     await served(first, start_of(caller, dialect="responses", session_id="s1"), whole)
     await first.close()
     again = await opened(database_url)
     for accounts in (second, again):
         home = await accounts.home_of(caller, "resp_1")
         assert (home.endpoint, home.byok_id, home.session_id) == ("B", "k1", "s1")
+        assert home.replica == "http://r:1"
         assert (await accounts.home_of(other, "resp_1")).key_hash == caller.key_hash
         assert await accounts.home_of(caller, "resp_2") is None
         assert await accounts.home_of(caller, "resp\0_2\ud800") is None

@@ -98,11 +98,13 @@ def test_logits_when_split_then_are_those_of_one_process(folders, tmp_path, size
     for name in names:
         found = load_file(tmp_path / f"{name}-0.safetensors")
         assert found.keys() == expected[name].keys()
+        # Compiled kernels round activations for INT4 to 16 bits, each rank those of its own sums.
+        tolerance = 6e-4 if "int4" in name else 2e-4
         for key, value in expected[name].items():
             torch.testing.assert_close(
                 found[key],
                 value,
-                atol=2e-4,
+                atol=tolerance,
                 rtol=1e-4,
                 msg=lambda m, n=name, k=key: f"{n} {k}: {m}",
             )

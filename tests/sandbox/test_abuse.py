@@ -321,7 +321,8 @@ def test_process_when_it_escaped_its_group_then_it_ends_with_the_sandbox(server)
     before = len(server.ours())
     made = server.create(timeout=600)
     made.run("(setsid sleep 1234 >/dev/null 2>&1 &) ; true")
-    assert made.run("pgrep -c sleep").stdout.strip() == "1"
+    # It may become `sleep` only after the shell has ended.
+    wait_for(lambda: made.run("pgrep -c sleep").stdout.strip() == "1", "it sleeps")
     made.kill()
     wait_for(lambda: len(server.ours()) == before, "no process of a sandbox is left")
     assert (

@@ -31,7 +31,7 @@ def test_dashboard_when_requests_ran_then_its_counts_are_those_of_the_metrics(li
         return re.search(rf"^lingflash_{name} (\S+)$", series, re.MULTILINE)[1]
 
     length = int(float(metric('request_success_total{finished_reason="length"}')))
-    expect(row(page, "length").locator("td").last).to_have_text(f"{length:,}", timeout=10_000)
+    expect(row(page, "length").locator("td").last).to_have_text(f"{length:,}")
     lacking = int(float(metric('prefix_cache_lookups_total{result="no_prefix"}')))
     expect(row(page, "nothing begins like it").locator("td").last).to_have_text(f"{lacking:,}")
     blocks = int(float(metric("kv_blocks_total")))
@@ -49,7 +49,7 @@ def test_dashboard_when_answers_run_then_rates_and_percentiles_follow(make_serve
     page.get_by_role("link", name="Dashboard").click()
     tokens = page.get_by_role("img", name="Time between tokens")
     between = re.compile(r"p50 (1\d|2\d|3\d)(\.\d+)? ms, p95 \d")
-    expect(tokens).to_have_accessible_name(between, timeout=15_000)
+    expect(tokens).to_have_accessible_name(between)
     expect(page.get_by_role("img", name="Queue")).to_have_accessible_name(
         "Queue: running 1, waiting 0"
     )
@@ -66,4 +66,4 @@ def test_dashboard_when_the_server_is_gone_then_says_that_its_numbers_are_old(
     page = tab.open("dashboard")
     expect(page.get_by_role("heading", name="Queue")).to_be_visible()
     server.call(server.engine.die, for_good=True)
-    expect(page.locator(".notice.offline")).to_contain_text("cannot be reached", timeout=15_000)
+    expect(page.locator(".notice.offline")).to_contain_text("cannot be reached")

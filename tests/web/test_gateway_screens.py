@@ -105,7 +105,8 @@ def test_usage_when_managed_then_keys_sessions_steps_and_tools_are_those_of_the_
     row.get_by_role("button").click()
     expect(page.get_by_role("heading", name=f"Sessions of {IN_NAMES}")).to_be_visible()
     expect(table(page, "Sessions").locator("tbody tr")).to_have_count(1)
-    table(page, "Sessions").get_by_role("button", name=session).click()
+    table(page, "Sessions").get_by_role("button", name=session).focus()
+    page.keyboard.press("Enter")
     bill = page.get_by_role("region", name="Bill")
     expect(bill.get_by_role("heading", name="Bill of", exact=False)).to_contain_text(session)
     expect(table(page, "Steps").locator("tbody tr")).to_have_count(2)
@@ -184,5 +185,10 @@ def test_routes_when_an_upstream_is_gone_then_its_breaker_and_its_errors_are_sho
     for screen in ("Playground", "Usage", "Routes"):
         page.get_by_role("link", name=screen).click()
         expect(page.locator("#key")).to_have_count(0)
+    tab.context.set_offline(True)
+    expect(page.get_by_role("alert").filter(has_text="What is below is old")).to_be_visible()
+    expect(table(page, "Endpoints of Home")).to_be_visible()
+    tab.context.set_offline(False)
+    expect(page.get_by_role("alert")).to_have_count(0)
     assert ling_gateway.client.get("/api/v1/routes").status_code == 403
     assert json.dumps(told).count("sk-") == 0

@@ -7,8 +7,9 @@ import json
 import pytest
 from playwright.sync_api import expect
 
+from api_support import wait_until
 from code_support import Rounds, calls
-from page_support import SANDBOX_KEYS
+from page_support import PATIENCE_S, SANDBOX_KEYS
 
 pytestmark = pytest.mark.slow
 
@@ -61,11 +62,7 @@ def test_call_when_run_then_the_model_goes_on_with_what_its_code_gave(
     assert [each["sandboxID"] for each in ours(ling_sandbox)] == [first["sandboxID"]]
     page.get_by_role("button", name="New", exact=True).click()
     expect(page.get_by_role("button", name="Run code")).to_be_visible()
-    for _ in range(100):
-        if not ours(ling_sandbox):
-            break
-        page.wait_for_timeout(50)
-    assert ours(ling_sandbox) == []
+    wait_until(lambda: ours(ling_sandbox) == [], PATIENCE_S)
 
 
 def test_call_when_its_code_has_no_end_or_its_sandbox_is_gone_then_stopped_and_run_elsewhere(
@@ -81,11 +78,7 @@ def test_call_when_its_code_has_no_end_or_its_sandbox_is_gone_then_stopped_and_r
         for each in ours(ling_sandbox):
             client.delete(f"/sandboxes/{each['sandboxID']}").raise_for_status()
     page.get_by_role("button", name=RUN).click()
-    for _ in range(100):
-        if ours(ling_sandbox):
-            break
-        page.wait_for_timeout(50)
-    assert len(ours(ling_sandbox)) == 1
+    wait_until(lambda: len(ours(ling_sandbox)) == 1, PATIENCE_S)
     page.get_by_role("button", name=STOP).click()
     page.get_by_label("Answer by hand").fill("nothing came of it")
     page.get_by_role("button", name="Send result").click()

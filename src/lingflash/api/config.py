@@ -17,8 +17,7 @@ from lingflash.core.settings import (
     require,
     setting,
 )
-from lingflash.httpd.keys import KEY, is_loopback
-from lingflash.httpd.page import has_page
+from lingflash.httpd.keys import KEY, has_page, is_loopback
 
 _MIB = 2**20
 
@@ -132,7 +131,7 @@ class ServerConfig:
         60.0, "The longest run of one piece of code.", bound=between(1, 86400)
     )
     max_containers_per_key: int = setting(
-        8, "Containers of one API key; the oldest automatic one makes room.", bound=at_least(1)
+        16, "Containers of one API key; the oldest automatic one makes room.", bound=at_least(1)
     )
     unreadable_parts: str = setting(
         "refuse",

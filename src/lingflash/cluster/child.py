@@ -23,7 +23,8 @@ from lingflash.protocol.replicas import Health
 _SERVING = re.compile(r"^serving .+ on (http://\S+)/v1$")
 _NUM_KEPT_LINES = 12
 _POLL_S = 0.05
-_DEAF_S = 15.0
+# A server that does not answer for so long is not ready; for so much longer, it hangs.
+_DEAF_S, _HUNG_S = 15.0, 60.0
 # From the end of a drain to the end of the process.
 _GRACE_S = 15.0
 
@@ -39,17 +40,14 @@ class ServeChild:
     def __init__(self, replica: ReplicaTable, host: str, token: str) -> None:
         self.url: str | None = None
         self._token = token
+        self._is_draining = False
         self._health = Health(ready=False)
         self._heard_s = 0.0
         self._drain_timeout_s = replica.drain_timeout_s
         self._lines: deque[str] = deque(maxlen=_NUM_KEPT_LINES)
         environment = {**os.environ, "LINGFLASH_API_KEY": token}
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "lingflash.cluster.serve_child", str(os.getpid())),
-                *("serve", replica.model, "--host", host, "--port", "0", "--no-ui"),
-                *("--drain-timeout-s", str(replica.drain_timeout_s), *replica.flags),
-            ],
+            _command(replica, host),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -60,16 +58,14 @@ class ServeChild:
         )
         threading.Thread(target=self._read_lines, name="child-log", daemon=True).start()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def why_ended(self) -> str | None:
-        """Why it has ended, with its last lines; None while it runs."""
+        """Why it has ended or is to be ended, with its last lines; None while it runs."""
         code = self._process.poll()
-        if code is None:
-            return None
-        return f"ling serve {describe_exit(code)}: {' / '.join(self._lines)}"
+        if code is not None:
+            return f"ling serve {describe_exit(code)}: {' / '.join(self._lines)}"
+        if self._heard_s and time.monotonic() - self._heard_s > _HUNG_S:
+            return f"ling serve hangs: it has not answered for {_HUNG_S:g} s"
+        return None
 
     async def health(self) -> Health:
         """What it says on /ready; not ready while nobody knows where it listens.
@@ -87,7 +83,9 @@ class ServeChild:
 
     async def drain(self) -> None:
         """SIGTERM: it refuses what is new, finishes what runs, and ends. Killed if it does not."""
-        self._signal(signal.SIGTERM)
+        if not self._is_draining:  # a second one would end it at once
+            self._is_draining = True
+            self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self._drain_timeout_s + _GRACE_S):
                 while self._process.poll() is None:
@@ -112,3 +110,11 @@ class ServeChild:
             if (found := _SERVING.match(line)) is not None:
                 self.url = found[1]
             print(line, file=sys.stderr, flush=True)
+
+
+def _command(replica: ReplicaTable, host: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "lingflash.cluster.serve_child", str(os.getpid())),
+        *("serve", replica.model, "--host", host, "--port", "0", "--no-ui"),
+        *("--drain-timeout-s", str(replica.drain_timeout_s), *replica.flags),
+    ]

@@ -174,9 +174,12 @@ class Controller:
         self._take_number(report.generation)
         if member.take(report, now_s):
             self._tell(member)
+            if member.state == "ready":
+                self._pause_s = 0.0
         limit_s = self.config.replica.start_timeout_s
-        if member.state == "ready":
-            self._pause_s = 0.0
+        if report.health.draining and member.state != "draining":
+            # Whoever began that, another process of ours or a hand, it will not serve again.
+            self._begin_drain(member, now_s)
         elif member.state in ("starting", "unready") and now_s - member.since_s > limit_s:
             self._remove(member.id, "late", f"it was not ready for {limit_s:g} s")
 

@@ -162,7 +162,12 @@ class EngineConfig:
         bound=at_least(0, "no host tier"),
     )
     # First number of the per-request seeds; None draws one.
-    seed: int | None = setting(None, "Of requests that give none, for repeatable runs.")
+    # Counted up with every request, it stays what a request may give.
+    seed: int | None = setting(
+        None,
+        "Of requests that give none, for repeatable runs.",
+        bound=between(-(2**62), 2**62),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -115,12 +115,12 @@ class Home:
     """Where a stored response is, and whose it is.
 
     Args:
-        endpoint: has it, at that replica and under the key `byok_id`, as End has them.
+        endpoint, replica: have it, under the key `byok_id`, as End has them.
     """
 
     endpoint: str
+    replica: str | None
     byok_id: str | None
-    replica: str | None = None
     key_hash: str
     session_id: str
 

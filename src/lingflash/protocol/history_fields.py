@@ -111,6 +111,10 @@ MESSAGES_TOOL = FieldTable(
     refused=_TOOL_REFUSED,
 )
 
+MESSAGES_CODE_TOOL = FieldTable(
+    known=("type", "name", "allowed_callers"), inert=_TOOL_INERT, refused=_TOOL_REFUSED
+)
+
 # Items of /v1/responses.
 ITEM_MESSAGE = FieldTable(
     known=("type", "role", "content", "status"),
@@ -210,6 +214,9 @@ TOOL_RESULT = FieldTable(
     known=("type", "tool_use_id", "content", "is_error"),
     inert={**_LEFT_BEHIND, "toolset_name": "which set the tool was of"},
     drops_unknown=True,
+)
+CODE_RESULT = FieldTable(
+    known=("type", "tool_use_id", "content"), inert=_LEFT_BEHIND, drops_unknown=True
 )
 THINKING = FieldTable(
     known=("type", "thinking"),

@@ -26,7 +26,7 @@ _INERT = {
     "client_metadata": "labels and trace data",
 }
 _REFUSED = {
-    "container": Refusal(_NEVER + "; there are no code containers"),
+    "container": Refusal(_NEVER + "; code that an answer runs has a container of its own"),
     "speed": Refusal(_NEVER + " with another value than 'standard'", ("standard",)),
     "compaction": Refusal(_NEVER + "; send a shorter conversation"),
     "fallbacks": Refusal(_NEVER, ([],)),

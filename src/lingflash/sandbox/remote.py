@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
@@ -45,7 +46,7 @@ _MAX_WHOLE_BYTES = 1 << 20  # of a body; a longer one is passed on as it comes
 # On a vendor's domain each service of a sandbox is a host of its own.
 _CODE_PORT, _ENVD_PORT = 49999, 49983
 _CODE_PATHS = ("/execute", "/contexts")
-_REST = re.compile(r"(/[\w-]+)*")
+_CONTROL_PATH = re.compile(r"(/v\d)?/sandboxes/(?P<id>[\w-]+)(?P<rest>(/[\w-]+)*)", re.ASCII)
 # Of one connection, not of the message; and whose key it was.
 _NOT_PASSED_ON = frozenset(
     {"connection", "content-length", "cookie", "date", "host", "keep-alive", "server", "te"}
@@ -191,22 +192,22 @@ class Remote:
         await asyncio.gather(*map(look, list(self._by_id.values())))
 
     async def control(
-        self, owner: str, method: str, sandbox_id: str, rest: str, query: str, wanted: Any
+        self, owner: str, method: str, path: str, query: str, wanted: Any
     ) -> tuple[int, Any]:
-        """Ask something of one sandbox of the caller's.
+        """Ask something of one sandbox of the caller's, which the path names.
 
         Raises:
             NotFoundError: it is not the caller's, or the path is none.
+            RateLimitError: it is to run again, and its key has used up its output.
             UpstreamError: the remote server gave no answer.
         """
-        rented = self._by_id.get(sandbox_id)
-        if rented is None or rented.owner != owner or _REST.fullmatch(rest) is None:
-            raise NotFoundError(f"The sandbox {sandbox_id[:60]!r} was not found.")
-        if rest in ("/connect", "/resume"):
+        found = _CONTROL_PATH.fullmatch(path)
+        rented = self._by_id.get(found["id"]) if found else None
+        if found is None or rented is None or rented.owner != owner:
+            raise NotFoundError("The sandbox was not found.")
+        if found["rest"] in ("/connect", "/resume"):
             self._quotas.check(owner)
-        version = "/v2" if rest == "/connect" else ""
-        path = f"{version}/sandboxes/{sandbox_id}{rest}{query}"
-        status, told = await self._call(method, path, wanted)
+        status, told = await self._call(method, path + query, wanted)
         if status == 404 or (method == "DELETE" and status == 204):
             self._forget(rented, "expired" if status == 404 else "killed")
         self._learn(rented, told)
@@ -278,7 +279,12 @@ class Remote:
         """
         token, sandbox_id = headers.get("x-access-token", ""), headers.get("e2b-sandbox-id", "")
         if token:
-            found = [each for each in self._by_id.values() if each.token == token]
+            given = token.encode("utf-8", "surrogateescape")
+            found = [
+                each
+                for each in self._by_id.values()
+                if each.token and hmac.compare_digest(each.token.encode(), given)
+            ]
             if found and sandbox_id and found[0].id != sandbox_id:
                 raise AuthenticationError("The access token is of another sandbox.")
         elif id_is_enough and sandbox_id:

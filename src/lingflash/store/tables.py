@@ -140,6 +140,7 @@ session = Table(
     _big("steps"),  # rows in the ledger
     _big("turns"),  # of those, the ones that an endpoint answered
     Column("pinned_endpoint", String(256)),
+    Column("pinned_replica", String(256)),
     _big("used_at"),
     _big("later_prompt"),  # tokens of its turns after the first
     _big("later_cached"),

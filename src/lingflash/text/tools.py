@@ -179,8 +179,11 @@ class ToolSet:
             where,
         )
 
-    def add_code(self, where: str) -> None:
+    def add_code(self, where: str, own_name: str = CODE_TOOL) -> None:
         """Add the tool whose code the server runs, after all others.
+
+        Args:
+            own_name: its dialect's.
 
         Raises:
             InvalidRequestError: there is one already.
@@ -192,7 +195,7 @@ class ToolSet:
         }
         name = _CODE_NAME if _CODE_NAME not in self._by_name else CODE_TOOL
         function = {"name": name, "description": _CODE_DESCRIPTION, "parameters": parameters}
-        tool = Tool(name=name, own_name=CODE_TOOL, kind="code", function=function, where=where)
+        tool = Tool(name=name, own_name=own_name, kind="code", function=function, where=where)
         self._add(tool, where)
 
     def leave_out(self, kind: str, where: str, dropped: Dropped, name: Any = None) -> None:

@@ -31,11 +31,13 @@ class CodeRun:
     Args:
         status: "incomplete" if it was not run, or stopped; "failed" if its container ended.
         outputs: OpenAI's: logs and images.
+        has_error: it raised.
     """
 
     container_id: str
     status: CodeStatus = "in_progress"
     outputs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    has_error: bool = False
 
 
 @dataclass(slots=True)
@@ -131,8 +133,8 @@ class Turn:
 
     @property
     def num_calls(self) -> int:
-        """Tool calls so far."""
-        return sum(block.kind == "call" for block in self.blocks)
+        """Calls so far of tools that are the client's to run."""
+        return sum(block.kind == "call" and block.run is None for block in self.blocks)
 
     @property
     def ends_with_call(self) -> bool:

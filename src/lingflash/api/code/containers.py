@@ -169,7 +169,7 @@ class Containers:
         while True:
             making = asyncio.create_task(self.sandboxes.create(life_s))
             try:
-                container.sandbox = await asyncio.shield(making)
+                made = await asyncio.shield(making)
                 break
             except asyncio.CancelledError:
                 # It may be made by now, or soon: nobody else knows of it.
@@ -180,8 +180,9 @@ class Containers:
                 if not self._make_room(others, container.owner):
                     raise
                 await asyncio.wait(self._ending)
+        container.sandbox = made
         # What starts its kernel, so that the time of a run is the code's own.
-        async for _ in self.sandboxes.execute(container.sandbox, ""):
+        async for _ in self.sandboxes.execute(made, ""):
             pass
         if container.id not in self._by_id:  # deleted meanwhile
             self.forget(container)

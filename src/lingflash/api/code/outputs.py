@@ -26,6 +26,7 @@ class Outputs:
 
     Args:
         num_bytes: of all that the code gave, with what is left out here.
+        has_error: it raised.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Outputs:
         self._log_room = MAX_LOG_CHARS
         self._image_room = MAX_IMAGE_CHARS
         self.num_bytes = 0
+        self.has_error = False
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one of E2B's events."""
@@ -43,6 +45,7 @@ class Outputs:
             case "result":
                 self._result(event)
             case "error":
+                self.has_error = True
                 trace = _COLOURS.sub("", str(event.get("traceback") or event.get("value")))
                 self.num_bytes += len(trace.encode("utf-8", "replace"))
                 self.note(trace[-_MAX_ERROR_CHARS:])

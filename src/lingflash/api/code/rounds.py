@@ -55,10 +55,12 @@ class CodeWish:
     Args:
         container: where it runs; None for one that is made when code is called.
         max_calls: further ones are not run.
+        keeps: the container is there for later requests.
     """
 
-    container: Container | None
-    max_calls: int | None
+    container: Container | None = None
+    max_calls: int | None = None
+    keeps: bool = True
 
 
 class Rounds:
@@ -92,6 +94,7 @@ class Rounds:
         self._most_tokens = options.max_completion_tokens
         limit_s = options.timeout or state.config.request_timeout_s
         self._ends_at = None if limit_s is None else time.monotonic() + limit_s
+        self._keeps = wish.keeps
         self._container = wish.container
         if self._container is not None:
             self._container.num_users += 1
@@ -179,7 +182,7 @@ class Rounds:
             self._container.num_users -= 1
         for container in self._made:
             container.num_users -= 1
-            if not self._is_whole or container.sandbox is None:
+            if not (self._is_whole and self._keeps) or container.sandbox is None:
                 self._containers.forget(container)
         await self._generation.close(error)
 
@@ -239,7 +242,7 @@ class Rounds:
                 container.num_users -= 1
             self._container = None
         finally:
-            run.outputs = outputs.whole()
+            run.outputs, run.has_error = outputs.whole(), outputs.has_error
             self._output_bytes += outputs.num_bytes
 
     async def _collect(self, sandbox: Sandbox, code: str, outputs: Outputs) -> None:

@@ -104,12 +104,11 @@ async def _run(
     """What code gave, and whether it came to its end."""
     outputs = Outputs()
     try:
-        async with (
-            asyncio.timeout(containers.run_s),
-            contextlib.aclosing(containers.execute(container, code)) as events,
-        ):
-            async for event in events:
-                outputs.add(event)
+        async with container.busy, containers.open(container) as sandbox:
+            running = containers.sandboxes.execute(sandbox, code)
+            async with asyncio.timeout(containers.run_s), contextlib.aclosing(running):
+                async for event in running:
+                    outputs.add(event)
     except TimeoutError:
         outputs.note(f"[stopped after {containers.run_s:g} s]")
         return "incomplete", outputs.whole()

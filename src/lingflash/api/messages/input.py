@@ -12,10 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lingflash.api.answer.conversation import Conversation, make_conversation, new_messages
 from lingflash.api.answer.param_names import ParamNames
+from lingflash.api.messages.code_blocks import (
+    CODE_NAME,
+    RESULT,
+    USE,
+    call_id_of,
+    text_of_result,
+)
 from lingflash.api.messages.tools import read_choice, read_tools
 from lingflash.api.state import ServerState
 from lingflash.core.errors import refuse
@@ -23,6 +31,7 @@ from lingflash.protocol.chat import ChatOptions
 from lingflash.protocol.endpoint_fields import MESSAGES
 from lingflash.protocol.fields import Dropped, parse_request, take
 from lingflash.protocol.history_fields import (
+    CODE_RESULT,
     MESSAGE,
     OTHER_BLOCKS,
     THINKING,
@@ -69,8 +78,11 @@ def read_messages(
     Raises:
         InvalidRequestError: something in it cannot be served; `param` is in Anthropic's terms.
     """
-    tools = read_tools(body.tools, found_tools(body.messages), body.tool_choice, dropped)
-    reader = _Reader(new_messages(state, dropped, "tool_use_id"), tools)
+    runs_code = state.containers is not None
+    found = found_tools(body.messages)
+    tools = read_tools(body.tools, found, body.tool_choice, dropped, runs_code=runs_code)
+    max_model_len = state.engine.info.max_model_len if runs_code else 0
+    reader = _Reader(new_messages(state, dropped, "tool_use_id"), tools, max_model_len)
     system = _system(body.system, dropped)
     if system:
         reader.messages.add("system", [system], "system")
@@ -87,7 +99,7 @@ def read_messages(
         )
     _check_edits(body.context_management, dropped)
     fields: dict[str, Any] = {
-        **read_choice(body.tool_choice, dropped),
+        **read_choice(body.tool_choice, tools, dropped),
         **_thinking(body.thinking),
         **_output_config(body.output_config, dropped),
     }
@@ -104,8 +116,8 @@ def read_messages(
         }
     with NAMES.errors_translated():
         options = parse_request(ChatOptions, fields)
-        found = reader.messages.finish()
-        return make_conversation(state, options, found, tools, dropped), options
+        messages = reader.messages.finish()
+        return make_conversation(state, options, messages, tools, dropped), options
 
 
 def found_tools(messages: Sequence[Any]) -> set[str]:
@@ -130,11 +142,37 @@ def found_tools(messages: Sequence[Any]) -> set[str]:
     return found
 
 
-class _Reader:
-    """Turns messages into chat's."""
+@dataclass(slots=True)
+class _AssistantTurn:
+    """What the assistant said at once."""
 
-    def __init__(self, messages: MessageList, tools: ToolSet) -> None:
+    parts: list[Part] = field(default_factory=list[Part])
+    thoughts: list[str] = field(default_factory=list[str])
+    calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    @property
+    def says_something(self) -> bool:
+        return bool(self.parts or self.thoughts or self.calls)
+
+    def add_to(self, messages: MessageList, where: str) -> None:
+        fields: dict[str, Any] = {}
+        if self.thoughts:
+            fields["reasoning_content"] = _JOINT.join(self.thoughts)
+        if self.calls:
+            fields["tool_calls"] = self.calls
+        messages.add("assistant", self.parts, where, joint=_JOINT, **fields)
+
+
+class _Reader:
+    """Turns messages into chat's.
+
+    Args:
+        max_model_len: where code is run here, tokens of the context; else 0.
+    """
+
+    def __init__(self, messages: MessageList, tools: ToolSet, max_model_len: int) -> None:
         self.messages = messages
+        self._max_model_len = max_model_len
         self._tools = tools
         self._dropped = messages.dropped
 
@@ -163,25 +201,42 @@ class _Reader:
             self._user(role, content, where)
 
     def _assistant(self, blocks: Sequence[Any], where: str) -> None:
-        parts: list[Part] = []
-        thoughts: list[str] = []
-        calls: list[dict[str, Any]] = []
+        turn = _AssistantTurn()
+        has_ended = False  # a turn, by the result of code that it called
         for i, block in enumerate(blocks):
             here = f"{where}.content[{i}]"
             kind = _kind(block, here)
             if kind == "thinking":
                 thought = take(block, THINKING, here, self._dropped)
-                thoughts.append(_string(thought, "thinking", here))
+                turn.thoughts.append(_string(thought, "thinking", here))
             elif kind == "tool_use":
-                calls.append(self._tool_use(block, here))
+                turn.calls.append(self._tool_use(block, here))
+            elif self._max_model_len and kind == USE and block.get("name") == CODE_NAME:
+                turn.calls.append(self._code_use(block, here))
+            elif self._max_model_len and kind == RESULT:
+                if turn.says_something:
+                    turn.add_to(self.messages, where)
+                    turn, has_ended = _AssistantTurn(), True
+                self._code_result(block, here)
             else:
-                parts += self._other(block, kind, here)
-        fields: dict[str, Any] = {}
-        if thoughts:
-            fields["reasoning_content"] = _JOINT.join(thoughts)
-        if calls:
-            fields["tool_calls"] = calls
-        self.messages.add("assistant", parts, where, joint=_JOINT, **fields)
+                turn.parts += self._other(block, kind, here)
+        if turn.says_something or not has_ended:
+            turn.add_to(self.messages, where)
+
+    def _code_use(self, block: Mapping[str, Any], where: str) -> dict[str, Any]:
+        call = take(block, TOOL_USE, where, self._dropped)
+        given = call.get("input")
+        code = given.get("code") if isinstance(given, Mapping) else None
+        if not isinstance(code, str):
+            refuse(f"{where}.input.code", f"is {type(code).__name__}; a string is needed")
+        call_id = call_id_of(_string(call, "id", where))
+        return call_of(call_id, *self._tools.code_call(code))
+
+    def _code_result(self, block: Mapping[str, Any], where: str) -> None:
+        result = take(block, CODE_RESULT, where, self._dropped)
+        call_id = call_id_of(_string(result, "tool_use_id", where))
+        text = text_of_result(result.get("content"), self._max_model_len)
+        self.messages.add("tool", [text], where, tool_call_id=call_id)
 
     def _user(self, role: str, blocks: Sequence[Any], where: str) -> None:
         parts: list[Part] = []

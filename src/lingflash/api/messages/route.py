@@ -11,6 +11,7 @@ from lingflash.api.answer.conversation import read_beside
 from lingflash.api.answer.dropped import dropped_headers
 from lingflash.api.answer.prepare import cache_salt, encode_conversation, prepare_chat
 from lingflash.api.answer.stream import send_answer
+from lingflash.api.code.rounds import CodeWish, Rounds
 from lingflash.api.messages.input import NAMES, read_messages
 from lingflash.api.messages.writer import MessageAnswer
 from lingflash.httpd.auth import caller_of
@@ -29,10 +30,16 @@ async def create_message(request: Request) -> Response:
     with NAMES.errors_translated():
         generation = await prepare_chat(state, request, options, conversation)
     await generation.start(request.receive)
-    turn = Turn(chat_choices(state, conversation, 1, caller_of(request))[0])
-    answer = MessageAnswer(model, generation, turn, max_tokens=body.max_tokens)
+    if conversation.tools.code is not None:
+        wish = CodeWish(keeps=False)
+        answering = Rounds(state, request, options, conversation, generation, wish)
+        turn = answering.turn
+    else:
+        turn = Turn(chat_choices(state, conversation, 1, caller_of(request))[0])
+        answering = generation
+    answer = MessageAnswer(model, answering, turn, max_tokens=body.max_tokens)
     headers = dropped_headers(state, dropped)
-    return await send_answer(generation, answer, request, stream=bool(body.stream), headers=headers)
+    return await send_answer(answering, answer, request, stream=bool(body.stream), headers=headers)
 
 
 @router.post(COUNT_TOKENS.path, openapi_extra=json_body(COUNT_TOKENS.model))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lingflash.api.messages.code_blocks import CODE_EXECUTION, CODE_NAME
 from lingflash.core.errors import refuse
 from lingflash.protocol.fields import Dropped, take
-from lingflash.protocol.history_fields import MESSAGES_TOOL
+from lingflash.protocol.history_fields import MESSAGES_CODE_TOOL, MESSAGES_TOOL
 from lingflash.protocol.messages import TOOL_CHOICE_TABLE
 from lingflash.text.tools import ToolSet
 
@@ -17,14 +18,17 @@ def read_tools(
     found: set[str],
     choice: Mapping[str, Any] | None,
     dropped: Dropped,
+    *,
+    runs_code: bool = False,
 ) -> ToolSet:
-    """Read tools with an input_schema; the others cannot run here.
+    """Read tools with an input_schema, and code execution; the others cannot run here.
 
     A tool with `defer_loading` is offered once the conversation has found it, or where it could
     not be found, since the search is one of those that do not run here.
 
     Args:
         found: names that the conversation has found or called.
+        runs_code: there is a sandbox for it.
 
     Raises:
         InvalidRequestError: one is malformed.
@@ -33,6 +37,7 @@ def read_tools(
     later: list[tuple[dict[str, Any], str]] = []
     wanted = {*found, (choice or {}).get("name")}
     searches_here = True
+    code: list[str] = []
     for i, tool in enumerate(tools or ()):
         where = f"tools[{i}]"
         if not isinstance(tool, Mapping):
@@ -41,6 +46,10 @@ def read_tools(
         if kind not in (None, "custom"):
             if not isinstance(kind, str):
                 refuse(f"{where}.type", f"is {kind!r}; a string is needed")
+            if kind == CODE_EXECUTION and runs_code:
+                take(tool, MESSAGES_CODE_TOOL, where, dropped)
+                code.append(where)
+                continue
             result.leave_out(kind, where, dropped, tool.get("name"))
             searches_here = searches_here and not kind.startswith("tool_search_tool")
             continue
@@ -54,6 +63,8 @@ def read_tools(
     for function, where in later:
         if not searches_here or function.get("name") in wanted:
             result.add_function(function, where, parameters="input_schema")
+    for where in code:
+        result.add_code(where, CODE_NAME)
     return result
 
 
@@ -79,7 +90,9 @@ def _function(
     return function
 
 
-def read_choice(choice: Mapping[str, Any] | None, dropped: Dropped) -> dict[str, Any]:
+def read_choice(
+    choice: Mapping[str, Any] | None, tools: ToolSet, dropped: Dropped
+) -> dict[str, Any]:
     """A tool_choice as chat's tool_choice and parallel_tool_calls."""
     if choice is None:
         return {}
@@ -94,6 +107,7 @@ def read_choice(choice: Mapping[str, Any] | None, dropped: Dropped) -> dict[str,
         name = fields.get("name")
         if not isinstance(name, str):
             refuse("tool_choice.name", f"is {name!r}; a string is needed")
+        name = tools.prompt_name(name)
         result["tool_choice"] = {"type": "function", "function": {"name": name}}
     else:
         refuse("tool_choice.type", f"is {kind!r}; allowed: auto, none, any, tool")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any, assert_never
 
 import msgspec
 
 from lingflash.api.answer.blocks import Block, BlockStep, Turn
-from lingflash.api.answer.generation import Deltas, Generation, never_written
+from lingflash.api.answer.generation import Answering, Deltas, never_written
 from lingflash.api.answer.stream import AnswerWriter
+from lingflash.api.messages.code_blocks import result_block, use_block
 from lingflash.core.errors import LingflashError
 from lingflash.httpd.error_map import envelope
 from lingflash.protocol.messages import ANTHROPIC_ERRORS
 from lingflash.protocol.sse import named_event
-from lingflash.protocol.usage import cache_report
+from lingflash.protocol.usage import cache_report, code_details
 
 
 class MessageAnswer(AnswerWriter):
@@ -24,10 +26,13 @@ class MessageAnswer(AnswerWriter):
         max_tokens: what was asked for, which the context may not leave.
     """
 
-    def __init__(self, model: str, generation: Generation, turn: Turn, *, max_tokens: int) -> None:
+    def __init__(self, model: str, generation: Answering, turn: Turn, *, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._generation = generation
         self._turn = turn
+        # Where each block is among those of the answer, in which results of code are blocks, too.
+        self._places: list[tuple[Block, bool]] = []
+        self._place_of: dict[int, int] = {}
         self._head = {
             "id": "msg_" + secrets.token_hex(12),
             "type": "message",
@@ -50,7 +55,24 @@ class MessageAnswer(AnswerWriter):
         return _event("ping")
 
     def write(self, deltas: Deltas) -> bytes:
-        return b"".join(event for step in self._turn.take(deltas) for event in _step_events(step))
+        return b"".join(event for step in self._turn.take(deltas) for event in self._take(step))
+
+    def _take(self, step: BlockStep) -> list[bytes]:
+        """Note where a block is; the events of what happened to it."""
+        if step.action == "open":
+            self._place_of[step.block.index] = len(self._places)
+            self._places.append((step.block, False))
+        elif step.action == "end":
+            self._places.append((step.block, True))
+            where = len(self._places) - 1
+            block = result_block(step.block)
+            return [
+                _event("content_block_start", index=where, content_block=block),
+                _event("content_block_stop", index=where),
+            ]
+        elif step.action == "run":
+            return []
+        return _step_events(step, self._place_of[step.block.index])
 
     def end(self) -> bytes:
         stop_reason, stop_sequence = self._stop()
@@ -62,14 +84,19 @@ class MessageAnswer(AnswerWriter):
 
     async def collect(self) -> None:
         """Read the whole answer."""
-        await self._turn.collect(self._generation)
+        async for deltas in self._generation.deltas():
+            for step in self._turn.take(deltas):
+                self._take(step)
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         stop_reason, stop_sequence = self._stop()
         return {
             **self._head,
-            "content": [_block(block, block.text) for block in self._turn.blocks],
+            "content": [
+                result_block(block) if is_result else _block(block, block.text)
+                for block, is_result in self._places
+            ],
             "stop_reason": stop_reason,
             "stop_sequence": stop_sequence,
             "usage": self._usage(),
@@ -98,6 +125,7 @@ class MessageAnswer(AnswerWriter):
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
             **cache_report(usage),
+            **code_details(usage),
         }
 
 
@@ -106,6 +134,8 @@ def _block(block: Block, text: str) -> dict[str, Any]:
         return {"type": "text", "text": text}
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": text, "signature": ""}
+    if block.run is not None:
+        return use_block(block, is_empty=not text)
     # As generated: numbers of any size stay what they are.
     arguments = msgspec.Raw(text.encode()) if text else {}
     return {"type": "tool_use", "id": block.call_id, "name": block.own_name, "input": arguments}
@@ -118,15 +148,17 @@ _DELTAS = {
 }
 
 
-def _step_events(step: BlockStep) -> list[bytes]:
-    index = step.block.index
+def _step_events(step: BlockStep, index: int) -> list[bytes]:
     if step.action == "open":
         block = _block(step.block, "")
         return [_event("content_block_start", index=index, content_block=block)]
     if step.action == "close":
         return [_event("content_block_stop", index=index)]
     kind, key = _DELTAS[step.block.kind]
-    delta = {"type": kind, key: step.text}
+    text = step.text
+    if step.block.run is not None:
+        text = json.dumps({"code": text}, ensure_ascii=False)
+    delta = {"type": kind, key: text}
     return [_event("content_block_delta", index=index, delta=delta)]
 
 

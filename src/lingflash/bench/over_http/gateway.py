@@ -50,6 +50,9 @@ _MAX_P50_MS, _MAX_P99_MS = 2.0, 10.0
 _MIN_TOKENS_PER_S, _MIN_SETTLED_PER_S = 10_000.0, 200.0
 _MAX_GROWTH_MIB = 8.0
 _WARM_UP = 20
+# 64 streams at the pace of the load (--step-ms) are more than one process passes on, so that their
+# first tokens wait in a queue without end; at this one they show what a request waits for.
+_CALM_STEP_MS, _CALM_TOKENS = 20.0, 100
 
 
 async def run_gateway(
@@ -91,12 +94,15 @@ async def run_gateway(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with _served(folder / "a", step_ms=0.0) as (direct, through, gateway):
-            await _measure_first(record, direct, through, num_first)
+            await _measure_first(record, direct, through, gateway, num_first)
             if num_memory:
                 await _measure_memory(record, through, gateway, num_memory, num_clients)
         async with _served(folder / "b", step_ms=step_ms) as (direct, through, _):
             places = {"direct": direct, "through": through}
             await _measure_load(record, places, num_clients, num_tokens, num_rounds)
+        async with _served(folder / "c", step_ms=_CALM_STEP_MS) as (direct, through, _):
+            places = {"direct": direct, "through": through}
+            await _measure_calm(record, places, num_clients, num_rounds)
         await _measure_accounts(record, folder / "accounts.db", num_clients)
     record.notes += [
         "direct and through alternate; added is the difference of the two in the same turn",
@@ -153,17 +159,24 @@ async def _check(stream: Stream, num_tokens: int) -> None:
         raise BadAnswer(f"{len(texts)} events for {num_tokens} tokens")
 
 
-async def _measure_first(record: Record, direct: Address, through: Address, num_first: int) -> None:
-    """Time to the first token of one client."""
+async def _measure_first(
+    record: Record, direct: Address, through: Address, gateway: ServerProcess, num_first: int
+) -> None:
+    """Time to the first token of one client, and what the gateway's processor does for it."""
     for _ in range(_WARM_UP):
         await _ask(direct, 8)
         await _ask(through, 8)
     times: dict[str, list[float]] = {"direct": [], "through": []}
+    cpu_s = gateway.cpu_s()
     for _ in range(num_first):
         for name, address in (("direct", direct), ("through", through)):
             stream = await _ask(address, 8)
             await _check(stream, 8)
             times[name].append(1e3 * (stream.first_s - stream.started_s))
+    cpu_ms = 1e3 * (gateway.cpu_s() - cpu_s) / num_first
+    record.add("processor time of the gateway, a request of one client", "ms", [cpu_ms])
+    # Of clients that come in one instant the last waits for the others: one process is one core.
+    record.derived |= {"last of 64 clients in one instant, at least, ms": 64 * cpu_ms}
     for name, samples in times.items():
         record.add(f"first token, one client, {name}", "ms", samples)
     pairs = zip(times["direct"], times["through"], strict=True)
@@ -208,6 +221,26 @@ async def _measure_load(
             "at least",
         ),
     ]
+
+
+async def _measure_calm(
+    record: Record, places: dict[str, Address], num_clients: int, num_rounds: int
+) -> None:
+    """The same at the pace of a model that is read, at which nothing is full."""
+    firsts: dict[str, list[float]] = {name: [] for name in places}
+    for i in range(num_rounds + 1):  # the first warms up
+        for name, address in places.items():
+            streams = await _round(address, num_clients, _CALM_TOKENS)
+            for stream in streams if i else ():
+                await _check(stream, _CALM_TOKENS)
+                firsts[name].append(1e3 * (stream.first_s - stream.started_s))
+    pace = f"{num_clients} clients at {1e3 / _CALM_STEP_MS:.0f} tokens/s each"
+    for name, samples in firsts.items():
+        record.add(f"first token, {pace}, {name}", "ms", samples)
+    added = _p99(firsts["through"]) - _p99(firsts["direct"])
+    record.targets.append(
+        Target(f"ms added to the first token, {pace}, p99", added, _MAX_P99_MS, "at most")
+    )
 
 
 async def _round(address: Address, num_clients: int, num_tokens: int) -> list[Stream]:

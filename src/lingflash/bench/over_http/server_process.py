@@ -85,6 +85,10 @@ class ServerProcess:
         """Anonymous memory of the server and its children."""
         return self._sum_over_processes(anonymous_bytes)
 
+    def cpu_s(self) -> float:
+        """Processor time of the server and its children so far."""
+        return self._sum_over_processes(_ticks) / os.sysconf("SC_CLK_TCK")
+
     def num_fds(self) -> int:
         """Open files of the server and its children."""
         return self._sum_over_processes(lambda pid: len(os.listdir(f"/proc/{pid}/fd")))
@@ -112,6 +116,11 @@ class ServerProcess:
                 self._process.kill()
                 self._process.wait()
         return self._process.returncode
+
+
+def _ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])  # of itself, in programs and in the kernel
 
 
 def _children(pid: int) -> list[int]:

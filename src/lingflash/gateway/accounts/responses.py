@@ -17,14 +17,16 @@ def find_home(connection: Connection, key_hash: str, response_id: str) -> Home |
     """
     row = generation.c
     query = (
-        select(row.endpoint, row.byok_id, row.key_hash, row.session_id, row.wire)
+        select(
+            row.endpoint,
+            row.wire["replica"].as_string().label("replica"),
+            row.byok_id,
+            row.key_hash,
+            row.session_id,
+        )
         .where(row.response_id == clean(response_id, 256))
         .order_by((row.key_hash == key_hash).desc(), row.created_at.desc())
         .limit(1)
     )
     found = connection.execute(query).mappings().first()
-    if found is None:
-        return None
-    fields = dict(found)
-    replica = fields.pop("wire").get("replica")
-    return Home(**fields, replica=replica)
+    return None if found is None else Home(**found)

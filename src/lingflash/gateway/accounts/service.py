@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,6 @@ from lingflash.gateway.accounts.leases import Every, Leases, Progress, new_proce
 from lingflash.gateway.accounts.ledger import Ledger
 from lingflash.gateway.accounts.rates import Rate, Rates, Taken
 from lingflash.gateway.accounts.responses import find_home
-from lingflash.gateway.accounts.sessions import endpoint_of
 from lingflash.gateway.accounts.vault import Vault, read_master_keys
 from lingflash.store.database import Database
 from lingflash.store.tables import budget, session
@@ -268,11 +266,7 @@ class LedgerAccounts:
         at = session.c.pinned_endpoint
         query = select(at, func.count()).where(session.c.used_at >= since).group_by(at)
         rows = await self.database.read(lambda c: c.execute(query).all())
-        found: Counter[str] = Counter()
-        for pin, count in rows:
-            if pin is not None:
-                found[endpoint_of(pin)] += count
-        return found
+        return {endpoint: count for endpoint, count in rows if endpoint is not None}
 
     def forget_key(self, hash: str) -> None:
         """A key was changed here: look it up anew with its next request."""

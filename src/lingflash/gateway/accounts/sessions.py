@@ -8,28 +8,17 @@ from typing import Any
 from lingflash.gateway.accounting import End, Session, Start
 from lingflash.gateway.accounts.rows import clean, parts_to_json
 
-# Between an endpoint and its replica in a pin.
-_REPLICA = "#"
-
-
-def endpoint_of(pin: str) -> str:
-    """The endpoint of what a row keeps as its pin."""
-    return pin.partition(_REPLICA)[0]
-
 
 @dataclass(slots=True, kw_only=True)
 class SessionState:
-    """A row of `session`, its fields are the table's columns.
-
-    Args:
-        pinned_endpoint: the endpoint's id, and behind a `#` the replica of it that served.
-    """
+    """A row of `session`, its fields are the table's columns."""
 
     key_hash: str
     id: str
     steps: int = 0
     turns: int = 0
     pinned_endpoint: str | None = None
+    pinned_replica: str | None = None
     used_at: int = 0
     later_prompt: int = 0
     later_cached: int = 0
@@ -50,8 +39,8 @@ class SessionState:
                 self.later_cached += end.usage.cached_tokens
             self.turns += 1
         if end.endpoint is not None:
-            pin = f"{end.endpoint}{_REPLICA}{end.replica}" if end.replica else end.endpoint
-            self.pinned_endpoint = clean(pin, 256)
+            self.pinned_endpoint = clean(end.endpoint, 256)
+            self.pinned_replica = end.replica and clean(end.replica, 256)
         if not start.parts:
             return None
         parts = parts_to_json(start.parts)
@@ -66,12 +55,11 @@ class SessionState:
     def seen(self, now_ms: int, pin_ttl_s: float) -> Session:
         """What the relay wants to know of it; a pin that is too old is none."""
         is_fresh = now_ms - self.used_at <= pin_ttl_s * 1000
-        endpoint, _, replica = (self.pinned_endpoint or "").partition(_REPLICA)
         return Session(
             id=self.id,
             turns=self.turns,
-            pinned_endpoint=(endpoint or None) if is_fresh else None,
-            pinned_replica=(replica or None) if is_fresh else None,
+            pinned_endpoint=self.pinned_endpoint if is_fresh else None,
+            pinned_replica=self.pinned_replica if is_fresh else None,
             cache_rate=self.later_cached / self.later_prompt if self.later_prompt else None,
         )
 
@@ -85,6 +73,7 @@ SESSION_COLUMNS = (
     "steps",
     "turns",
     "pinned_endpoint",
+    "pinned_replica",
     "used_at",
     "later_prompt",
     "later_cached",

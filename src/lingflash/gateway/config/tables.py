@@ -12,7 +12,7 @@ from lingflash.core.log import LEVELS
 from lingflash.core.settings import above, at_least, between, one_of, setting
 from lingflash.gateway.accounting import Dialect
 from lingflash.gateway.routing.replicas import BALANCES, Balance
-from lingflash.httpd.page import has_page
+from lingflash.httpd.keys import has_page
 from lingflash.link.http_client import Address
 
 DIALECTS: tuple[Dialect, ...] = ("chat", "completions", "responses", "messages")
@@ -96,7 +96,8 @@ class RequestsTable:
     bytes_per_token: float = setting(
         1.0,
         "Prompt tokens are reserved as bytes of the body over this. At 1 no budget can be exceeded;"
-        " 3 is near the truth for text and reserves a third.",
+        " 3 is near the truth for text and reserves a third. Of what is no text, such as pictures,"
+        " the whole context is reserved.",
         bound=between(1, 8),
     )
     byok_fee_percent: float = setting(

@@ -202,10 +202,3 @@ class BrokeOff(Exception):
     def __init__(self, error: LingflashError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-def nobody(model: str, *, is_late: bool) -> LingflashError:
-    """What the caller hears where no attempt was made, or none may follow."""
-    if is_late:
-        return UpstreamTimeoutError("The request took longer than it may in all.")
-    return CapacityError(f"No provider takes requests for {model} now; try again.")

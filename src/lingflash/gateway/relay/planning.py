@@ -77,15 +77,6 @@ async def plan_call(state: GatewayState, call: Call) -> PlannedCall:
     return PlannedCall(call, plan, plan_for, secrets)
 
 
-def with_own_names(catalog: Catalog, caller: Caller) -> Caller:
-    """Who asks; the models that a key is for may have been written as aliases."""
-    if caller.allowed_models is None:
-        return caller
-    return replace(
-        caller, allowed_models=[catalog.own_name(each) for each in caller.allowed_models]
-    )
-
-
 def prompt_of(call: Call, session: Session) -> Prompt:
     """What of a call decides which replica serves it."""
     return Prompt(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from lingflash.core.errors import CapacityError, LingflashError
+from lingflash.core.errors import CapacityError, LingflashError, UpstreamTimeoutError
 from lingflash.core.types import Usage
 from lingflash.gateway.accounting import (
     Admission,
     Attempt,
+    Caller,
     Cost,
     End,
     Outcome,
@@ -32,11 +34,10 @@ from lingflash.gateway.relay.failures import (
     broken_error,
     empty,
     error_event,
-    nobody,
 )
 from lingflash.gateway.relay.frames import STREAM_HEADERS, Frames, frames_of
 from lingflash.gateway.relay.last_words import last_words
-from lingflash.gateway.relay.planning import PlannedCall, with_own_names
+from lingflash.gateway.relay.planning import PlannedCall
 from lingflash.gateway.relay.report import report
 from lingflash.gateway.relay.usage import read_usage
 from lingflash.gateway.routing.plan import Candidate
@@ -144,13 +145,21 @@ class Run:
 
     # Admission
 
+    def _caller(self) -> Caller:
+        """Who asks; the models that a key is for may have been written as aliases."""
+        caller = self._call.caller
+        if caller.allowed_models is None:
+            return caller
+        names = [self._config.catalog.own_name(each) for each in caller.allowed_models]
+        return replace(caller, allowed_models=names)
+
     async def _admit(self) -> Admission:
         call, plan = self._call, self._plan
         most = self._bill.reserve(call, plan)
         start = Start(
             id=call.id,
             request_id=call.request_id,
-            caller=with_own_names(self._config.catalog, call.caller),
+            caller=self._caller(),
             dialect=call.dialect,
             model=plan.wanted[0].name,
             is_streamed=call.is_streamed,
@@ -215,7 +224,14 @@ class Run:
                     sent.end(time.monotonic(), self._usage)
         if last is not None:
             raise last.error
-        raise nobody(self._plan.wanted[0].name, is_late=time.monotonic() >= self._deadline_s)
+        raise self._nobody()
+
+    def _nobody(self) -> LingflashError:
+        if time.monotonic() >= self._deadline_s:
+            return UpstreamTimeoutError("The request took longer than it may in all.")
+        return CapacityError(
+            f"No provider takes requests for {self._plan.wanted[0].name} now; try again."
+        )
 
     def _note_attempt(
         self, candidate: Candidate, started_s: float, status: int, error: LingflashError | str = ""
@@ -453,6 +469,7 @@ class Run:
             own, vendors = self._bill.costs(candidate, usage)
         endpoint = candidate.endpoint if was_served and candidate is not None else None
         key = candidate.key if candidate is not None and endpoint is not None else None
+        replica = candidate.replica if candidate is not None and endpoint is not None else None
         is_stored = self._call.dialect == "responses" and outcome == "completed"
         first_s = self._first_content_s
         status = 200 if self._is_begun else 499 if outcome == "cancelled" else 500
@@ -466,7 +483,7 @@ class Run:
             endpoint=endpoint.id if endpoint else None,
             provider=endpoint.provider if endpoint else None,
             model=endpoint.model if endpoint else None,
-            replica=candidate.replica if candidate is not None and endpoint is not None else None,
+            replica=replica,
             usage=usage,
             usage_source=source,
             cost=own,

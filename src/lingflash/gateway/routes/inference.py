@@ -96,8 +96,11 @@ async def stored_response(request: Request, response_id: str) -> Response:
 
 async def _pass_on(state: GatewayState, home: Home, request: Request) -> Response:
     endpoint = state.config.catalog.endpoints.get(home.endpoint)
-    has_it = endpoint is not None and state.replicas.has(endpoint, home.replica)
-    if endpoint is None or home.byok_id is not None or not has_it:
+    if (
+        endpoint is None
+        or home.byok_id is not None
+        or not state.replicas.has(endpoint, home.replica)
+    ):
         raise NotFoundError("The provider that has this response cannot be asked any more.")
     upstream = state.config.upstreams[endpoint.slug]
     limits = state.config.deadlines

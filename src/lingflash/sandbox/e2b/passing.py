@@ -58,15 +58,13 @@ async def list_all(request: Request) -> Response:
     return _answer(*await _remote(request).all_of(caller_of(request), path))
 
 
-@router.api_route("/v2/sandboxes/{sandbox_id}{rest:path}", methods=_METHODS, dependencies=_keyed)
-@router.api_route("/sandboxes/{sandbox_id}{rest:path}", methods=_METHODS, dependencies=_keyed)
-async def control(request: Request, sandbox_id: str, rest: str) -> Response:
+@router.api_route("/v2/sandboxes/{rest:path}", methods=_METHODS, dependencies=_keyed)
+@router.api_route("/sandboxes/{rest:path}", methods=_METHODS, dependencies=_keyed)
+async def control(request: Request) -> Response:
     """Ask something of one of them."""
     remote, wanted = _remote(request), await _json(request)
-    told = await remote.control(
-        caller_of(request), request.method, sandbox_id, rest, _query(request), wanted
-    )
-    return _answer(*told)
+    path, query = request.scope["path"], _query(request)
+    return _answer(*await remote.control(caller_of(request), request.method, path, query, wanted))
 
 
 async def inside(request: Request) -> Response:

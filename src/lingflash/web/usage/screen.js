@@ -202,7 +202,7 @@ function Totals({ rows }) {
     ["The cache saved", dollars(saved)],
     ["Requests", count(sum(rows, "requests"))],
     ["Prompt tokens", count(prompt)],
-    ["found cached", shareOf({ prompt_tokens: prompt, cached_tokens: cached })],
+    ["Found cached", shareOf({ prompt_tokens: prompt, cached_tokens: cached })],
     ["Answer tokens", count(sum(rows, "completion_tokens"))],
   ];
   return html`<${Facts} items=${items} />`;

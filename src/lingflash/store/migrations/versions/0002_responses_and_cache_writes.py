@@ -17,6 +17,7 @@ def upgrade() -> None:
         "generation",
         sa.Column("tokens_cache_write", sa.BigInteger(), server_default="0", nullable=False),
     )
+    op.add_column("session", sa.Column("pinned_replica", sa.String(length=256), nullable=True))
     op.create_index("generation_by_response", "generation", ["response_id"], unique=False)
     row = sa.table(
         "generation",
