@@ -10,8 +10,8 @@ import io
 import sys
 import time
 
-# The SDKs leave streams behind in cycles. One that is collected while httpcore holds its pool's lock
-# waits for that lock for ever, in the thread that holds it.
+# The SDKs leave streams behind in cycles. One that is collected while httpcore holds its pool's
+# lock waits for that lock for ever, in the thread that holds it.
 gc.disable()
 NOVITA = sys.argv[1] == "novita"
 
