@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from api_support import read_named_events
 from lingflash.core.hub import bundled_folder
 from lingflash.text.tokenizer import Tokenizer
 
@@ -12,6 +13,8 @@ END = TOKENIZER.token_id("<|role_end|>")
 PATH = "/v1/responses"
 AUTO = {"type": "code_interpreter", "container": {"type": "auto"}}
 OUTPUTS = ["code_interpreter_call.outputs"]
+# Code that is still running when it is looked at.
+SLEEP = "import time\ntime.sleep(300)"
 
 
 def alive(sandboxes):
@@ -61,3 +64,43 @@ class Rounds:
         """The results of tools in the newest prompt."""
         parts = self.prompts[-1].split("<tool_response>\n")[1:]
         return [part.partition("\n</tool_response>")[0] for part in parts]
+
+
+def create(server, given="hi", **fields):
+    """Ask for an answer that may run code."""
+    body = {"input": given, "tools": [AUTO], "include": OUTPUTS, **fields}
+    return server.post(PATH, body)
+
+
+def stream(server, given="hi", **fields):
+    """The events of such an answer."""
+    body = {"input": given, "tools": [AUTO], "include": OUTPUTS, "stream": True, **fields}
+    with server.client.stream("POST", PATH, json=body) as response:
+        assert response.status_code == 200, response.read()
+        return read_named_events(response.read())
+
+
+def code_items(response):
+    """The items of code."""
+    return [item for item in response["output"] if item["type"] == "code_interpreter_call"]
+
+
+def logs(item):
+    """What the code of an item wrote."""
+    return "".join(each["logs"] for each in item["outputs"] if each["type"] == "logs")
+
+
+def texts(response):
+    """The texts of the messages."""
+    return [c["text"] for i in response["output"] if i["type"] == "message" for c in i["content"]]
+
+
+def is_idle(server, sandboxes):
+    """Whether nothing is left of what was asked: no sequence, no sandbox, no record of it."""
+    stats, state = server.engine.stats, server.state
+    return (
+        stats.num_running == stats.num_waiting == 0
+        and not state.live_responses
+        and not state.in_flight
+        and alive(sandboxes) == []
+    )

@@ -4,60 +4,36 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
-import socket
 
 import openai
 import pytest
 
-from api_support import engine_info, read_named_events, wait_until
-from code_support import AUTO, END, OUTPUTS, PATH, TOKENIZER, alive, calls
+from api_support import engine_info, wait_until
+from code_support import (
+    AUTO,
+    END,
+    OUTPUTS,
+    PATH,
+    SLEEP,
+    TOKENIZER,
+    alive,
+    calls,
+    code_items,
+    create,
+    is_idle,
+    logs,
+    stream,
+    texts,
+)
 from lingflash.api.app import create_app
 from lingflash.api.config import ServerConfig
-from lingflash.core.errors import ConfigError, LingflashError
+from lingflash.core.errors import ConfigError
 from lingflash.link.scripted import Behaviour, ScriptedEngine
 from sandbox_support import SandboxServer
 
 FUNCTION = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}
 WEATHER = '<tool_call>\n{"name": "get_weather", "arguments": {}}\n</tool_call>'
-# Small enough for a test, large enough to be seen running.
-SLEEP = "import time\ntime.sleep(300)"
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
-
-
-def create(server, given="hi", **fields):
-    body = {"input": given, "tools": [AUTO], "include": OUTPUTS, **fields}
-    return server.post(PATH, body)
-
-
-def stream(server, given="hi", **fields):
-    body = {"input": given, "tools": [AUTO], "include": OUTPUTS, "stream": True, **fields}
-    with server.client.stream("POST", PATH, json=body) as response:
-        assert response.status_code == 200, response.read()
-        return read_named_events(response.read())
-
-
-def code_items(response):
-    return [item for item in response["output"] if item["type"] == "code_interpreter_call"]
-
-
-def logs(item):
-    return "".join(each["logs"] for each in item["outputs"] if each["type"] == "logs")
-
-
-def texts(response):
-    return [c["text"] for i in response["output"] if i["type"] == "message" for c in i["content"]]
-
-
-def is_idle(server, sandboxes):
-    """Whether nothing is left of what was asked: no sequence, no sandbox, no record of it."""
-    stats, state = server.engine.stats, server.state
-    return (
-        stats.num_running == stats.num_waiting == 0
-        and not state.live_responses
-        and not state.in_flight
-        and alive(sandboxes) == []
-    )
 
 
 # What is answered.
@@ -454,112 +430,6 @@ def test_count_when_code_is_offered_then_the_tool_is_counted(serve_code):
     count = server.post(PATH + "/input_tokens", body).json()["input_tokens"]
     create(server)
     assert count == len(script.generated[0][0])
-
-
-# Who leaves, and when.
-
-STAGES = {
-    "first round": "response.in_progress",
-    "call": "response.code_interpreter_call_code.done",
-    "code": "response.code_interpreter_call.interpreting",
-    "next round": "response.code_interpreter_call.completed",
-    "text": "response.output_text.delta",
-}
-STAGE_PARAMS = [
-    pytest.param(stage, marks=() if stage == "code" else pytest.mark.slow) for stage in STAGES
-]
-SLOW = {"behaviour": Behaviour(delay_s=0.005)}
-LONG = "word " * 3000
-
-
-def script_for(stage):
-    """Texts of an answer that stays long in a stage."""
-    if stage == "first round":
-        return (LONG,)
-    return (calls(SLEEP if stage in ("call", "code") else "print(1)"), LONG)
-
-
-@pytest.mark.parametrize("stage", STAGE_PARAMS)
-def test_stream_when_its_client_leaves_then_nothing_is_left(serve_code, sandboxes, stage):
-    server, _ = serve_code(*script_for(stage), **SLOW)
-    body = {"input": "hi", "tools": [AUTO], "stream": True}
-    with server.client.stream("POST", PATH, json=body) as response:
-        lines = response.iter_lines()
-        next(line for line in lines if line == f"event: {STAGES[stage]}")
-        response_id = next(iter(server.state.live_responses))
-    wait_until(lambda: is_idle(server, sandboxes), 30)
-    stored = server.client.get(f"{PATH}/{response_id}").json()
-    assert stored["status"] == "cancelled"
-    assert all(item["status"] in ("completed", "incomplete") for item in code_items(stored))
-
-
-@pytest.mark.parametrize("stage", STAGE_PARAMS)
-def test_stream_when_cancelled_then_it_ends_and_nothing_is_left(serve_code, sandboxes, stage):
-    server, _ = serve_code(*script_for(stage), **SLOW)
-    body = {"input": "hi", "tools": [AUTO], "stream": True}
-    with server.client.stream("POST", PATH, json=body) as response:
-        lines = response.iter_lines()
-        next(line for line in lines if line == f"event: {STAGES[stage]}")
-        response_id = next(iter(server.state.live_responses))
-        cancelled = server.client.post(f"{PATH}/{response_id}/cancel")
-        assert cancelled.json()["status"] == "cancelled"
-        assert [line for line in lines if line.startswith("event: ")][
-            -1
-        ] == "event: response.failed"
-    wait_until(lambda: is_idle(server, sandboxes), 30)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["first round", "code", "text"])
-@pytest.mark.parametrize("how", ["leaves", "cancels"])
-def test_create_when_it_ends_early_then_nothing_is_left(serve_code, sandboxes, stage, how):
-    server, _ = serve_code(*script_for(stage), **SLOW)
-    body = json.dumps({"input": "hi", "tools": [AUTO]}).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-    address = ("127.0.0.1", int(server.base_url.rpartition(":")[2]))
-    with socket.create_connection(address, timeout=60) as client:
-        client.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
-        wait_until(lambda: server.state.live_responses, 30)
-        [live] = server.state.live_responses.values()
-        if stage != "first round":
-            wait_until(lambda: code_items(live.snapshot()), 30)
-        if stage == "text":
-            wait_until(lambda: live.snapshot()["output"][1:], 30)
-        if how == "cancels":
-            server.client.post(f"{PATH}/{live.id}/cancel")
-            answer = b"".join(iter(lambda: client.recv(65536), b""))
-            assert b'"status":"cancelled"' in answer
-    wait_until(lambda: is_idle(server, sandboxes), 30)
-
-
-@pytest.mark.slow
-def test_stream_when_the_engine_fails_in_a_later_round_then_nothing_is_left(serve_code, sandboxes):
-    call = calls("print(1)")
-    server, _ = serve_code(call, LONG)
-    limit = len(TOKENIZER.encode(call)) + 5
-    server.engine.behaviour.fail_after_tokens = limit
-    server.engine.behaviour.fail_with = LingflashError("boom")
-    events = stream(server)
-    assert events[-1]["type"] == "response.failed"
-    assert events[-1]["response"]["error"]["message"] == "boom"
-    wait_until(lambda: is_idle(server, sandboxes), 30)
-
-
-@pytest.mark.slow
-def test_server_when_it_stops_while_code_runs_then_the_answer_ends_and_nothing_is_left(
-    serve_code, sandboxes
-):
-    server, _ = serve_code(calls(SLEEP), "never", drain_timeout_s=1.0)
-    body = {"input": "hi", "tools": [AUTO], "stream": True}
-    with server.client.stream("POST", PATH, json=body) as response:
-        lines = response.iter_lines()
-        next(line for line in lines if line.endswith("call.interpreting"))
-        server.call(lambda: [abort() for abort in list(server.state.in_flight.values())])
-        assert [line for line in lines if line.startswith("event: ")][
-            -1
-        ] == "event: response.failed"
-    server.stop()
-    wait_until(lambda: alive(sandboxes) == [], 30)
 
 
 # The openai package.

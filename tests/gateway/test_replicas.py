@@ -6,10 +6,12 @@ import itertools
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
+from gateway_support import KEY
 from gateway_upstream import ScriptedUpstream
 from lingflash.gateway.accounting import Session
 
@@ -252,3 +254,20 @@ def test_sessions_when_faults_are_random_then_each_request_ends_once_and_nothing
     fleet.gateway.state.breakers.keep_only(lambda name: False)
     fleet.wait_until(lambda: fleet.ready() == 3)
     assert all(talk.turn().is_success for talk in talks)
+
+
+def test_routes_when_a_replica_is_left_alone_then_it_is_named_and_the_upstream_is_not(fleet):
+    accounts = fleet.gateway.accounts
+    accounts.callers["boss"] = replace(accounts.callers[KEY], is_management=True)
+    for server in fleet.servers:
+        server.fault = "429_with_retry_after"
+    assert fleet.gateway.post().status_code == 429
+    headers = {"authorization": "Bearer boss"}
+    (told,) = fleet.gateway.client.get("/api/v1/routes", headers=headers).json()["data"]
+    assert (told["base_url"], told["directory"]) == (None, "fleet")
+    urls = {each.url.removesuffix("/v1") for each in fleet.servers}
+    resting = {each["replica"] for each in told["breakers"]}
+    assert resting
+    assert resting <= urls
+    assert {each["key"] for each in told["breakers"]} == {"house"}
+    assert all(0 < each["rests_s"] <= 7 for each in told["breakers"])

@@ -101,6 +101,7 @@ def test_routes_when_an_upstream_fails_then_its_breaker_and_errors_are_told_to_m
     broken, fine = told["data"]
     assert [each["state"] for each in broken["breakers"]] == ["open"]
     assert 0 < broken["breakers"][0]["rests_s"] <= 10
+    assert broken["breakers"][0]["replica"] is broken["directory"] is None
     assert [each["status"] for each in broken["failures"]] == [401]
     assert "refused the house's key" in broken["failures"][0]["message"]
     assert fine["breakers"] == fine["failures"] == []

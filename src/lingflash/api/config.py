@@ -17,8 +17,7 @@ from lingflash.core.settings import (
     require,
     setting,
 )
-from lingflash.httpd.keys import KEY, is_loopback
-from lingflash.httpd.page import has_page
+from lingflash.httpd.keys import KEY, has_page, is_loopback
 
 _MIB = 2**20
 

@@ -1,4 +1,4 @@
-"""API keys in a server's settings: `api_keys`, and those of `api_key_file`."""
+"""What a server may do without: keys (`api_keys`, those of `api_key_file`), and its page."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def has_page(ui: bool | None, host: str) -> bool:
+    """Whether a server that listens there has the page; None leaves it to the address."""
+    return is_loopback(host) if ui is None else ui
 
 
 def with_keys_of_file(config: Config) -> Config:

@@ -21,7 +21,6 @@ from fastapi import FastAPI, Request, Response
 
 from lingflash.core.errors import NotFoundError
 from lingflash.httpd.body import json_response
-from lingflash.httpd.keys import is_loopback
 
 PAGE_PATH = "/ui"
 CONTENT_POLICY = (
@@ -45,11 +44,6 @@ class _File:
     tag: str
     plain: bytes
     packed: bytes
-
-
-def has_page(ui: bool | None, host: str) -> bool:
-    """Whether a server that listens there has the page; None leaves it to the address."""
-    return is_loopback(host) if ui is None else ui
 
 
 def install_page(

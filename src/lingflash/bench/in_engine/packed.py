@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -116,23 +117,12 @@ def _cases(layers: int, prompt: int) -> dict[str, Case]:
             ids = torch.arange(count).view(layers, 1, topk).expand(layers, tokens, topk)
             weights = torch.full((tokens, topk), 1 / topk)
 
-            def work(
-                up: QuantizedExperts = up,
-                down: QuantizedExperts = down,
-                x: Tensor = x,
-                ids: Tensor = ids[:rounds],
-                weights: Tensor = weights,
-            ) -> None:
-                for chosen in ids:
-                    expert_mlp(x, up, down, chosen, weights)
-
-            plain = [_as_stored(w) for w in (up, down)]
-            flops = 0 if tokens == 1 else 2 * tokens * topk * 3 * hidden * width
+            rest = (x, ids[:rounds], weights)
             cases[_named(label, tokens)] = (
-                work,
-                lambda work=work, plain=plain: work(plain[0], plain[1]),
+                partial(_run_experts, up, down, *rest),
+                partial(_run_experts, _as_stored(up), _as_stored(down), *rest),
                 num_bytes,
-                flops,
+                0 if tokens == 1 else 2 * tokens * topk * 3 * hidden * width,
             )
     scale = torch.rand(hidden * 4 // 128, hidden // 128, generator=generator) * 0.01
     values = torch.randint(0, 120, (hidden, hidden * 4), dtype=torch.uint8, generator=generator)
@@ -143,12 +133,19 @@ def _cases(layers: int, prompt: int) -> dict[str, Case]:
     for tokens in (1, prompt):
         x = torch.randn(tokens, hidden, generator=generator)
         cases[f"FP8, a dense matrix, {tokens} {'row' if tokens == 1 else 'rows'}"] = (
-            lambda x=x: linear(x, matrix),
-            lambda x=x: linear(x, other),
+            partial(linear, x, matrix),
+            partial(linear, x, other),
             values.nbytes,
             0 if tokens == 1 else 2 * tokens * values.numel(),
         )
     return cases
+
+
+def _run_experts(
+    up: QuantizedExperts, down: QuantizedExperts, x: Tensor, ids: Tensor, weights: Tensor
+) -> None:
+    for chosen in ids:
+        expert_mlp(x, up, down, chosen, weights)
 
 
 def _experts(

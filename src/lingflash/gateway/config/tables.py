@@ -12,7 +12,7 @@ from lingflash.core.log import LEVELS
 from lingflash.core.settings import above, at_least, between, one_of, setting
 from lingflash.gateway.accounting import Dialect
 from lingflash.gateway.routing.replicas import BALANCES, Balance
-from lingflash.httpd.page import has_page
+from lingflash.httpd.keys import has_page
 from lingflash.link.http_client import Address
 
 DIALECTS: tuple[Dialect, ...] = ("chat", "completions", "responses", "messages")

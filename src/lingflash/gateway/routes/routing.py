@@ -34,9 +34,10 @@ def _upstream(state: GatewayState, upstream: Upstream, pins: Mapping[str, int]) 
     now_s = time.monotonic()
     breakers = [
         {
-            "key": "house" if tag == HOUSE.id else "brought",
+            "key": "house" if tag.partition("@")[0] == HOUSE.id else "brought",
+            "replica": tag.partition("@")[2] or None,
             "state": breaker,
-            "rests_s": round(state.breakers.rests_s(f"{slug}#{tag}", now_s), 1),
+            "rests_s": round(state.breakers.rests_s(name, now_s), 1),
         }
         for name, breaker in state.breakers.states(now_s).items()
         for slug, _, tag in [name.partition("#")]
@@ -49,6 +50,7 @@ def _upstream(state: GatewayState, upstream: Upstream, pins: Mapping[str, int]) 
         "name": upstream.name,
         "slug": upstream.slug,
         "base_url": upstream.table.base_url,
+        "directory": upstream.directory,
         "dialects": list(upstream.table.dialects),
         "has_house_key": any(each.has_house_key for each in endpoints),
         "breakers": breakers,

@@ -77,14 +77,17 @@ export class Routes extends View {
 
 function Upstream({ upstream }) {
   const { breakers } = upstream;
-  const house = breakers.find(({ key }) => key === "house");
+  const house = breakers.find(({ key, replica }) => key === "house" && replica === null);
   const brought = breakers.filter(({ key }) => key === "brought").length;
   const rest = house?.rests_s > 0 ? ` for ${duration(house.rests_s)}` : "";
   const items = [
-    ["Address", upstream.base_url],
+    ["Address", upstream.base_url ?? `replicas that ${upstream.directory} knows`],
     ["Speaks", upstream.dialects.join(", ")],
     ["House's key", upstream.has_house_key ? "yes, or none is needed" : "none: brought keys alone"],
   ];
+  for (const { replica, rests_s: seconds } of breakers.filter((each) => each.replica !== null)) {
+    items.push(["Replica left alone", `${replica} for ${duration(seconds)}`]);
+  }
   if (brought) items.push(["Brought keys that rest", count(brought)]);
   return html`<section class="card" aria-label=${upstream.name}>
     <div class="row">
