@@ -130,6 +130,8 @@ def test_report_when_a_gpu_was_measured_then_cases_are_a_table_and_a_plot(tmp_pa
          "python -m lingflash bench kernels --out x.json"),
         (["/some/where/lingflash/bench/on_gpu/latency.py", "--out", "/out/x.json", "--batch", "1"],
          "python -m lingflash.bench.on_gpu.latency --out x.json --batch 1"),
+        (["/bin/ling", "bench", "cluster", "--trace-out", "/t/a.jsonl"],
+         "ling bench cluster --trace-out a.jsonl"),
     ],
 )  # fmt: skip
 def test_command_line_when_a_module_is_run_then_names_it_without_folders(monkeypatch, argv, line):

@@ -55,7 +55,9 @@ def command_line() -> str:
     if "lingflash" in program.parts:
         package = len(program.parts) - 1 - program.parts[::-1].index("lingflash")
         start = ["python", "-m", ".".join(program.parts[package:]).removesuffix(".__main__")]
-    words = [Path(word).name if word.endswith((".json", ".jsonl")) else word for word in sys.argv[1:]]
+    words = [
+        Path(word).name if word.endswith((".json", ".jsonl")) else word for word in sys.argv[1:]
+    ]
     return shlex.join([*start, *words])
 
 
