@@ -213,9 +213,7 @@ def test_sums_page_then_it_is_what_the_command_writes():
 )
 def test_sums_when_its_page_cannot_be_written_then_it_says_so(tmp_path, out, said):
     with pytest.raises(ConfigError, match=said):
-        write_sums(
-            ROOT / "benchmarks", tokens_per_day=1e9, answer_percent=6.0, out=tmp_path / out
-        )
+        write_sums(ROOT / "benchmarks", tokens_per_day=1e9, answer_percent=6.0, out=tmp_path / out)
 
 
 def test_simulate_when_run_then_its_record_has_every_way(tmp_path):
