@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,11 @@ def test_key_when_it_has_used_up_an_hour_s_then_its_sandboxes_pause_and_others_r
             assert answer.status_code == 429, answer.text
             assert f"have used up {words}" in answer.json()["message"]
             assert 3500 < int(answer.headers["retry-after"]) <= 3601
+        # Not for ever: nobody may come back, and it keeps its place and its files' memory.
+        ends = datetime.fromisoformat(client.get(f"/sandboxes/{idle.id}").json()["endAt"])
+        assert timedelta(hours=1) < ends - datetime.now(UTC) < timedelta(hours=2)
+        assert client.post(f"/sandboxes/{idle.id}/timeout", json={"timeout": 0}).status_code == 204
+        wait_for(lambda: states() == ["paused"], "the one whose time is over has ended")
     assert other.run("echo here").stdout == "here\n"
     counted = series(limited)
     assert counted[f'sandboxes_refused_total{{limit="{key}"}}'] == 2
@@ -141,5 +147,5 @@ def test_key_when_it_has_used_up_an_hour_s_then_its_sandboxes_pause_and_others_r
     assert (
         counted["sandbox_cpu_seconds_total" if key == "cpu" else "sandbox_output_bytes_total"] > 1
     )
-    for made in (other, idle, busy):
-        assert made.kill() == 204
+    for made, status in ((other, 204), (idle, 404), (busy, 204)):
+        assert made.kill() == status

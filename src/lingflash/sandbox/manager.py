@@ -34,7 +34,7 @@ from lingflash.sandbox.journal import Journal
 from lingflash.sandbox.metrics import SandboxMetrics
 from lingflash.sandbox.probe import PROBE_LIMITS, find_bwrap, probe
 from lingflash.sandbox.process import Process
-from lingflash.sandbox.quotas import Quotas
+from lingflash.sandbox.quotas import HOUR_S, Quotas
 
 logger = logging.getLogger("lingflash.sandbox")
 
@@ -433,14 +433,17 @@ class Manager:
                 if sandbox.state == "running" and (limit := self._quotas.spent(sandbox.owner)):
                     self.metrics.stopped.labels(limit).inc()
                     sandbox.paused_for = limit
+                    # Until there is room again and its owner can have come back for it.
+                    back_s = now + HOUR_S + self.config.default_timeout_s
+                    sandbox.ends_at = max(sandbox.ends_at, back_s)
                     self._pause_soon(sandbox)
                 if sandbox.box.gone.is_set():
                     self._forget(sandbox, "died")
-                elif sandbox.state == "running" and sandbox.ends_at <= now:
-                    if sandbox.pauses:
-                        self._pause_soon(sandbox)  # one that does not answer holds up nobody
-                    else:
+                elif sandbox.ends_at <= now:
+                    if not sandbox.pauses and (sandbox.state == "running" or sandbox.paused_for):
                         self._forget(sandbox, "expired")
+                    elif sandbox.state == "running":
+                        self._pause_soon(sandbox)  # one that does not answer holds up nobody
 
     def _checked_timeout(self, timeout_s: float | None) -> float:
         if timeout_s is None:
