@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 
 import pytest
+
+from lingflash.sandbox.inside.agent import KernelContext
 
 
 @pytest.fixture
@@ -146,3 +150,40 @@ def test_kernel_when_it_replays_what_it_said_then_no_execution_hears_another_s(b
     assert said[-1]["text"] == "'third'"
     box.execute(ENDS_EARLY)
     assert box.execute("'fifth'")[-1]["text"] == "'fifth'"
+
+
+@pytest.fixture
+async def context(tmp_path):
+    made = KernelContext(str(tmp_path))
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.mark.slow
+async def test_kernel_when_it_writes_faster_than_it_is_read_then_nothing_is_lost(context, tmp_path):
+    mark = tmp_path / "written"
+    code = f"for i in range(5000): print(i, flush=True)\nopen({str(mark)!r}, 'w').close()"
+    said = []
+
+    def emit(event):
+        while not mark.exists():  # whoever listens is held up until all is written
+            time.sleep(0.01)
+        said.append(event)
+
+    async with asyncio.timeout(60):
+        await context.execute(code, {}, emit)
+    lines = "".join(event["text"] for event in said if event["type"] == "stdout").split()
+    assert lines == [str(i) for i in range(5000)]
+
+
+@pytest.mark.slow
+async def test_kernel_when_the_end_of_what_it_says_is_lost_then_code_ends_and_that_is_said(context):
+    # As where more comes at once than it keeps: the status that ends an execution is not sent.
+    code = "get_ipython().kernel._publish_status_and_flush = lambda *a, **k: None\nprint('here')"
+    said = []
+    async with asyncio.timeout(30):
+        await context.execute(code, {}, said.append)
+    texts = [event["text"] for event in said if "text" in event]
+    assert texts[0] == "here\n"
+    assert "lost" in texts[-1]

@@ -36,6 +36,8 @@ _MIME = {
 }
 _LINE_LIMIT = 64 << 20
 _KERNEL_START_S = 60
+# The kernel itself drops messages that come in thousands at once, the last one, too.
+_LOST = "\n[the end of the output is lost: too much came at once]\n"
 # What sets variables for one execution, and what takes them back.
 _SET_ENV = "import os as _o; _saved_env = dict(_o.environ); _o.environ.update({env!r}); del _o"
 _RESET_ENV = (
@@ -65,7 +67,13 @@ class KernelContext:
         await self._manager.start_kernel(
             cwd=self._cwd, extra_arguments=["--HistoryManager.enabled=False"]
         )
+        await self._connect()
+
+    async def _connect(self) -> None:
         self._client = self._manager.client()
+        # Or what code writes faster than it is read here would be lost without a word, beyond a
+        # thousand messages. The jail's memory is what bounds them.
+        self._client.context.rcvhwm = 0  # no limit
         self._client.start_channels()
         await self._client.wait_for_ready(timeout=_KERNEL_START_S)
 
@@ -73,9 +81,7 @@ class KernelContext:
         # It left, or was ended for its memory; who ran that code was told.
         self._client.stop_channels()
         await self._manager.restart_kernel(now=True)
-        self._client = self._manager.client()
-        self._client.start_channels()
-        await self._client.wait_for_ready(timeout=_KERNEL_START_S)
+        await self._connect()
 
     async def execute(self, code: str, env: dict[str, str], emit: Emit) -> None:
         """Run code after what runs already; say what it does."""
@@ -99,6 +105,9 @@ class KernelContext:
             except Exception as error:  # queue.Empty of whichever module; anything else shows below
                 if not await self._manager.is_alive():
                     raise RuntimeError("the kernel has ended; its variables are lost") from error
+                if await self._has_answered(request):
+                    emit(_text("stderr", _LOST))
+                    return
                 continue
             if message["parent_header"].get("msg_id") != request:
                 continue
@@ -107,6 +116,15 @@ class KernelContext:
                 return
             for event in _events(kind, content):
                 emit(event)
+
+    async def _has_answered(self, request: str) -> bool:
+        """Whether code has ended: its answer comes another way than what it wrote."""
+        with contextlib.suppress(Exception):  # queue.Empty, as above
+            while True:
+                answer = await self._client.get_shell_msg(timeout=0)
+                if answer["parent_header"].get("msg_id") == request:
+                    return True
+        return False
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in what runs."""
