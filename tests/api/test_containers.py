@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import openai
 import pytest
@@ -230,6 +233,31 @@ def test_files_when_what_is_there_is_in_the_way_then_400_and_nothing_is_written_
     unreadable = server.client.get(content)
     assert unreadable.status_code == 400
     assert unreadable.json()["error"]["message"] == "/home/user/plain: Permission denied"
+
+
+@pytest.mark.slow
+def test_files_when_many_list_them_at_once_then_one_after_the_other(serve_code, monkeypatch):
+    server, _ = serve_code("hello")
+    made = client_of(server).containers.create(name="mine")
+    sandboxes, at_once, most = server.state.containers.sandboxes, 0, 0
+    list_files = sandboxes.list_files
+
+    async def counted(*args):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            await asyncio.sleep(0.05)
+            return await list_files(*args)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(sandboxes, "list_files", counted)
+    path = f"{CONTAINERS}/{made.id}/files"
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: httpx.get(server.base_url + path, timeout=30), range(8)))
+    assert [each.status_code for each in answers] == [200] * 8
+    assert most == 1
 
 
 def test_containers_when_there_is_no_sandbox_then_404_with_the_flag(make_server):

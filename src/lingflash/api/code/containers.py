@@ -39,6 +39,7 @@ class Container:
         uploaded: paths of files that its owner put there.
         making: held while its sandbox is made.
         busy: held while its code runs: one piece after the other.
+        listing: held while its files are listed: of thousands each list takes the server's time.
         num_users: requests that hold it now.
     """
 
@@ -53,6 +54,7 @@ class Container:
     uploaded: set[str] = field(default_factory=set[str])
     making: asyncio.Lock = field(default_factory=asyncio.Lock)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     num_users: int = 0
 
     @property

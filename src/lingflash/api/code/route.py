@@ -219,7 +219,7 @@ def _container(request: Request, container_id: str) -> Container:
 
 async def _files(containers: Containers, container: Container) -> list[dict[str, Any]]:
     """A container's files, the oldest first. Their names come from a jail and may be anything."""
-    async with containers.open(container) as sandbox:
+    async with container.listing, containers.open(container) as sandbox:
         entries = await containers.sandboxes.list_files(sandbox, HOME, _DEPTH)
     found = [
         _file_object(container, entry)
