@@ -202,6 +202,36 @@ def test_files_when_malformed_or_hostile_then_refused_or_inside(serve_code):
     assert not any("link" in each["path"] or "pipe" in each["path"] for each in listed)
 
 
+@pytest.mark.slow
+def test_files_when_what_is_there_is_in_the_way_then_400_and_nothing_is_written_or_lost(serve_code):
+    server, _ = serve_code("hello")
+    made = client_of(server).containers.create(name="mine")
+    path = f"{CONTAINERS}/{made.id}"
+    code = (
+        "import os\nos.symlink('/tmp/aim', 'link')\nos.symlink('/etc/passwd', 'password')\n"
+        "os.mkfifo('pipe')\nos.mkdir('folder')\nopen('plain', 'w').write('1')\n"
+        "open(b'one\\xff', 'w').write('1'), open(b'one\\xfe', 'w').write('2')"
+    )
+    assert server.post(f"{path}/run", {"code": code}).json()["status"] == "completed"
+    for name in ("link", "password", "pipe", "folder", ".env"):
+        answer = server.client.post(f"{path}/files", files={"file": (name, b"x")})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file"), name
+    assert server.post(f"{path}/run", {"code": "os.path.exists('/tmp/aim')"}).json()["text"] == (
+        "False\n"
+    )
+    again = server.client.post(f"{path}/files", files={"file": ("plain", b"longer")}).json()
+    assert (again["bytes"], again["source"]) == (6, "user")
+    # Names that are no UTF-8 could not be asked for: two would have one id.
+    listed = server.client.get(f"{path}/files").json()["data"]
+    assert [each["path"] for each in listed] == ["/home/user/plain"]
+    content = f"{path}/files/{again['id']}/content"
+    assert server.client.get(content).content == b"longer"
+    server.post(f"{path}/run", {"code": "os.chmod('plain', 0)"})
+    unreadable = server.client.get(content)
+    assert unreadable.status_code == 400
+    assert unreadable.json()["error"]["message"] == "/home/user/plain: Permission denied"
+
+
 def test_containers_when_there_is_no_sandbox_then_404_with_the_flag(make_server):
     server = make_server()
     for answer in (

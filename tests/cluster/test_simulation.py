@@ -170,6 +170,8 @@ def test_sessions_when_written_then_they_are_read_as_they_were(tmp_path):
             "part of new_tokens",
         ),
         ('{"conversation": "a", "new_tokens": 5, "answer_tokens": 1, "pause_s": "x"}', "line 2"),
+        ('{"conversation": "a", "new_tokens": 5, "answer_tokens": 1, "pause_s": -1}', "from 0"),
+        ('{"conversation": "a", "new_tokens": 5, "answer_tokens": 1, "pause_s": NaN}', "from 0"),
     ],
 )
 def test_trace_when_a_line_is_wrong_then_that_is_said(tmp_path, line, said):
@@ -206,6 +208,14 @@ def test_sums_page_then_it_is_what_the_command_writes():
     assert written == page, "run: ling cluster sums --out docs/cluster-sums.md"
 
 
+@pytest.mark.parametrize(
+    ("out", "said"), [("none/x.md", "the folder does not exist"), ("", "it is a folder")]
+)
+def test_sums_when_its_page_cannot_be_written_then_it_says_so(tmp_path, out, said):
+    with pytest.raises(ConfigError, match=said):
+        write_sums(ROOT / "benchmarks", tokens_per_day=1e9, answer_percent=6.0, out=tmp_path / out)
+
+
 def test_simulate_when_run_then_its_record_has_every_way(tmp_path):
     record = run_simulation(
         card="cpu-ling-nano", benchmarks=ROOT / "benchmarks", num_replicas=2, tokens_per_day=2e8,
@@ -228,7 +238,8 @@ def test_simulate_when_run_then_its_record_has_every_way(tmp_path):
         (["--card", "b100-fp4"], "--card is 'b100-fp4'"),
         (["--balance", "luck"], "--balance is luck"),
         (["--trace", "nowhere.jsonl"], "--trace nowhere.jsonl cannot be read"),
-        (["--warm-up-s", "900"], "--warm-up"),
+        (["--warm-up-s", "900"], "--warm-up-s is 900"),
+        (["--out", "docs", "--allow-dirty"], "--out docs: it is a folder"),
         (["--turns", "0"], "--turns is 0"),
         (["--card", "cpu-ling-nano"], "give --cache-tokens"),
         (["--benchmarks", "docs"], "has no records"),

@@ -156,3 +156,10 @@ def test_prompts_when_the_upstream_runs_code_then_one_more_for_each_call(more, p
     assert num_prompts("responses", {"input": "hi", "tools": tools, **more}) == prompts
     assert num_prompts("chat", {"messages": [], "tools": tools, **more}) == 1
     assert may_exceed_bytes("responses", {"input": "hi", "tools": tools})
+
+
+def test_bounds_when_messages_run_code_then_each_call_is_one_more_prompt():
+    tools = [{"type": "code_execution_20250522", "name": "code_execution"}]
+    assert num_prompts("messages", {"messages": [], "tools": tools}) == 21
+    assert num_prompts("messages", {"messages": [], "tools": [{"name": "code_execution"}]}) == 1
+    assert may_exceed_bytes("messages", {"messages": [], "tools": tools})

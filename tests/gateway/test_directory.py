@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from decimal import Decimal
@@ -112,10 +113,16 @@ async def test_directory_when_servers_are_asked_then_with_their_key(names):
 
 
 async def test_static_when_a_server_is_something_else_then_it_is_not_ready():
-    async with Server() as page, Server() as numbers, Server() as wrong:
-        page.body, numbers.body, wrong.body = b"<html>", b"[1]", {"capacity": "many"}
-        directory = StaticDirectory([page.url, numbers.url, wrong.url])
-        assert [each.ready for each in await directory.replicas()] == [False, False, False]
+    bodies = (
+        *(b"<html>", b"[1]", b'{"x":' + b"[" * 100_000),
+        *({"capacity": "many"}, {"capacity": -1}, {"tokens_in_flight": 10**400}),
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(Server()) for _ in bodies]
+        for server, body in zip(servers, bodies, strict=True):
+            server.body = body
+        directory = StaticDirectory([each.url for each in servers])
+        assert not any(each.ready for each in await directory.replicas())
 
 
 @pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_NODATA], ids=["noname", "nodata"])
@@ -146,8 +153,10 @@ async def test_cluster_when_it_is_asked_then_with_its_token_on_the_path():
         (200, b"<html>", "is no directory of replicas"),
         (200, b'{"replicas": 3}', "is no directory of replicas"),
         (200, b'{"replicas": [{"url": "ftp://a"}]}', "is no directory of replicas"),
+        (200, b'{"x":' + b"[" * 100_000, "is no directory of replicas: nested too deeply"),
+        (200, b'{"replicas": [{"url": "http://a", "capacity": -1}]}', "is no directory"),
     ],
-    ids=["status", "html", "number", "url"],
+    ids=["status", "html", "number", "url", "deep", "negative"],
 )
 async def test_cluster_when_the_answer_is_none_then_that_is_said(status, body, said):
     async with Server() as cluster:
@@ -189,6 +198,20 @@ async def test_watch_when_its_directory_falls_silent_then_the_last_answer_stays(
     told.next = []
     await watch.refresh()
     assert (watch.replicas, watch.problem) == ((), None)
+
+
+async def test_watch_when_its_directory_fails_unforeseen_then_it_asks_on():
+    told = Told()
+    told.next = KeyError("a fault")
+    watch = Watch("fleet", told, every_s=0.01)
+    running = asyncio.create_task(watch.run())
+    async with asyncio.timeout(10):
+        while "a fault" not in (watch.problem or ""):
+            await asyncio.sleep(0.001)
+        told.next = []
+        while watch.problem is not None:
+            await asyncio.sleep(0.001)
+    running.cancel()
 
 
 async def test_watch_when_it_runs_then_it_sees_changes_by_itself():

@@ -76,11 +76,21 @@ def test_url_when_it_is_any_servers_then_read_into_its_parts(url, host, port, pr
 @pytest.mark.parametrize(
     ("url", "key"),
     [("ftp://x", None), ("http://", None), ("http://[::1", None), ("http://x:99999", None),
-     ("http://x/a b", None), ("http://x/\u5217", None), ("http://x", "a\r\nX-Evil: 1")],
+     ("http://x/a b", None), ("http://a b", None), ("http://x/\u5217", None),
+     ("http://x", "a\r\nX-Evil: 1")],
 )  # fmt: skip
 def test_url_when_it_or_the_key_cannot_be_sent_then_refused_by_its_flag(url, key):
     with pytest.raises(ConfigError, match=r"--url|--api-key"):
         Address.parse_any(url, key)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a:hush@x", "http://hush@x:1/v1", "http://x?hush", "http://x/#hush"]
+)
+def test_url_when_it_holds_more_than_an_address_then_refused_and_not_shown(url):
+    with pytest.raises(ConfigError, match="--url is more than") as caught:
+        Address.parse_any(url)
+    assert "hush" not in str(caught.value)
 
 
 def test_encode_when_the_host_is_ipv6_then_it_stands_in_brackets():

@@ -68,6 +68,22 @@ def test_remote_when_a_network_is_asked_for_then_the_far_server_is_not(near):
     made.kill()
 
 
+def test_remote_when_rules_would_open_the_network_then_the_vendor_is_not_asked(near, made):
+    rules = {"allowOut": ["0.0.0.0/0"]}
+    with near.client("one") as client:
+        own = f"/sandboxes/{made.id}"
+        for method, path, body in (
+            ("POST", "/sandboxes", {"network": rules}),
+            ("POST", "/v2/sandboxes", {"allow_internet_access": False, "network": rules}),
+            ("PUT", f"{own}/network", {"allowInternetAccess": True, **rules}),
+            ("POST", f"{own}/connect", {"timeout": 300, "network": rules}),
+        ):
+            answer = client.request(method, path, json=body)
+            assert answer.status_code == 400, (method, path)
+            assert "network is not supported" in answer.json()["message"]
+            assert "--internet allow" in answer.json()["message"]
+
+
 def test_remote_when_it_is_another_s_then_there_is_none_and_no_key_is_shown(near, far, made):
     with near.client("two") as other:
         assert other.get("/v2/sandboxes").json() == []

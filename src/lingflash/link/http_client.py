@@ -88,7 +88,7 @@ class Address:
         """
         address = _read_url(url, api_key, "http://127.0.0.1:8000")
         if address.is_tls or urlsplit(url).path not in ("", "/"):
-            raise _bad_url(url, "http://127.0.0.1:8000")
+            raise _bad_url(repr(url), "http://127.0.0.1:8000")
         return address
 
     @classmethod
@@ -141,10 +141,13 @@ def _read_url(url: str, api_key: str | None, example: str, flag: str = "--url") 
         host = (parts.hostname or "").encode("idna").decode("ascii")
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        raise _bad_url(url, example, flag) from None
-    path = parts.path
-    if parts.scheme not in ("http", "https") or not host or not _is_sendable(path) or " " in path:
-        raise _bad_url(url, example, flag)
+        raise _bad_url(repr(url), example, flag) from None
+    if parts.username is not None or parts.query or parts.fragment:
+        # Not shown: it may hold a password. Passed over, the server would be asked without it.
+        raise _bad_url("more than scheme, host, port and path", example, flag)
+    path, sent = parts.path, host + parts.path
+    if parts.scheme not in ("http", "https") or not host or not _is_sendable(sent) or " " in sent:
+        raise _bad_url(repr(url), example, flag)
     if api_key is not None and not _is_sendable(api_key):
         raise ConfigError("--api-key has characters that no HTTP header holds.", param="api_key")
     prefix = path.rstrip("/").removesuffix("/v1")
@@ -155,9 +158,9 @@ def _is_sendable(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _bad_url(url: str, example: str, flag: str = "--url") -> ConfigError:
+def _bad_url(shown: str, example: str, flag: str = "--url") -> ConfigError:
     return ConfigError(
-        f"{flag} is {url!r}; a base URL such as {example} is needed.",
+        f"{flag} is {shown}; a base URL such as {example} is needed.",
         param=flag.lstrip("-").replace("-", "_"),
     )
 

@@ -109,6 +109,16 @@ class SandboxServer:
         told = await self._json("POST", "/filesystem.Filesystem/ListDir", given, _of(sandbox))
         return list(told.get("entries") or ())
 
+    async def entry(self, sandbox: Sandbox, path: str) -> dict[str, Any] | None:
+        """What there is at a path, as E2B's Stat tells it; None if nothing."""
+        try:
+            told = await self._json(
+                "POST", "/filesystem.Filesystem/Stat", {"path": path}, _of(sandbox)
+            )
+        except NotFoundError:
+            return None
+        return told["entry"]
+
     async def write_file(self, sandbox: Sandbox, path: str, content: bytes) -> None:
         """Make a file."""
         headers = [*_of(sandbox), ("Content-Type", "application/octet-stream")]
@@ -157,7 +167,11 @@ class SandboxServer:
                 deadlines=deadlines,
             ) as answer:  # fmt: skip
                 if answer.status >= 300:
-                    raise self._error(answer.status, await answer.read())
+                    # A key opens the server; in a sandbox 403 is what its file system said.
+                    said = await answer.read()
+                    if answer.status == 403 and headers:
+                        raise SandboxError(_message(said))
+                    raise self._error(answer.status, said)
                 yield answer
         except (OSError, BadAnswer) as error:
             raise SandboxGoneError(
@@ -166,10 +180,7 @@ class SandboxServer:
             ) from None
 
     def _error(self, status: int, body: bytes) -> LingflashError:
-        try:
-            said = str(json.loads(body)["message"])[:300]
-        except (ValueError, KeyError, TypeError):
-            said = body[:200].decode("utf-8", "replace")
+        said = _message(body)
         match status:
             case 401 | 403:
                 return SandboxGoneError(
@@ -191,6 +202,13 @@ def _of(sandbox: Sandbox) -> list[tuple[str, str]]:
 
 def _files(path: str) -> str:
     return "/files?" + urlencode({"path": path})
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["message"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace")
 
 
 def _decoded(text: bytes) -> Any:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
 DIRECTORY_PATH = "/cluster/replicas"
+# What is outside, no server counts, and no router could reckon with.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +37,12 @@ class Health:
     ready: bool
     draining: bool = False
     model: str = ""
-    capacity: int = 0
-    sequences: int = 0
-    tokens_in_flight: int = 0
-    queued_prompt_tokens: int = 0
-    taken_prompt_tokens: int = 0
-    sessions: int = 0
+    capacity: _Count = 0
+    sequences: _Count = 0
+    tokens_in_flight: _Count = 0
+    queued_prompt_tokens: _Count = 0
+    taken_prompt_tokens: _Count = 0
+    sessions: _Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +55,8 @@ class Replica:
 
     url: str
     model: str = ""
-    capacity: int = 0
-    tokens_in_flight: int = 0
+    capacity: _Count = 0
+    tokens_in_flight: _Count = 0
     ready: bool = False
     draining: bool = False
 
@@ -84,7 +87,10 @@ def read_health(body: bytes, *, is_ready: bool) -> Health:
     Raises:
         ValueError: it is none of ours.
     """
-    fields = json.loads(body)
+    try:
+        fields = json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(fields, dict):
         raise ValueError("no object")
     return msgspec.convert({**fields, "ready": is_ready}, Health)
@@ -101,4 +107,7 @@ def read_listing(body: bytes) -> list[Replica]:
     Raises:
         ValueError: the answer is none of a directory.
     """
-    return msgspec.json.decode(body, type=_Listing).replicas
+    try:
+        return msgspec.json.decode(body, type=_Listing).replicas
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

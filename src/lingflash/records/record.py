@@ -143,8 +143,7 @@ class Record:
                 "recorded).",
                 param="out",
             )
-        if not self.out.parent.is_dir():
-            raise ConfigError(f"{self.flag} {self.out}: the folder does not exist.", param="out")
+        check_out(self.out, self.flag)
 
     def add(self, name: str, unit: str, samples: Sequence[float]) -> Series:
         """Keep a measured quantity."""
@@ -248,3 +247,15 @@ def require(ok: bool, flag: str, given: object, allowed: str) -> None:
 def model_label(model: str) -> str:
     """A model's name without the folders above it."""
     return Path(model).name or model
+
+
+def check_out(path: Path, flag: str) -> None:
+    """See before the work whether a file could be written after it.
+
+    Raises:
+        ConfigError: its folder is not there, or it is one itself.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: the folder does not exist.", param="out")
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: it is a folder; name a file.", param="out")

@@ -133,6 +133,7 @@ class Remote:
         if not isinstance(wanted, dict):
             raise InvalidRequestError("The request body must be an object.")
         if self.config.internet != "allow":
+            _refuse_rules("network" in wanted)
             asked = [each for each in ("allow_internet_access", "allowInternetAccess") if
                      wanted.pop(each, None)]  # fmt: skip
             if asked and self.config.internet == "strict":
@@ -207,6 +208,9 @@ class Remote:
             raise NotFoundError("The sandbox was not found.")
         if found["rest"] in ("/connect", "/resume"):
             self._quotas.check(owner)
+        if self.config.internet != "allow" and method != "GET":
+            named = isinstance(wanted, dict) and "network" in wanted
+            _refuse_rules(named or found["rest"] == "/network")
         status, told = await self._call(method, path + query, wanted)
         if status == 404 or (method == "DELETE" and status == 204):
             self._forget(rented, "expired" if status == 404 else "killed")
@@ -356,3 +360,16 @@ class Remote:
                 self.metrics.output.inc(len(part))
                 self._quotas.charge(rented.owner, cpu_s=0.0, output_bytes=len(part))
                 yield part
+
+
+def _refuse_rules(is_asked: bool) -> None:
+    """Let nobody open by rules, which go before `allow_internet_access`, what --internet closes.
+
+    Raises:
+        InvalidRequestError: a call has some.
+    """
+    if is_asked:
+        raise InvalidRequestError(
+            "network is not supported by this sandbox server without --internet allow.",
+            param="network",
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -123,22 +124,32 @@ async def create_file(container_id: str, request: Request) -> Response:
     containers, container = _containers(request), _container(request, container_id)
     name, content = await read_form_file(request, "file")
     name = name.rpartition("/")[2]
-    if name in ("", ".", "..") or "\0" in name or len(name.encode()) > _MAX_NAME_BYTES:
+    path = f"{HOME}/{name}"
+    if not name or not _is_shown(path) or "\0" in name or len(name.encode()) > _MAX_NAME_BYTES:
         raise InvalidRequestError(
-            f"The file's name is {name[:80]!r}; a name of 1 to {_MAX_NAME_BYTES} bytes is needed.",
+            f"The file's name is {name[:80]!r}; a name of 1 to {_MAX_NAME_BYTES} bytes of UTF-8 is "
+            "needed, without a dot at its beginning.",
             param="file",
         )
-    path = f"{HOME}/{name}"
     async with containers.open(container) as sandbox:
+        there = await containers.sandboxes.entry(sandbox, path)
+        if there is not None and not _is_file(there):
+            raise InvalidRequestError(
+                f"The container has {name[:80]!r} already, and it is no regular file; choose "
+                "another name.",
+                param="file",
+            )
         await containers.sandboxes.write_file(sandbox, path, content)
+        made = await containers.sandboxes.entry(sandbox, path)
+    if made is None:  # by code that runs in it
+        raise InvalidRequestError(f"The file {name[:80]!r} was removed at once.", param="file")
     container.uploaded.add(path)
-    found = await _files(containers, container)
-    return json_response(next(each for each in found if each["path"] == path))
+    return json_response(_file_object(container, made))
 
 
 @router.get("/{container_id}/files", openapi_extra=_PAGES)
 async def list_files(container_id: str, request: Request) -> Response:
-    """List the files below that folder, without hidden ones and links."""
+    """List the files below that folder, without hidden ones, links and names beyond UTF-8."""
     page = Page.of(read_query(request, *PAGE_NAMES))
     containers, container = _containers(request), _container(request, container_id)
     return json_response(page.cut(await _files(containers, container)))
@@ -210,25 +221,36 @@ async def _files(containers: Containers, container: Container) -> list[dict[str,
     """A container's files, the oldest first. Their names come from a jail and may be anything."""
     async with containers.open(container) as sandbox:
         entries = await containers.sandboxes.list_files(sandbox, HOME, _DEPTH)
-    found: list[dict[str, Any]] = []
-    for entry in entries:
-        path = str(entry.get("path", ""))
-        is_file = entry.get("type") == "FILE_TYPE_FILE" and "symlinkTarget" not in entry
-        if not is_file or "/." in path.removeprefix(HOME):
-            continue
-        found.append(
-            {
-                "id": _file_id(container, path),
-                "object": "container.file",
-                "container_id": container.id,
-                "path": path,
-                "bytes": int(entry.get("size", 0)),
-                "created_at": _seconds(str(entry.get("modifiedTime", ""))),
-                "source": "user" if path in container.uploaded else "assistant",
-            }
-        )
+    found = [
+        _file_object(container, entry)
+        for entry in entries
+        if _is_file(entry) and _is_shown(str(entry.get("path", "")))
+    ]
     found.sort(key=lambda each: (each["created_at"], each["path"]))
     return found
+
+
+def _is_file(entry: Mapping[str, Any]) -> bool:
+    return entry.get("type") == "FILE_TYPE_FILE" and "symlinkTarget" not in entry
+
+
+def _is_shown(path: str) -> bool:
+    """Whether no part of it is hidden, and it is what the jail has: its name could be asked for
+    again. Bytes that are no UTF-8 have become U+FFFD."""
+    return "/." not in path.removeprefix(HOME) and "\ufffd" not in path
+
+
+def _file_object(container: Container, entry: Mapping[str, Any]) -> dict[str, Any]:
+    path = str(entry.get("path", ""))
+    return {
+        "id": _file_id(container, path),
+        "object": "container.file",
+        "container_id": container.id,
+        "path": path,
+        "bytes": int(entry.get("size", 0)),
+        "created_at": _seconds(str(entry.get("modifiedTime", ""))),
+        "source": "user" if path in container.uploaded else "assistant",
+    }
 
 
 async def _file(containers: Containers, container: Container, file_id: str) -> dict[str, Any]:

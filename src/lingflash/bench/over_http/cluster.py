@@ -27,7 +27,7 @@ from lingflash.cluster.simulation.replica import Rates
 from lingflash.cluster.simulation.sessions import Session, Turn, write_sessions
 from lingflash.gateway.routing.replicas import BALANCES, Balance
 from lingflash.link.http_client import Address, BadAnswer, call
-from lingflash.records.record import Record, require
+from lingflash.records.record import Record, check_out, require
 
 _MODEL = "ling-nano"
 _NUM_APPS = 3
@@ -127,6 +127,8 @@ async def run_cluster(
     require(num_first == 0 or num_first >= 2, "--first-tokens", num_first, "0, or 2 or more")
     for each in balances:
         require(each in BALANCES, "--balance", each, ", ".join(BALANCES))
+    if trace_out is not None:
+        check_out(trace_out, "--trace-out")
     record = Record("cluster", out, allow_dirty)
     record.settings = {
         "model": _MODEL,

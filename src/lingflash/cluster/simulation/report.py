@@ -53,7 +53,7 @@ def run_simulation(
     require(num_replicas >= 1, "--replicas", num_replicas, "1 or more")
     require(tokens_per_day > 0, "--tokens-per-day", tokens_per_day, "above 0")
     require(num_gateways >= 1, "--gateways", num_gateways, "1 or more")
-    require(0 <= warm_up_s < seconds, "--warm-up", warm_up_s, "0 or more, below --seconds")
+    require(0 <= warm_up_s < seconds, "--warm-up-s", warm_up_s, "0 or more, below --seconds")
     require(max_num_seqs >= 1, "--max-num-seqs", max_num_seqs, "1 or more")
     require(grain in (1, 2, 4, 8, 16, 32, 64), "--grain", grain, "a power of two up to 64")
     for each in balances:

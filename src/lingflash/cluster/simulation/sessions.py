@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -140,6 +141,8 @@ def read_sessions(path: Path) -> list[Session]:
             if any(type(size) is not int or size < 1 for size in sizes):
                 raise ValueError("sizes are whole numbers from 1")
             pause_s = float(entry.get("pause_s", 0.0))
+            if not 0 <= pause_s < math.inf:
+                raise ValueError("pause_s is a finite number from 0")
             common = entry.get("shared_tokens", 0)
             if type(common) is not int or not 0 <= common <= sizes[0]:
                 raise ValueError("shared_tokens are part of new_tokens")

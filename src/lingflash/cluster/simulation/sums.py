@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingflash.cluster.simulation.rates import LATENT_BYTES, STATE_BYTES, Card, read_cards
-from lingflash.records.record import require
+from lingflash.records.record import check_out, require
 
 BATCHES = (32, 64, 128, 256)
 HIT_RATES = (0.0, 0.6, 0.9, 0.95)
@@ -46,6 +46,8 @@ def write_sums(
     """
     require(tokens_per_day > 0, "--tokens-per-day", tokens_per_day, "above 0")
     require(0 < answer_percent < 100, "--answer-percent", answer_percent, "above 0, below 100")
+    if out is not None:
+        check_out(out, "--out")
     demand = Demand(tokens_per_day=tokens_per_day, answer_share=answer_percent / 100)
     page = "\n".join(_page(demand, list(read_cards(folder).values())))
     if out is not None:

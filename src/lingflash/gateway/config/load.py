@@ -181,11 +181,13 @@ class _Loader:
         try:
             parts = urlsplit(url)
             Address.parse_any(url)
+            is_plain = not parts.path
         except ValueError:
-            parts = None
-        if parts is None or parts.username or parts.path or parts.query or parts.fragment:
+            is_plain = False
+        if not is_plain:
+            shown = "not one that can be used" if "@" in url else repr(url)  # it has a password
             raise self.refuse(
-                where, f"is {url!r}; scheme, host and port such as http://10.0.0.7:8000 are needed."
+                where, f"is {shown}; scheme, host and port such as http://10.0.0.7:8000 are needed."
             )
 
     def upstreams(

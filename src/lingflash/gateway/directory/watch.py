@@ -35,6 +35,9 @@ class Watch:
             self.replicas = tuple(await self._directory.replicas())
         except DirectoryError as error:
             problem = str(error)
+        except Exception as error:
+            # A fault of ours; that nobody asks any more would be another, and not seen.
+            problem = f"the directory failed: {error!r}"
         else:
             problem = None
         if problem != self.problem:

@@ -49,7 +49,10 @@ def may_exceed_bytes(dialect: Dialect, body: Mapping[str, Any]) -> bool:
 def num_prompts(dialect: Dialect, body: Mapping[str, Any]) -> int:
     """How many prompts a request can have: text completions several, and one more for each call of
     code that the upstream runs."""
-    if dialect == "responses" and "code_interpreter" in map(_type_of, _list(body.get("tools"))):
+    tools = [_type_of(tool) for tool in _list(body.get("tools"))]
+    if dialect == "messages" and any(_runs_code(kind) for kind in tools):
+        return 1 + _CODE_CALLS
+    if dialect == "responses" and "code_interpreter" in tools:
         calls = body.get("max_tool_calls")
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
             return 1 + _CODE_CALLS
@@ -73,6 +76,11 @@ def _list(value: Any) -> list[Any]:
 
 def _type_of(tool: Any) -> Any:
     return tool.get("type") if isinstance(tool, Mapping) else None
+
+
+def _runs_code(kind: Any) -> bool:
+    """Whether a tool of Anthropic's is code_execution; its types end in their dates."""
+    return isinstance(kind, str) and kind.startswith("code_execution")
 
 
 def _parts(value: Any) -> Iterator[Any]:
