@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from api_support import wait_until
 from lingflash.bench.command import BENCHMARKS
 from lingflash.bench.command import app as bench_app
 from lingflash.cli import app
@@ -95,3 +96,21 @@ def test_help_then_commands_stand_by_room_and_with_their_defaults(capsys):
     ][:-1]
     values = {p.name: p.default for p in flags()["throughput"]}
     assert list(values["batch_sizes"]) == [1, 8, 32]
+
+
+def test_bench_when_terminated_then_the_server_that_it_started_ends(tmp_path):
+    flags = ["serve", "--scripted", "--clients", "2", "--tokens", "4096", "--step-ms", "50"]
+    with (tmp_path / "said").open("wb") as said:
+        bench = subprocess.Popen(
+            [sys.executable, "-m", "lingflash", "bench", *flags], stdout=said, stderr=said
+        )
+    try:
+        children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children")
+        wait_until(lambda: children.read_text(encoding="ascii").split(), 60.0)
+        server = Path(f"/proc/{children.read_text(encoding='ascii').split()[0]}/stat")
+        bench.terminate()
+        assert bench.wait(60.0) == 130
+        wait_until(lambda: not server.exists(), 30.0)
+        assert b"Traceback" not in (tmp_path / "said").read_bytes()
+    finally:
+        bench.kill()

@@ -183,7 +183,7 @@ def test_admission_when_refused_then_told_and_no_upstream_is_asked(make_gateway)
     assert (limited.status_code, limited.headers["x-ratelimit-limit"]) == (429, "1")
     assert upstream.requests == []
     assert gateway.accounts.rows == []
-    assert gateway.leaked() == []
+    wait_until(lambda: gateway.leaked() == [])
 
 
 def test_reservation_then_the_most_that_the_request_can_cost(make_gateway):

@@ -153,7 +153,8 @@ def test_jail_when_it_lists_mounts_then_they_are_its_own(shared):
         "import sys\n"
         "points = {line.split()[4] for line in open('/proc/self/mountinfo')}\n"
         "own = ('/usr', '/etc/', '/proc', '/dev/', '/home/user', '/tmp', '/var/tmp', '/run/disk',\n"
-        "       '/opt/sandbox', '/bin', '/sbin', '/lib', sys.prefix, sys.base_prefix)\n"
+        "       '/opt/sandbox', '/opt/host', '/bin', '/sbin', '/lib',\n"
+        "       sys.prefix, sys.base_prefix)\n"
         "print(sorted(each for each in points if each != '/' and not each.startswith(own)))"
     )
     assert told.stdout == "[]\n", told

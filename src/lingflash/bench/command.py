@@ -2,84 +2,20 @@
 
 A row says in which room the benchmark lives, how its sections are called, and its flags: the
 parameters of the function under it, which `run_NAME` in `ROOM/NAME.py` is called with. Rows stand
-in the order of the report. No room is imported before one of its commands runs.
+in the order of the report; `table.py` makes commands of them.
 
 Each prints its numbers and, with --out, leaves a JSON with command, commit, machine and samples.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import importlib
-import inspect
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from lingflash.bench.table import BENCHMARKS, app, benchmark
 from lingflash.core.config import BUNDLED_MODEL
-
-app = typer.Typer(
-    help="Measure: tokens per second, host time, memory, serving load, endurance.",
-    no_args_is_help=True,
-)
-
-# What each room needs.
-_ROOMS = {
-    "on_gpu": "On one NVIDIA GPU, with lingflash[cuda]",
-    "in_engine": "In this process, with lingflash[engine]",
-    "over_http": "Over HTTP; lingflash[engine] only to start a server of its own",
-    "roofline": "Computed, anywhere; --measure on one NVIDIA GPU, with lingflash[cuda]",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A row of the table.
-
-    Args:
-        titles: heading in RESULTS.md of each case that its records name.
-    """
-
-    name: str
-    room: str
-    titles: dict[str, str]
-
-    def runner(self) -> Callable[..., Any]:
-        """What does the work; imports it."""
-        module = importlib.import_module(f"lingflash.bench.{self.room}.{self.name}")
-        return getattr(module, f"run_{self.name}")
-
-
-BENCHMARKS: list[Benchmark] = []
-
-
-def _benchmark(room: str, **titles: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a row for the function under it, which is only read: its name, help and parameters."""
-
-    def add(flags: Callable[..., None]) -> Callable[..., None]:
-        benchmark = Benchmark(flags.__name__, room, titles)
-
-        @functools.wraps(flags)
-        def command(**values: Any) -> None:
-            if room == "in_engine":
-                # Idle OpenMP threads sleep, as in the server: spinning, they hold up the others.
-                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            result = benchmark.runner()(**values)
-            if inspect.iscoroutine(result):
-                result = asyncio.run(result)
-            if result is False:
-                raise typer.Exit(1)
-
-        BENCHMARKS.append(benchmark)
-        return app.command(rich_help_panel=_ROOMS[room])(command)
-
-    return add
-
 
 ModelOption = Annotated[str, typer.Option("--model", help="Folder, hub id or ling-nano.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads of torch.")]
@@ -107,7 +43,7 @@ CommitOption = Annotated[
 ]
 
 
-@_benchmark("on_gpu", latency="A model of the true shapes on GPUs")
+@benchmark("on_gpu", latency="A model of the true shapes on GPUs")
 def latency(
     shape: Annotated[str, typer.Option("--shape", help="Published shape.")] = "ling-2.6-flash",
     weights: Annotated[str, typer.Option("--weights", help="dummy: random, never zero.")] = "dummy",
@@ -171,7 +107,7 @@ def latency(
     """Decode steps and prefill of a model of the true shapes with random weights, on GPUs."""
 
 
-@_benchmark("on_gpu", kernels="Kernels at the true shapes on one GPU")
+@benchmark("on_gpu", kernels="Kernels at the true shapes on one GPU")
 def kernels(
     groups: Annotated[
         list[str],
@@ -185,7 +121,7 @@ def kernels(
     """Every kernel at Ling-2.6-flash's shapes on one GPU; lightning beside fla, if it is there."""
 
 
-@_benchmark("in_engine", throughput="Tokens per second on the CPU")
+@benchmark("in_engine", throughput="Tokens per second on the CPU")
 def throughput(
     model: ModelOption = BUNDLED_MODEL,
     prompt_lens: Annotated[
@@ -210,7 +146,7 @@ def throughput(
     """Prefill and decode tokens/s on the CPU in float32, beside mlx-lm in the same run."""
 
 
-@_benchmark("in_engine", agent="Conversations of an agent, with and without the prefix cache")
+@benchmark("in_engine", agent="Conversations of an agent, with and without the prefix cache")
 def agent(
     model: ModelOption = BUNDLED_MODEL,
     num_conversations: Annotated[
@@ -233,7 +169,7 @@ def agent(
     """Conversations of an agent: time to first token by turn, prefix cache on, off and starved."""
 
 
-@_benchmark("in_engine", speculation="Drafts of the MTP layer on held-out tool calls")
+@benchmark("in_engine", speculation="Drafts of the MTP layer on held-out tool calls")
 def speculation(
     model: ModelOption = BUNDLED_MODEL,
     device: Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")] = "auto",
@@ -249,7 +185,7 @@ def speculation(
     """Accepted drafts of the MTP layer on held-out tool calls, and tokens/s with and without."""
 
 
-@_benchmark("in_engine", host="Host time of one step, without the model")
+@benchmark("in_engine", host="Host time of one step, without the model")
 def host(
     model: ModelOption = BUNDLED_MODEL,
     num_seqs: Annotated[int, typer.Option("--num-seqs", help="Running sequences.")] = 64,
@@ -261,7 +197,7 @@ def host(
     """Time of one engine step outside the model, part by part."""
 
 
-@_benchmark("in_engine", lightning="Lightning attention over long prompts")
+@benchmark("in_engine", lightning="Lightning attention over long prompts")
 def lightning(
     lengths: Annotated[
         list[int], typer.Option("--tokens", help="Prompt lengths, ascending; repeat the flag.")
@@ -274,7 +210,7 @@ def lightning(
     """Time of the lightning attention operator; it must grow with the length, no faster."""
 
 
-@_benchmark("in_engine", mask="Token masks with a large vocabulary")
+@benchmark("in_engine", mask="Token masks with a large vocabulary")
 def mask(
     vocab_size: Annotated[
         int, typer.Option("--vocab-size", help="Tokens of the made vocabulary.")
@@ -286,7 +222,7 @@ def mask(
     """Time of a token mask under schemas, tools and a regex, with a large vocabulary."""
 
 
-@_benchmark("in_engine", packed="Packed INT4 and FP8 of the true shapes on a CPU")
+@benchmark("in_engine", packed="Packed INT4 and FP8 of the true shapes on a CPU")
 def packed(
     layers: Annotated[
         int, typer.Option("--layers", help="That a token reads; each is 113 MB of INT4.")
@@ -300,7 +236,7 @@ def packed(
     """Experts and a dense matrix in INT4 and FP8 on the CPU, for one token and for a prompt."""
 
 
-@_benchmark("in_engine", load="Memory while loading")
+@benchmark("in_engine", load="Memory while loading")
 def load(
     layers: Annotated[
         int, typer.Option("--layers", help="Of the dummy model; 12 make 2.3 GB.")
@@ -319,7 +255,7 @@ def load(
     """Peak anonymous memory of loading a large dummy checkpoint in a fresh process."""
 
 
-@_benchmark("over_http", serve="Serving load", stream="What the server costs by itself")
+@benchmark("over_http", serve="Serving load", stream="What the server costs by itself")
 def serve(
     model: ModelOption = BUNDLED_MODEL,
     url: UrlOption = None,
@@ -360,7 +296,7 @@ def serve(
     """Stream answers to many clients over HTTP: latencies, tokens/s, goodput."""
 
 
-@_benchmark("over_http", gateway="What the gateway costs")
+@benchmark("over_http", gateway="What the gateway costs")
 def gateway(
     num_clients: Annotated[int, typer.Option("--clients", help="Streams at once.")] = 64,
     num_tokens: Annotated[int, typer.Option("--tokens", help="Of each of their answers.")] = 512,
@@ -380,7 +316,7 @@ def gateway(
     """The gateway before a vendor that replays: added first token, tokens/s, accounts, memory."""
 
 
-@_benchmark(
+@benchmark(
     "over_http",
     cluster="Conversations over two replicas",
     simulation="A cluster simulated",
@@ -410,7 +346,7 @@ def cluster(
     """Conversations over two replicas and a gateway: recomputed tokens, beside the simulator."""
 
 
-@_benchmark("over_http", soak="Endurance")
+@benchmark("over_http", soak="Endurance")
 def soak(
     model: ModelOption = BUNDLED_MODEL,
     url: UrlOption = None,
@@ -425,7 +361,7 @@ def soak(
     """Good, leaving and malformed clients; exits with 1 if a block, slot or task is left behind."""
 
 
-@_benchmark("over_http", sandbox="Sandboxes")
+@benchmark("over_http", sandbox="Sandboxes")
 def sandbox(
     repeats: Annotated[int, typer.Option("--repeats", help="Of each.")] = 20,
     out: OutOption = None,
@@ -434,7 +370,7 @@ def sandbox(
     """Start of a sandbox from the pool and cold, a command, code, a command beside a fork bomb."""
 
 
-@_benchmark("over_http", hostile="Two keys, one hostile")
+@benchmark("over_http", hostile="Two keys, one hostile")
 def hostile(
     model: ModelOption = BUNDLED_MODEL,
     minutes: Annotated[float, typer.Option("--minutes", help="Of attacks.")] = 10.0,
@@ -449,7 +385,7 @@ def hostile(
     """Attack a server beside a good client; exits with 1 if that one notices."""
 
 
-@_benchmark("roofline", curves="Decode and prefill of four models, by rooflines and measured")
+@benchmark("roofline", curves="Decode and prefill of four models, by rooflines and measured")
 def curves(
     roofline: Annotated[
         bool, typer.Option("--roofline", help="Compute what memory and products allow.")

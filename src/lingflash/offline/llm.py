@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, assert_never
+from typing import Any, SupportsIndex, assert_never, cast
 
 from lingflash.core.config import EngineConfig
 from lingflash.core.errors import InvalidRequestError
@@ -135,10 +136,12 @@ class LLM:
                 raise InvalidRequestError(
                     "This model has no tokenizer.json; give prompt_token_ids.", param="prompts"
                 )
-            texts = [prompts] if isinstance(prompts, str) else list(prompts)
+            texts = [prompts] if isinstance(prompts, str) else _as_list("prompts", prompts)
+            if not all(isinstance(text, str) for text in texts):
+                raise _wrong("prompts", prompts)
             encoded = [self._text.tokenizer.encode(text) for text in texts]
         else:
-            encoded = _as_lists(prompt_token_ids or [])
+            encoded = _as_prompts(prompt_token_ids)
         forms = _for_each("structured_outputs", structured_outputs, Mapping, len(encoded))
         grammars = [None if form is None else read_structured_outputs(form) for form in forms]
         return self._run(encoded, sampling_params, grammars)
@@ -171,8 +174,8 @@ class LLM:
                 "This model has no tokenizer.json; use generate(prompt_token_ids=...).",
                 param="messages",
             )
-        one = not messages or isinstance(messages[0], Mapping)
-        conversations: list[Any] = [messages] if one else list(messages)
+        given = _as_list("messages", messages)
+        conversations = [given] if not given or isinstance(given[0], Mapping) else given
         encoded = [self._text.encode_chat(m, tools=tools) for m in conversations]
         grammars = [
             answer_grammar(
@@ -191,14 +194,12 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         grammars: Sequence[GrammarSpec | None],
     ) -> list[RequestOutput]:
-        if sampling_params is None:
-            sampling_params = SamplingParams()
         params = _for_each("sampling_params", sampling_params, SamplingParams, len(prompts))
         requests = [
             EngineRequest(
                 request_id=f"llm-{next(self._ids)}",
                 prompt_token_ids=ids,
-                sampling=p,
+                sampling=p or SamplingParams(),
                 grammar=grammar,
             )
             for ids, p, grammar in zip(prompts, params, grammars, strict=True)
@@ -296,25 +297,42 @@ def _for_each(name: str, given: Any, one: type, count: int) -> Sequence[Any]:
     """What an argument, given as one for all prompts or one for each, is for each of them."""
     if given is None or isinstance(given, one):
         return [given] * count
-    if len(given) != count:
+    values = _as_list(name, given)
+    if len(values) != count:
         raise InvalidRequestError(
-            f"{len(given)} {name} for {count} prompts; give one for all or one for each.",
+            f"{len(values)} {name} for {count} prompts; give one for all or one for each.",
             param=name,
         )
-    return given
+    if not all(value is None or isinstance(value, one) for value in values):
+        raise _wrong(name, given)
+    return values
 
 
-def _as_lists(prompts: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
-    result: list[list[int]] = []
-    flat: list[int] = []
-    for item in prompts:
-        if isinstance(item, int):
-            flat.append(item)
-        else:
-            result.append(list(item))
-    if flat and result:
-        raise InvalidRequestError(
-            "prompt_token_ids mixes integers and lists; give one prompt or a list of prompts.",
-            param="prompt_token_ids",
-        )
-    return [flat] if flat else result
+def _as_prompts(given: Any) -> list[list[int]]:
+    """Token ids of one prompt, or of each of several."""
+    prompts = _as_list("prompt_token_ids", given)
+    if prompts and all(isinstance(each, SupportsIndex) for each in prompts):
+        prompts = [prompts]
+    try:
+        return [[operator.index(token) for token in prompt] for prompt in prompts]
+    except TypeError:
+        raise _wrong("prompt_token_ids", given) from None
+
+
+def _as_list(name: str, given: Any) -> list[Any]:
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise _wrong(name, given)
+    return list(cast("Iterable[Any]", given))
+
+
+_ALLOWED = {
+    "prompts": "a text, or a list of texts; token ids are prompt_token_ids",
+    "prompt_token_ids": "a list of integers, or a list of such lists",
+    "messages": "a list of messages, or a list of such lists",
+    "sampling_params": "one SamplingParams, or a list of them",
+    "structured_outputs": 'one object such as {"choice": ["yes", "no"]}, or a list of them',
+}
+
+
+def _wrong(name: str, given: Any) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} is {given!r:.80}; allowed: {_ALLOWED[name]}.", param=name)
