@@ -24,20 +24,26 @@ from lingflash.core.settings import nearest, settings_of
 Table = TypeVar("Table")
 # So far floats, sums and columns of the database hold whatever is made of it.
 _MAX_NUMBER = 10**12
+# Far above any file that a person keeps; not /dev/zero.
+_MAX_BYTES = 4 << 20
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A file's tables, its floats as decimals.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML.
+        ConfigError: it cannot be read, is too large, or is not TOML.
     """
     try:
-        text = path.read_text("utf-8-sig")  # some editors put a mark before
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        text = data.decode("utf-8-sig")  # some editors put a mark before
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.", param="config") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8.", param="config") from None
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{path}: is over {_MAX_BYTES >> 20} MiB.", param="config")
     try:
         return tomllib.loads(text, parse_float=Decimal)
     except (ValueError, RecursionError) as error:  # the last two of numbers and nests without end
