@@ -20,7 +20,7 @@ async def test_gateway_when_run_then_direct_and_through_are_both_measured(tmp_pa
     record = json.loads(out.read_text())
     for name in ("first token, one client", "first token, 3 clients", "tokens, 3 clients"):
         assert {f"{name}, direct", f"{name}, through"} <= set(record["results"])
-    assert len(record["targets"]) == 5
+    assert len(record["targets"]) == 6
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def gateways(tmp_path, database_url):
             assert started[-1].poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        (line,) = [each for each in log.read_text().splitlines() if " on http" in each]
+        (line,) = [each for each in log.read_text().splitlines() if each.startswith("gateway to ")]
         return started[-1], line.split(" on ")[1].split("/v1")[0]
 
     yield start

@@ -25,7 +25,8 @@ def test_evidence_then_every_claim_stands_beside_what_was_measured_or_says_that_
     expect(claims).to_have_count(rows)
     expect(records).to_have_count(len(told["records"]))
     for claim in CLAIMS:
-        expect(claims.filter(has_text=claim.what).first).to_contain_text(claim.announced)
+        its_own = page.get_by_role("cell", name=claim.what, exact=True)
+        expect(claims.filter(has=its_own)).to_contain_text(claim.announced)
     open_claims = [each for each in told["claims"] if not each["here"]]
     assert open_claims
     expect(claims.filter(has_text="not measured")).to_have_count(len(open_claims))
