@@ -18,6 +18,7 @@ import openai
 import pytest
 
 from code_support import AUTO, OUTPUTS
+from gateway_process import GatewayProcess
 from sandbox_support import require_bwrap
 
 ROOT = Path(__file__).parents[2]
@@ -88,3 +89,25 @@ def test_ling_nano_when_asked_to_calculate_then_it_writes_code_and_reports_the_r
         assert second.usage.input_tokens_details.cached_tokens > second.usage.input_tokens // 2
         hello = client.responses.create(input="Hello! Who are you?", **fields)
         assert [item.type for item in hello.output] == ["message"]
+
+
+def test_code_when_it_ran_behind_a_gateway_then_it_stands_on_the_bill(tmp_path):
+    text = (ROOT / "deploy" / "gateway.toml").read_text(encoding="utf-8")
+    home = '"http://127.0.0.1:8000"'
+    assert home in text
+    with made_serve(tmp_path / "log") as url:
+        gateway = GatewayProcess(tmp_path, f"[server]\nport = 0\n{text.replace(home, repr(url))}")
+        try:
+            body = {"model": "ling", "temperature": 0, "input": "What is 17 times 23?",
+                    "tools": [AUTO], "max_tool_calls": 2, "session_id": "sums"}  # fmt: skip
+            told = gateway.client.post("/v1/responses", json=body)
+            assert told.is_success, told.text
+            assert told.json()["output"][-1]["content"][0]["text"] == "The result is 391."
+            used = told.json()["usage"]["code_interpreter_details"]
+            bill = gateway.client.get("/api/v1/sessions/sums").json()
+        finally:
+            gateway.kill()
+    assert (used["calls"], used["output_bytes"]) == (1, len("391\n"))
+    (step,) = bill["steps"]
+    for of in (step, bill["totals"]):
+        assert {name: of[f"code_{name}"] for name in used} == used
