@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import httpx
@@ -89,6 +90,18 @@ class ToolLoop:
     def check_result(self, text):
         """The result of the tool reached the model."""
         assert text in self.tokenizer.decode(self.generated[-1][0])
+
+
+def wait_ready(url, process, log, timeout_s):
+    """Until a server that writes to a log answers /ready; it must go on running."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError):
+            if urllib.request.urlopen(url + "/ready", timeout=5).status == 200:
+                return
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

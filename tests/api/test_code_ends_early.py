@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 
@@ -33,14 +34,21 @@ def script_for(stage):
     return (calls(SLEEP if stage in ("call", "code") else "print(1)"), LONG)
 
 
-@pytest.mark.parametrize("stage", STAGE_PARAMS)
-def test_stream_when_its_client_leaves_then_nothing_is_left(serve_code, sandboxes, stage):
-    server, _ = serve_code(*script_for(stage), **SLOW)
+@contextlib.contextmanager
+def streamed_until(server, stage):
+    """A stream that has come to a stage: its further lines, and the response's id."""
     body = {"input": "hi", "tools": [AUTO], "stream": True}
     with server.client.stream("POST", PATH, json=body) as response:
         lines = response.iter_lines()
         next(line for line in lines if line == f"event: {STAGES[stage]}")
-        response_id = next(iter(server.state.live_responses))
+        yield lines, next(iter(server.state.live_responses))
+
+
+@pytest.mark.parametrize("stage", STAGE_PARAMS)
+def test_stream_when_its_client_leaves_then_nothing_is_left(serve_code, sandboxes, stage):
+    server, _ = serve_code(*script_for(stage), **SLOW)
+    with streamed_until(server, stage) as (_, response_id):
+        pass
     wait_until(lambda: is_idle(server, sandboxes), 30)
     stored = server.client.get(f"{PATH}/{response_id}").json()
     assert stored["status"] == "cancelled"
@@ -50,11 +58,7 @@ def test_stream_when_its_client_leaves_then_nothing_is_left(serve_code, sandboxe
 @pytest.mark.parametrize("stage", STAGE_PARAMS)
 def test_stream_when_cancelled_then_it_ends_and_nothing_is_left(serve_code, sandboxes, stage):
     server, _ = serve_code(*script_for(stage), **SLOW)
-    body = {"input": "hi", "tools": [AUTO], "stream": True}
-    with server.client.stream("POST", PATH, json=body) as response:
-        lines = response.iter_lines()
-        next(line for line in lines if line == f"event: {STAGES[stage]}")
-        response_id = next(iter(server.state.live_responses))
+    with streamed_until(server, stage) as (lines, response_id):
         cancelled = server.client.post(f"{PATH}/{response_id}/cancel")
         assert cancelled.json()["status"] == "cancelled"
         assert [line for line in lines if line.startswith("event: ")][

@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import openai
 import pytest
 
+from api_support import wait_ready
 from code_support import AUTO, OUTPUTS
 from gateway_process import GatewayProcess
 from sandbox_support import require_bwrap
@@ -46,14 +46,7 @@ def made_serve(log):
         )
     url = f"http://127.0.0.1:{ports[0]}"
     try:
-        deadline = time.monotonic() + 180
-        while True:
-            with contextlib.suppress(OSError):
-                if urllib.request.urlopen(url + "/ready", timeout=5).status == 200:
-                    break
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+        wait_ready(url, process, log, 180)
         yield url
     finally:
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does

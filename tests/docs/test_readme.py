@@ -8,11 +8,11 @@ import re
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+
+from api_support import wait_ready
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,14 +31,7 @@ def address(tmp_path_factory):
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 90
-            while True:
-                with contextlib.suppress(OSError):
-                    if urllib.request.urlopen(url + "/ready", timeout=5).status == 200:
-                        break
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
+            wait_ready(url, process, log, 90)
             yield url
         finally:
             process.terminate()
